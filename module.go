@@ -1,0 +1,237 @@
+// Package caddybokeh pins every Bokeh session to one upstream of a Caddy reverse proxy.
+//
+// This file holds the module: its config, its life in Caddy, and the state that outlives it.
+package caddybokeh
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+)
+
+func init() {
+	caddy.RegisterModule(new(Selection))
+}
+
+// The values of session_ids, which are those of Bokeh's option.
+const (
+	sessionIDsUnsigned       = "unsigned"
+	sessionIDsSigned         = "signed"
+	sessionIDsExternalSigned = "external-signed"
+)
+
+// Bokeh's own defaults (bokeh/server/core.py), which Bokeh counts in milliseconds.
+const (
+	defaultUnusedSessionLifetime = 15 * time.Second
+	defaultCheckUnusedSessions   = 17 * time.Second
+)
+
+// tokenHeaderBytes is what a server's headers may need: a Bokeh token grows with the cookies of
+// the page request, and travels beside them.
+const tokenHeaderBytes = 64_000
+
+// Selection is a load balancing policy that pins Bokeh sessions to upstreams.
+//
+// A Bokeh server runs the app once for each page request and keeps the document in that one
+// process; the websocket of the page has to come back to it. This policy sends both to one
+// upstream, without cookies, also after a restart of Caddy and through another Caddy. A new
+// session goes to the upstream with the fewest pages being built, then the fewest sessions. A
+// session whose upstream is lost moves to another one, the same through every Caddy.
+//
+// The page request leaves with a stamp, a signed string that names the upstream: as the
+// session's id in the `Bokeh-Session-Id` header where the server takes ids from us, else in
+// `Caddy-Bokeh-Stamp`. Bokeh brings both back in the token of the websocket.
+//
+// Several policies, handlers and configs that dial the same upstream count its sessions
+// together. The counts survive reloads.
+//
+// It sets these placeholders:
+//
+// Placeholder | Description
+// ------------|-------------
+// `{http.reverse_proxy.bokeh.decision}` | Why the upstream was chosen: `bound` (the session is there), `new` (a new session), `moved` (its own upstream is lost) or `shared` (any upstream answers this: static files, login, index)
+// `{http.reverse_proxy.bokeh.session}` | A short keyed hash of the session's id, the same through every Caddy with the same key; not set for shared requests. Where the server makes the ids itself, a page's differs from its socket's
+type Selection struct {
+	// How the servers make session ids, as given to `bokeh serve --session-ids`: `unsigned`,
+	// `signed` or `external-signed`. Default: `unsigned`, as in Bokeh.
+	//
+	// It decides where the stamp of a page request goes. With `unsigned` it is the session's
+	// id. With `signed` it is too if `secret_key` is given, which then must be the servers'
+	// `BOKEH_SECRET_KEY`; without it the servers make the ids, and the stamp travels beside
+	// them. With `external-signed` the visitor brings the id, and the stamp travels beside it.
+	// A server that refuses our ids with 403 gets them in a header of our own from then on.
+	SessionIDs string `json:"session_ids,omitempty"`
+
+	// The keys that stamps are signed with: the first one signs, all verify, so that a key can
+	// be replaced without losing a session. Placeholders like `{env.BOKEH_SECRET_KEY}` and
+	// `{file./run/secrets/bokeh}` are replaced when the config is loaded; an empty key is an
+	// error. Every Caddy in front of the same servers needs the same first key.
+	//
+	// Default: a random key that is made once and kept in Caddy's storage, which Caddys with a
+	// common storage share.
+	SecretKey []string `json:"secret_key,omitempty"`
+
+	// How long the servers keep a session without a socket, as given to `bokeh serve
+	// --unused-session-lifetime`, there in milliseconds. At least 1s. Default: 15s, as in Bokeh.
+	UnusedSessionLifetime caddy.Duration `json:"unused_session_lifetime,omitempty"`
+
+	// How often the servers look for such sessions, as given to `bokeh serve
+	// --check-unused-sessions`, there in milliseconds. A session is counted until the sum of
+	// both is over. At least 1s. Default: 17s, as in Bokeh.
+	CheckUnusedSessions caddy.Duration `json:"check_unused_sessions,omitempty"`
+
+	logger   *zap.Logger
+	table    *table
+	members  *members
+	lifetime time.Duration // of a session without a socket
+	givesIDs bool          // whether a stamp may be a session's id
+	ring     *atomic.Pointer[keyring]
+
+	static    reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
+	index     atomic.Pointer[index]     // of the static pool
+	keepsPool bool                      // whether the pool is discovered, and the same for every request
+	last      atomic.Pointer[reverseproxy.UpstreamPool]
+}
+
+// sessions is the one table of this process. It outlives configs, because sessions do: a reload
+// changes nothing about where documents live. Callers should use newSelectionState.
+var sessions = sync.OnceValue(newTable)
+
+// CaddyModule returns the Caddy module information.
+func (*Selection) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.reverse_proxy.selection_policies.bokeh",
+		New: func() caddy.Module { return new(Selection) },
+	}
+}
+
+// Provision sets up s.
+func (s *Selection) Provision(ctx caddy.Context) error {
+	s.logger = ctx.Logger()
+	s.setDefaults()
+	ring, err := s.keys(ctx)
+	if err != nil {
+		return err
+	}
+	s.ring = ring
+	s.attach(sessions())
+	for _, parent := range ctx.Modules() {
+		switch parent := parent.(type) {
+		case *reverseproxy.Handler:
+			s.knowPool(parent)
+		case *caddyhttp.App:
+			s.warnOfHeaderLimit(parent)
+		}
+	}
+	return nil
+}
+
+// setDefaults fills in what the config leaves out.
+func (s *Selection) setDefaults() {
+	if s.SessionIDs == "" {
+		s.SessionIDs = sessionIDsUnsigned
+	}
+	if s.UnusedSessionLifetime == 0 {
+		s.UnusedSessionLifetime = caddy.Duration(defaultUnusedSessionLifetime)
+	}
+	if s.CheckUnusedSessions == 0 {
+		s.CheckUnusedSessions = caddy.Duration(defaultCheckUnusedSessions)
+	}
+}
+
+// attach makes s work with the given table.
+func (s *Selection) attach(t *table) {
+	s.table = t
+	s.members = &members{t: t}
+	s.lifetime = time.Duration(s.UnusedSessionLifetime + s.CheckUnusedSessions)
+	s.givesIDs = s.SessionIDs == sessionIDsUnsigned || s.SessionIDs == sessionIDsSigned && len(s.SecretKey) > 0
+}
+
+// placeholder finds one in the JSON of a module's config.
+var placeholder = regexp.MustCompile(`\{[^"{}\s]+\}`)
+
+// knowPool learns what there is to know of the handler's upstreams before the first request.
+func (s *Selection) knowPool(h *reverseproxy.Handler) {
+	s.members.attach(h.Upstreams)
+	if h.DynamicUpstreamsRaw != nil {
+		// A source that depends on the request may find somebody else's servers for the next one.
+		s.keepsPool = !placeholder.Match(h.DynamicUpstreamsRaw)
+		return
+	}
+	for _, u := range h.Upstreams {
+		if hasPlaceholder(u.Dial) {
+			return
+		}
+	}
+	s.static = h.Upstreams
+}
+
+// warnOfHeaderLimit says so where a websocket with a large token would be refused.
+func (s *Selection) warnOfHeaderLimit(app *caddyhttp.App) {
+	var small []string
+	for name, srv := range app.Servers {
+		if srv.MaxHeaderBytes < tokenHeaderBytes {
+			small = append(small, name)
+		}
+	}
+	if len(small) == 0 {
+		return
+	}
+	s.logger.Warn("server takes less header than a Bokeh websocket may need, which grows with the visitor's cookies;"+
+		" such a visitor sees an empty page (set max_header_size 64KB in the servers option)",
+		zap.Strings("servers", small),
+		zap.Int("wanted_bytes", tokenHeaderBytes))
+}
+
+// Validate checks s.
+func (s *Selection) Validate() error {
+	if err := checkSessionIDs(s.SessionIDs); err != nil {
+		return err
+	}
+	if err := checkLifetime("unused_session_lifetime", time.Duration(s.UnusedSessionLifetime)); err != nil {
+		return err
+	}
+	return checkLifetime("check_unused_sessions", time.Duration(s.CheckUnusedSessions))
+}
+
+// checkSessionIDs and checkLifetime are here and in the Caddyfile, which can say the line.
+func checkSessionIDs(v string) error {
+	switch v {
+	case sessionIDsUnsigned, sessionIDsSigned, sessionIDsExternalSigned:
+		return nil
+	}
+	return fmt.Errorf("invalid session_ids %q: it is one of %s", v,
+		strings.Join([]string{sessionIDsUnsigned, sessionIDsSigned, sessionIDsExternalSigned}, ", "))
+}
+
+func checkLifetime(option string, d time.Duration) error {
+	if d < time.Second {
+		return fmt.Errorf("invalid %s %v: it is at least 1s; Bokeh's flag counts milliseconds, here write 15s for 15000", option, d)
+	}
+	return nil
+}
+
+// Cleanup lets go of the upstreams that s knows. After a Provision that failed it knows none.
+func (s *Selection) Cleanup() error {
+	if s.members != nil {
+		s.members.close()
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ caddy.Module          = (*Selection)(nil)
+	_ caddy.Provisioner     = (*Selection)(nil)
+	_ caddy.Validator       = (*Selection)(nil)
+	_ caddy.CleanerUpper    = (*Selection)(nil)
+	_ reverseproxy.Selector = (*Selection)(nil)
+)

@@ -1,0 +1,444 @@
+// This file holds Select, the way of one request.
+
+package caddybokeh
+
+import (
+	"context"
+	"maps"
+	"net/http"
+	"net/http/httptrace"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// decision says why an upstream was chosen.
+type decision string
+
+const (
+	decisionBound  decision = "bound"  // the session is there
+	decisionNew    decision = "new"    // nobody knows of the session, so it begins there
+	decisionMoved  decision = "moved"  // the session's own upstream is lost
+	decisionShared decision = "shared" // any upstream answers this
+)
+
+// Placeholders that Select sets.
+const (
+	placeholderDecision = "http.reverse_proxy.bokeh.decision"
+	placeholderSession  = "http.reverse_proxy.bokeh.session"
+)
+
+// placeholderStatus is set by the reverse proxy when an upstream has answered.
+const placeholderStatus = "http.reverse_proxy.status_code"
+
+// Select returns the upstream for r, or nil if there is none.
+func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
+	run := s.run(r)
+	run.failed()
+	v := s.view(s.lastKnown(pool), run)
+	i, d := run.choose(v)
+	if i < 0 {
+		return nil
+	}
+	u := v.pool[i]
+	run.try(r, v, i)
+	run.tell(u, d)
+	return u
+}
+
+// runKey is the key of a policy's run in the context of a request.
+type runKey struct{ s *Selection }
+
+// run is what a policy knows of one request in its handler, through all attempts.
+type run struct {
+	claim
+	s      *Selection
+	ring   *keyring
+	repl   *caddy.Replacer
+	ctx    context.Context // of the request, with this run in it
+	path   string
+	header http.Header // the map that Caddy copies from for each attempt where there are header operations
+	sent   http.Header // the map on the request after our last change
+	tried  []*member
+	shown  string // the session's id as far as it is known, for the hash that may be shown
+
+	mu      sync.Mutex // guards all below
+	attempt *attempt   // the last one, nil before the first
+	over    bool
+}
+
+// attempt is one upstream tried by a run. The hooks of its connection may be called long after
+// the next attempt has begun.
+type attempt struct {
+	m         *member
+	load      load
+	asID      bool  // its stamp was sent as the session's id
+	dialErr   error // of the last dial that failed, while none has succeeded
+	firstByte bool
+	settled   bool
+}
+
+// run returns the run that r is part of; the first Select for a request in a handler begins it.
+func (s *Selection) run(r *http.Request) *run {
+	if rn, ok := r.Context().Value(runKey{s}).(*run); ok {
+		return rn
+	}
+	ring := s.ring.Load()
+	rn := &run{s: s, ring: ring, claim: readClaim(r, *ring), path: r.URL.Path, header: r.Header, sent: r.Header}
+	r.Header.Del(stampHeader) // a client's own is never passed on
+	rn.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if rn.repl != nil {
+		// What an earlier handler of this request left must not be taken for our answer.
+		rn.repl.Delete(placeholderStatus)
+	}
+	// The request's context ends when its handler returns, upgraded or not, and by panic too.
+	context.AfterFunc(r.Context(), rn.end)
+	rn.ctx = context.WithValue(r.Context(), runKey{s}, rn)
+	return rn
+}
+
+// choose returns the place of the upstream for this attempt, or -1 if there is none.
+func (rn *run) choose(v *view) (int, decision) {
+	switch {
+	case rn.kind == other:
+		return rn.any(v), decisionShared
+	case rn.id == "" && rn.stamp == "":
+		return rn.fresh(v), decisionNew
+	}
+	home := rn.home(v)
+	if home >= 0 && !v.lost(home) {
+		return home, decisionBound
+	}
+	i := rn.elsewhere(v)
+	switch {
+	case i < 0 || i == home:
+		// Its own upstream may be back, which no other is.
+		return home, decisionBound
+	case home >= 0 || rn.stamp != "":
+		return i, decisionMoved
+	case rn.kind == pageRequest:
+		return i, decisionNew
+	}
+	return i, decisionBound
+}
+
+// home returns the place of the upstream to which the session is bound, or -1: the one where it
+// is known to be, else the one its stamp names.
+func (rn *run) home(v *view) int {
+	home := -1
+	rn.s.table.find(rn.s.table.key(rn.id), func(u *upstream) bool {
+		i := v.at(u)
+		if i < 0 {
+			return true
+		}
+		if home < 0 {
+			home = i
+		}
+		if v.lost(i) {
+			return true
+		}
+		home = i
+		return false
+	})
+	if home < 0 && rn.stamp != "" {
+		home = v.named(rn.key, rn.tag)
+	}
+	return home
+}
+
+// elsewhere returns the place of an upstream for a session that others named or whose upstream
+// is lost, such that all nodes find the same.
+func (rn *run) elsewhere(v *view) int {
+	return v.first(rn.id, func(i int) bool {
+		if rn.kind == pageRequest && !v.members[i].healthy(v.pool[i], v.now) {
+			return false // most likely it is the first we hear of this session
+		}
+		return !v.lost(i)
+	})
+}
+
+// fresh returns the place of the upstream for a new session: a Bokeh server runs app code on
+// one thread, so the pages building there are its queue, and the sessions what it carries.
+func (rn *run) fresh(v *view) int {
+	return rn.untried(v, func(m *member) weight {
+		return weight{rn.failing(v, m), m.counts[building].Load(), m.sessions()}
+	})
+}
+
+// any returns the place of an upstream for what any server answers. The files of extensions are
+// known to a server only once it has built a page.
+func (rn *run) any(v *view) int {
+	ext := strings.Contains(rn.path, "/static/extensions/")
+	return rn.untried(v, func(m *member) weight {
+		var cold int64
+		if ext && !m.warm() {
+			cold = 1
+		}
+		return weight{rn.failing(v, m), cold, m.counts[building].Load()}
+	})
+}
+
+// failing weighs an upstream that has just not taken a connection.
+func (rn *run) failing(v *view, m *member) int64 {
+	if m.failing(v.now) {
+		return 1
+	}
+	return 0
+}
+
+// untried returns the place of the least of the available upstreams that this run has not tried.
+// When all have been tried it starts over, so that a pool of one can ride out a restart.
+func (rn *run) untried(v *view, weigh func(*member) weight) int {
+	i := v.least(func(i int) bool {
+		return !slices.Contains(rn.tried, v.members[i]) && v.available(i)
+	}, weigh)
+	if i < 0 && len(rn.tried) > 0 {
+		rn.tried = rn.tried[:0]
+		i = v.least(v.available, weigh)
+	}
+	return i
+}
+
+// try begins an attempt at the upstream at i: it counts it, stamps a page, and listens.
+func (rn *run) try(r *http.Request, v *view, i int) {
+	m := v.members[i]
+	rn.tried = append(rn.tried, m)
+	a := &attempt{m: m}
+	t, id := rn.s.table, rn.id
+	switch rn.kind {
+	case pageRequest:
+		stamp := (*rn.ring)[0].stamp(m.marksBy(rn.ring).tags[0])
+		a.asID = rn.s.stampIsID(rn, m)
+		rn.stampRequest(r, stamp, a.asID)
+		if id == "" {
+			id = stamp
+		}
+		rn.shown = id
+		rn.begin(a, func() load { return t.page(t.key(id), m.upstream, rn.s.lifetime) })
+	case socket:
+		k := t.key(id)
+		page := k
+		if rn.stamp != "" {
+			page = t.key(rn.stamp)
+		}
+		rn.shown = id
+		rn.begin(a, func() load { return t.socket(k, page, m.upstream, rn.s.lifetime) })
+	default:
+		rn.begin(a, nil)
+	}
+	*r = *r.WithContext(httptrace.WithClientTrace(rn.ctx, rn.trace(a)))
+}
+
+// begin makes a the run's attempt and counts its load, unless the client has gone already.
+func (rn *run) begin(a *attempt, count func() load) {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	rn.attempt = a
+	a.settled = rn.over
+	if count != nil && !rn.over {
+		a.load = count()
+	}
+}
+
+// trace listens to the connection that an attempt takes or makes. That is the only way to hear
+// of a failed dial where nothing is retried.
+func (rn *run) trace(a *attempt) *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		ConnectDone: func(_, _ string, err error) { rn.dialed(a, err) },
+		DNSDone: func(info httptrace.DNSDoneInfo) {
+			if info.Err != nil {
+				rn.dialed(a, info.Err)
+			}
+		},
+		GotConn:              func(httptrace.GotConnInfo) { rn.dialed(a, nil) },
+		GotFirstResponseByte: func() { rn.answered(a) },
+	}
+}
+
+// dialed takes note of a connection made, or not made. A name may have several addresses, of
+// which one that takes the connection is enough.
+func (rn *run) dialed(a *attempt, err error) {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	a.dialErr = err
+	if err == nil {
+		a.m.dialed(rn.s.table.now(), nil)
+	}
+}
+
+// answered takes note of the first byte of an answer: a page is built.
+func (rn *run) answered(a *attempt) {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	if a.firstByte || a.settled {
+		return
+	}
+	a.firstByte = true
+	if rn.kind == pageRequest {
+		a.load.built()
+	}
+}
+
+// failed settles the last attempt when another one is asked for.
+func (rn *run) failed() {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	if rn.attempt != nil {
+		rn.settle(rn.attempt, 0)
+	}
+}
+
+// end settles the last attempt when the request is over.
+func (rn *run) end() {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	rn.over = true
+	if rn.attempt == nil {
+		return
+	}
+	status := 0
+	if rn.repl != nil && rn.attempt.firstByte {
+		v, _ := rn.repl.Get(placeholderStatus)
+		status, _ = v.(int)
+	}
+	rn.settle(rn.attempt, status)
+}
+
+// settle takes the load of an attempt off its upstream, or turns it into that of a session which
+// waits for its socket; status is that of the answer, or 0 if there was none. rn.mu is locked.
+func (rn *run) settle(a *attempt, status int) {
+	if a.settled {
+		return
+	}
+	a.settled = true
+	now := rn.s.table.now()
+	if a.dialErr != nil && !a.firstByte {
+		a.m.dialed(now, a.dialErr)
+	}
+	switch rn.kind {
+	case pageRequest:
+		a.load.pageEnded(a.firstByte, status == http.StatusOK)
+		switch {
+		case status == http.StatusOK:
+			a.m.builtAt.Store(int64(now))
+		case status == http.StatusForbidden && a.asID:
+			rn.s.refused(a.m, (*rn.ring)[0])
+		}
+	case socket:
+		a.load.socketEnded(status == http.StatusSwitchingProtocols)
+	}
+}
+
+// stampRequest puts the stamp on a page request, as the session's id or beside it. Where there
+// are header operations Caddy copies the headers of every attempt from the map that r had at the
+// first; where there are none it sends what r has.
+func (rn *run) stampRequest(r *http.Request, stamp string, asID bool) {
+	h := rn.header
+	if rn.attempt != nil && sameMap(r.Header, rn.sent) {
+		// The last attempt may still be writing this map to its connection.
+		h = maps.Clone(rn.sent)
+		r.Header, rn.sent = h, h
+	}
+	if asID {
+		h[sessionIDHeader] = []string{stamp}
+		delete(h, stampHeader)
+		return
+	}
+	if !rn.gaveID {
+		delete(h, sessionIDHeader)
+	}
+	h[stampHeader] = []string{stamp}
+}
+
+func sameMap(a, b http.Header) bool {
+	return reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer()
+}
+
+// stampIsID says whether the stamp goes to m as the session's id.
+func (s *Selection) stampIsID(rn *run, m *member) bool {
+	return s.givesIDs && !rn.gaveID && m.refuses.Load() != (*rn.ring)[0].print
+}
+
+// refused takes note that a server does not take session ids from us.
+func (s *Selection) refused(m *member, k *key) {
+	if m.refuses.Swap(k.print) == k.print {
+		return
+	}
+	s.logger.Error("upstream refused a page request with a session id of ours; stamping its pages in a header of our own from now on"+
+		" (if the server signs session ids, set session_ids signed, and secret_key to its BOKEH_SECRET_KEY)",
+		zap.String("upstream", m.name),
+		zap.String("header", stampHeader))
+}
+
+// tell sets the placeholders and writes the log.
+func (rn *run) tell(u *reverseproxy.Upstream, d decision) {
+	session := sessionHash{*rn.ring, rn.shown}
+	if rn.repl != nil {
+		rn.repl.Set(placeholderDecision, string(d))
+		if rn.shown != "" {
+			rn.repl.Set(placeholderSession, session)
+		}
+	}
+	if c := rn.s.logger.Check(zapcore.DebugLevel, "selected upstream"); c != nil {
+		fields := []zap.Field{zap.String("upstream", u.Dial), zap.String("decision", string(d))}
+		if rn.shown != "" {
+			fields = append(fields, zap.Stringer("session", session))
+		}
+		c.Write(fields...)
+	}
+}
+
+// lastKnown returns the pool, or the last one that was not empty: an empty pool means that
+// discovery failed, which tells nothing about the servers.
+func (s *Selection) lastKnown(pool reverseproxy.UpstreamPool) reverseproxy.UpstreamPool {
+	if !s.keepsPool {
+		return pool
+	}
+	if len(pool) > 0 {
+		s.last.Store(&pool)
+		return pool
+	}
+	if last := s.last.Load(); last != nil {
+		return *last
+	}
+	return nil
+}
+
+// view looks at a pool.
+func (s *Selection) view(pool reverseproxy.UpstreamPool, rn *run) *view {
+	v := &view{pool: pool, ring: rn.ring, now: s.table.now()}
+	if !s.isStatic(pool) {
+		v.members = s.membersOf(pool, rn.repl)
+		return v
+	}
+	x := s.index.Load()
+	if x == nil || x.ring != rn.ring {
+		x = newIndex(s.membersOf(pool, rn.repl), rn.ring)
+		s.index.Store(x)
+	}
+	v.members, v.index = x.members, x
+	return v
+}
+
+// isStatic says whether the pool is the one of the config, each address of it its own.
+func (s *Selection) isStatic(pool reverseproxy.UpstreamPool) bool {
+	return len(pool) > 0 && len(pool) == len(s.static) && &pool[0] == &s.static[0]
+}
+
+func (s *Selection) membersOf(pool reverseproxy.UpstreamPool, repl *caddy.Replacer) []*member {
+	ms := make([]*member, len(pool))
+	for i, u := range pool {
+		dial := u.Dial
+		if repl != nil && hasPlaceholder(dial) {
+			dial = repl.ReplaceAll(dial, "")
+		}
+		ms[i] = s.members.get(dial)
+	}
+	return ms
+}

@@ -1,0 +1,427 @@
+// This file holds session ids and stamps: read from a request or a token, made, signed and verified.
+
+package caddybokeh
+
+import (
+	"compress/zlib"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"hash"
+	"io"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+	"sync"
+)
+
+const (
+	// sessionIDHeader is Bokeh's own header by which a page request names its session
+	// (bokeh/server/core.py, create_session).
+	sessionIDHeader = "Bokeh-Session-Id"
+
+	// stampHeader carries a stamp where it cannot be the session's id. Bokeh packs the headers
+	// of the page request into the token, so the stamp comes back with the socket.
+	stampHeader = "Caddy-Bokeh-Stamp"
+
+	// stampVersion opens every stamp.
+	stampVersion = 'c'
+
+	// 168 random bits and 48 bits of tag make 27 bytes: 36 characters of base64 with none left over.
+	stampRandomBytes = 21
+	tagBytes         = 6
+	stampBaseLen     = 1 + (stampRandomBytes+tagBytes)*4/3
+	signatureLen     = 43
+	stampLen         = stampBaseLen + 1 + signatureLen
+
+	// maxTokenLen is Tornado's limit for all headers of a request (max_header_size). A longer
+	// token is refused by Bokeh, so we need not read it.
+	maxTokenLen = 64 << 10
+
+	// maxPackedLen bounds what we inflate of the page request's headers. They come first in the
+	// packed JSON and passed Tornado's limit once; escaping can make them a few times longer.
+	maxPackedLen = 4 * maxTokenLen
+)
+
+// base64url is Bokeh's encoding of ids, tokens and signatures (bokeh/util/token.py).
+var base64url = base64.RawURLEncoding
+
+// tag names an upstream in a stamp: 48 bits that only a holder of the key can tell from random.
+type tag [tagBytes]byte
+
+// key signs stamps and, where it is Bokeh's own BOKEH_SECRET_KEY, session ids.
+type key struct {
+	secret []byte
+	macs   sync.Pool // of hash.Hash: HMAC-SHA256 with this secret
+	print  uint64    // tells keys apart without giving them away
+}
+
+func newKey(secret []byte) *key {
+	k := &key{secret: secret}
+	k.macs.New = func() any { return hmac.New(sha256.New, k.secret) }
+	sum := k.mac("caddy-bokeh fingerprint\x00", "")
+	k.print = binary.BigEndian.Uint64(sum[:8])
+	return k
+}
+
+// mac returns HMAC-SHA256(key, domain + s).
+func (k *key) mac(domain, s string) (sum [sha256.Size]byte) {
+	h := k.macs.Get().(hash.Hash)
+	h.Reset()
+	io.WriteString(h, domain)
+	io.WriteString(h, s)
+	h.Sum(sum[:0])
+	k.macs.Put(h)
+	return sum
+}
+
+// signature is Bokeh's signature of a session id (bokeh/util/token.py, _signature).
+func (k *key) signature(base string) string {
+	sum := k.mac("", base)
+	return base64url.EncodeToString(sum[:])
+}
+
+// tag returns the tag of the upstream with the given name.
+func (k *key) tag(name string) tag {
+	sum := k.mac("caddy-bokeh upstream\x00", name)
+	return tag(sum[:tagBytes])
+}
+
+// order is what the name weighs in a rendezvous order. It goes on where the tag ends, since
+// clients see the tag.
+func (k *key) order(name string) uint64 {
+	sum := k.mac("caddy-bokeh upstream\x00", name)
+	return binary.BigEndian.Uint64(sum[tagBytes:])
+}
+
+// stamp makes a new stamp that names the upstream with the given tag. Each is unique and
+// cannot be guessed, so it serves as a session id as well.
+func (k *key) stamp(t tag) string {
+	var raw [stampRandomBytes + tagBytes]byte
+	rand.Read(raw[:stampRandomBytes])
+	copy(raw[stampRandomBytes:], t[:])
+	b := make([]byte, 1, stampLen)
+	b[0] = stampVersion
+	b = base64url.AppendEncode(b, raw[:])
+	sum := k.mac("", string(b))
+	b = append(b, '.')
+	return string(base64url.AppendEncode(b, sum[:]))
+}
+
+// keyring is the keys of a policy: the first one signs, all verify. It is never changed;
+// a new key makes a new keyring.
+type keyring []*key
+
+// verify says which upstream a stamp names, and by which key of the ring. It is false for
+// everything that this ring did not sign.
+func (ks keyring) verify(s string) (t tag, k *key, ok bool) {
+	if len(s) != stampLen || s[0] != stampVersion || s[stampBaseLen] != '.' {
+		return t, nil, false
+	}
+	var given [sha256.Size]byte
+	if n, err := base64url.Strict().Decode(given[:], []byte(s[stampBaseLen+1:])); err != nil || n != len(given) {
+		return t, nil, false
+	}
+	for _, k := range ks {
+		sum := k.mac("", s[:stampBaseLen])
+		if !hmac.Equal(sum[:], given[:]) {
+			continue
+		}
+		var raw [stampRandomBytes + tagBytes]byte
+		if _, err := base64url.Decode(raw[:], []byte(s[1:stampBaseLen])); err != nil {
+			return t, nil, false
+		}
+		return tag(raw[stampRandomBytes:]), k, true
+	}
+	return t, nil, false
+}
+
+// digest is what may be shown of a session id (its first bytes, in logs), and what orders the
+// upstreams for an id of somebody else's. It is the same on all nodes that share the key.
+func (ks keyring) digest(id string) [sha256.Size]byte {
+	return ks[0].mac("caddy-bokeh session\x00", id)
+}
+
+// sessionHash is the printable form of a session id: enough to follow it through a log, of no
+// use for joining it.
+type sessionHash struct {
+	ring keyring
+	id   string
+}
+
+// String makes the hash when it is asked for: most requests are logged without it.
+func (s sessionHash) String() string {
+	sum := s.ring.digest(s.id)
+	return hex.EncodeToString(sum[:6])
+}
+
+// kind says what a request means to a Bokeh server.
+type kind uint8
+
+const (
+	other       kind = iota // static files, index, login: any server answers it
+	pageRequest             // makes the server build a session
+	socket                  // the websocket of a session
+)
+
+// claim is what a request says of its session.
+type claim struct {
+	kind kind
+	id   string // the session id, if any was given
+	// gaveID says that the request brings an id or a token, readable or not. Bokeh refuses
+	// two of them, so we must not add one.
+	gaveID bool
+	stamp  string // a verified stamp
+	tag    tag    // of the upstream it names
+	key    *key   // that signed it
+}
+
+// readClaim reads what r says of its session.
+func readClaim(r *http.Request, ks keyring) claim {
+	if isWebsocket(r.Header) {
+		token, ok := subprotocolToken(r.Header)
+		if !ok {
+			return claim{}
+		}
+		c := readToken(token, ks)
+		if c.id != "" {
+			c.kind = socket
+		}
+		return c
+	}
+	if !isPageRequest(r) {
+		return claim{}
+	}
+	return readPage(r, ks)
+}
+
+// readPage reads the ways in which a page request can name its session.
+func readPage(r *http.Request, ks keyring) claim {
+	token, hasToken := queryArgument(r.URL.RawQuery, "bokeh-token")
+	id, hasID := queryArgument(r.URL.RawQuery, "bokeh-session-id")
+	if values := r.Header[sessionIDHeader]; len(values) > 0 {
+		id, hasID = values[len(values)-1], true
+	}
+	c := claim{kind: pageRequest, id: id, gaveID: hasID || hasToken}
+	switch {
+	case hasID:
+		c.try(id, ks)
+	case hasToken:
+		c = readToken(token, ks)
+		c.kind, c.gaveID = pageRequest, true
+	}
+	return c
+}
+
+// try takes s as the claim's stamp if it is one of ours.
+func (c *claim) try(s string, ks keyring) bool {
+	t, k, ok := ks.verify(s)
+	if ok {
+		c.stamp, c.tag, c.key = s, t, k
+	}
+	return ok
+}
+
+// isWebsocket says whether the client wants to upgrade to a websocket. Caddy has turned the
+// extended CONNECT of HTTP/2 and HTTP/3 into this form before a policy sees it.
+func isWebsocket(h http.Header) bool {
+	return strings.EqualFold(h.Get("Upgrade"), "websocket")
+}
+
+// subprotocolToken returns the token of a Bokeh websocket: the second of exactly two
+// subprotocols, as Bokeh reads it (bokeh/server/views/ws.py, select_subprotocol), whether they
+// stand on one header line or two.
+func subprotocolToken(h http.Header) (string, bool) {
+	lines := h["Sec-Websocket-Protocol"]
+	if lines == nil {
+		lines = h["Sec-WebSocket-Protocol"] //nolint:canonicalheader // as Caddy re-cases it
+	}
+	protocol, token, ok := strings.Cut(strings.Join(lines, ","), ",")
+	token = strings.TrimSpace(token)
+	if !ok || strings.TrimSpace(protocol) != "bokeh" || token == "" || strings.Contains(token, ",") {
+		return "", false
+	}
+	return token, true
+}
+
+// isPageRequest says whether r makes a Bokeh server build a session. In doubt it does: a wrong
+// guess costs a count for seconds, a missed one a second run of the app.
+func isPageRequest(r *http.Request) bool {
+	if r.Method != http.MethodGet || r.Header.Get("Upgrade") != "" {
+		return false
+	}
+	last := path.Base(r.URL.Path)
+	switch last {
+	case "metadata", "favicon.ico", "liveness", "login", "logout":
+		return false
+	case "autoload.js", "embed.json":
+		return true
+	}
+	for segment := range strings.SplitSeq(r.URL.Path, "/") {
+		if segment == "static" || segment == "components" {
+			return false
+		}
+	}
+	switch r.Header.Get("Sec-Fetch-Dest") {
+	case "script", "style", "image", "font":
+		return false
+	}
+	return !assetExtensions[strings.ToLower(path.Ext(last))]
+}
+
+// assetExtensions are the endings of files that dashboards load beside the page. An ending that
+// is not listed may be the name of an app, as in /sales.v2.
+var assetExtensions = map[string]bool{
+	".js": true, ".mjs": true, ".css": true, ".map": true, ".json": true, ".wasm": true,
+	".png": true, ".jpg": true, ".jpeg": true, ".gif": true, ".svg": true, ".ico": true, ".webp": true, ".avif": true,
+	".woff": true, ".woff2": true, ".ttf": true, ".otf": true, ".eot": true,
+	".txt": true, ".xml": true, ".csv": true, ".pdf": true, ".zip": true, ".gz": true,
+	".mp3": true, ".mp4": true, ".webm": true,
+}
+
+// queryArgument returns the last value of a query argument, stripped, which is the one Tornado
+// takes. It is as lenient as Tornado: what net/url refuses to decode is still an argument.
+func queryArgument(query, name string) (value string, ok bool) {
+	for pair := range strings.SplitSeq(query, "&") {
+		k, v, _ := strings.Cut(pair, "=")
+		if unescape(k) == name {
+			value, ok = strings.TrimSpace(unescape(v)), true
+		}
+	}
+	return value, ok
+}
+
+func unescape(s string) string {
+	if u, err := url.QueryUnescape(s); err == nil {
+		return u
+	}
+	return s
+}
+
+// readToken reads the session id of a Bokeh token and the stamp it brings back: the id itself,
+// or one of the page request's headers that Bokeh packed into the token. A token is
+// base64url(JSON), in signed modes followed by a dot and its signature, which is Bokeh's to check.
+func readToken(token string, ks keyring) (c claim) {
+	if len(token) > maxTokenLen {
+		return c
+	}
+	payload, _, _ := strings.Cut(token, ".")
+	dec := json.NewDecoder(base64.NewDecoder(base64url, strings.NewReader(strings.TrimRight(payload, "="))))
+	if !opens(dec) {
+		return c
+	}
+	var packed string
+	for dec.More() {
+		var err error
+		switch name, _ := dec.Token(); name {
+		case "session_id":
+			err = dec.Decode(&c.id)
+			// Bokeh writes the id first. Once it is ours there is nothing more to know, and the
+			// long rest need not be decoded.
+			if err == nil && c.try(c.id, ks) {
+				return c
+			}
+		case "__bk__zlib_":
+			err = dec.Decode(&packed)
+		default:
+			err = skip(dec)
+		}
+		if err != nil {
+			return claim{}
+		}
+	}
+	if c.id == "" {
+		return claim{}
+	}
+	for _, s := range packedStamps(packed) {
+		if c.try(s, ks) {
+			break
+		}
+	}
+	return c
+}
+
+// packedStamps returns what may be a stamp among the page request's headers that Bokeh packs
+// into a token as base64url(zlib(JSON)): its own id header first, then ours.
+func packedStamps(packed string) []string {
+	if packed == "" {
+		return nil
+	}
+	z, err := zlib.NewReader(base64.NewDecoder(base64url, strings.NewReader(strings.TrimRight(packed, "="))))
+	if err != nil {
+		return nil
+	}
+	dec := json.NewDecoder(io.LimitReader(z, maxPackedLen))
+	if !opens(dec) {
+		return nil
+	}
+	for dec.More() {
+		name, err := dec.Token()
+		if err != nil {
+			return nil
+		}
+		if name == "headers" {
+			return stampsOf(dec)
+		}
+		if skip(dec) != nil {
+			return nil
+		}
+	}
+	return nil
+}
+
+// stampsOf reads the JSON object of the packed headers.
+func stampsOf(dec *json.Decoder) []string {
+	if !opens(dec) {
+		return nil
+	}
+	var ids, stamps []string
+	for dec.More() {
+		name, err := dec.Token()
+		if err != nil {
+			break
+		}
+		s, _ := name.(string)
+		switch {
+		case strings.EqualFold(s, sessionIDHeader):
+			err = appendString(dec, &ids)
+		case strings.EqualFold(s, stampHeader):
+			err = appendString(dec, &stamps)
+		default:
+			err = skip(dec)
+		}
+		if err != nil {
+			break
+		}
+	}
+	return append(ids, stamps...)
+}
+
+// opens consumes the brace that opens a JSON object.
+func opens(dec *json.Decoder) bool {
+	t, err := dec.Token()
+	return err == nil && t == json.Delim('{')
+}
+
+// skip consumes one JSON value.
+func skip(dec *json.Decoder) error {
+	var raw json.RawMessage
+	return dec.Decode(&raw)
+}
+
+// appendString consumes one JSON value and keeps it if it is a string.
+func appendString(dec *json.Decoder, to *[]string) error {
+	var v any
+	if err := dec.Decode(&v); err != nil {
+		return err
+	}
+	if s, ok := v.(string); ok {
+		*to = append(*to, s)
+	}
+	return nil
+}

@@ -1,0 +1,426 @@
+// This file holds the table of live sessions and the load of each upstream; both outlive configs.
+
+package caddybokeh
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// tableShards keeps requests for different sessions off each other's locks.
+	tableShards = 64
+
+	// dialPause is how long an upstream that did not take a connection is passed over. BokehJS
+	// tries again 2 s after a first failed reconnect, so a session whose dial is not retried
+	// finds another upstream on its second request.
+	dialPause = 10 * time.Second
+)
+
+// sessionKey stands for a session id in the table. Ids are capabilities and can be long: the
+// table keeps neither them nor anything that an id could be guessed from.
+type sessionKey [16]byte
+
+// state is what a session is doing.
+type state uint8
+
+const (
+	ended     state = iota
+	building        // page requested, no byte of the answer yet
+	waiting         // page served, no socket yet
+	connected       // one socket or more
+	unused          // last socket closed, the server still keeps the session
+	numStates
+)
+
+// table holds every live session of this process and the load of every upstream.
+type table struct {
+	salt   [16]byte
+	start  time.Time
+	shards [tableShards]shard
+
+	queued  atomic.Int64 // sessions that wait in the shards' queues
+	ticking atomic.Bool  // whether a sweep is to come
+
+	mu        sync.Mutex           // guards the two below, and the arming of the sweep
+	upstreams map[string]*upstream // by name
+	sweeps    *time.Timer
+}
+
+// shard is a part of the table under a lock of its own.
+type shard struct {
+	mu       sync.Mutex              // guards all below, and the sessions in it
+	sessions map[sessionKey]*session // the newest of an id; older ones hang behind it
+	due      map[int64][]*session    // waiting and unused ones, by the second in which they end
+}
+
+// session is one Bokeh document on one server. Where an id has moved, or is used on two sites,
+// there is one for each upstream.
+type session struct {
+	key  sessionKey
+	next *session // the same id at another upstream
+	at   *upstream
+
+	until    int64 // second of the table's clock in which it ends if no socket comes; 0 if it does not wait
+	pages    int32 // being built
+	served   int32 // with their first byte sent, but not their last
+	sockets  int32
+	hadOne   bool // a socket, once
+	claimed  bool // counted under the id of its socket from now on
+	inQueue  bool
+	previous state
+}
+
+// upstream is one server by its name, in whatever handler or config it appears.
+type upstream struct {
+	name   string
+	shared string // the name in what nodes share, see sharedName
+
+	counts [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
+
+	holders   atomic.Int64  // policies that know it and sessions on it; it is forgotten at 0
+	failedAt  atomic.Int64  // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
+	builtAt   atomic.Int64  // when it last answered a page request with 200
+	coldSince atomic.Int64  // when a dial failed last, whatever happened since
+	refuses   atomic.Uint64 // fingerprint of the key whose session ids it refused, 0 if none
+}
+
+// newTable returns an empty table.
+func newTable() *table {
+	t := &table{start: time.Now(), upstreams: make(map[string]*upstream)}
+	rand.Read(t.salt[:])
+	for i := range t.shards {
+		t.shards[i].sessions = make(map[sessionKey]*session)
+		t.shards[i].due = make(map[int64][]*session)
+	}
+	return t
+}
+
+// now is the table's clock. It starts at 1 so that 0 can mean never.
+func (t *table) now() time.Duration { return time.Since(t.start) + 1 }
+
+// key returns the key of a session id.
+func (t *table) key(id string) sessionKey {
+	h := sha256.New()
+	h.Write(t.salt[:])
+	io.WriteString(h, id)
+	var sum [sha256.Size]byte
+	h.Sum(sum[:0])
+	return sessionKey(sum[:16])
+}
+
+// shard returns the shard that holds k.
+func (t *table) shard(k sessionKey) *shard { return &t.shards[k[0]%tableShards] }
+
+// hold returns the upstream with the given name and keeps it until it is released.
+func (t *table) hold(name string) *upstream {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	u := t.upstreams[name]
+	if u == nil {
+		u = &upstream{name: name, shared: sharedName(name)}
+		t.upstreams[name] = u
+	}
+	u.holders.Add(1)
+	return u
+}
+
+// again holds u once more. It returns another one of the same name if u was forgotten meanwhile.
+func (t *table) again(u *upstream) *upstream {
+	for n := u.holders.Load(); n > 0; n = u.holders.Load() {
+		if u.holders.CompareAndSwap(n, n+1) {
+			return u
+		}
+	}
+	return t.hold(u.name)
+}
+
+// release takes back one hold.
+func (t *table) release(u *upstream) {
+	if u.holders.Add(-1) > 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if u.holders.Load() == 0 && t.upstreams[u.name] == u {
+		delete(t.upstreams, u.name)
+	}
+}
+
+// find calls yield with the upstream of each live session with the key, the newest first, until
+// it returns false. It must not call back into the table.
+func (t *table) find(k sessionKey, yield func(*upstream) bool) {
+	sh := t.shard(k)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for s := sh.sessions[k]; s != nil; s = s.next {
+		if !yield(s.at) {
+			return
+		}
+	}
+}
+
+// load is what one request weighs: a page being built or a socket, in a session.
+type load struct {
+	t        *table
+	s        *session
+	lifetime time.Duration // of the session when this request is over
+	claimed  bool          // the socket took over a session that its page had begun under another id
+}
+
+// page counts a page request for the session at u.
+func (t *table) page(k sessionKey, u *upstream, lifetime time.Duration) load {
+	return load{t: t, lifetime: lifetime, s: t.change(k, u, func(s *session) { s.pages++ })}
+}
+
+// built tells that the first byte of the page has come.
+func (l load) built() {
+	l.t.update(l.s, func(s *session) {
+		s.pages--
+		s.served++
+	})
+}
+
+// pageEnded tells that the page request is over: built says whether its first byte had come, ok
+// whether the browser has the page, so that its socket will come.
+func (l load) pageEnded(built, ok bool) {
+	l.t.update(l.s, func(s *session) {
+		if built {
+			s.served--
+		} else {
+			s.pages--
+		}
+		if ok && !s.claimed {
+			s.until = max(s.until, l.t.deadline(l.lifetime))
+		}
+	})
+}
+
+// socket counts a socket for the session at u. If the page began the session under another key,
+// page, that one is over: the two are one session.
+func (t *table) socket(k, page sessionKey, u *upstream, lifetime time.Duration) load {
+	l := load{t: t, lifetime: lifetime, s: t.change(k, u, func(s *session) { s.sockets++ })}
+	if page != k {
+		l.claimed = t.claim(page, l.s.at)
+	}
+	return l
+}
+
+// claim ends the waiting of the session with key k at u and says whether there was one.
+func (t *table) claim(k sessionKey, u *upstream) bool {
+	sh := t.shard(k)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for s := sh.sessions[k]; s != nil; s = s.next {
+		if s.at == u && s.sockets == 0 {
+			s.claimed, s.until = true, 0
+			t.settle(sh, s)
+			return true
+		}
+	}
+	return false
+}
+
+// socketEnded tells that a socket is closed, or failed to open.
+func (l load) socketEnded(opened bool) {
+	l.t.update(l.s, func(s *session) {
+		s.sockets--
+		s.hadOne = s.hadOne || opened
+		if opened || l.claimed {
+			s.until = max(s.until, l.t.deadline(l.lifetime))
+		}
+	})
+}
+
+// deadline is the second that has begun when d from now is over.
+func (t *table) deadline(d time.Duration) int64 {
+	return int64((t.now()+d)/time.Second) + 1
+}
+
+// change finds or makes the session with key k at u and lets f change it.
+func (t *table) change(k sessionKey, u *upstream, f func(*session)) *session {
+	sh := t.shard(k)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	first := sh.sessions[k]
+	s := first
+	for s != nil && s.at.name != u.name {
+		s = s.next
+	}
+	if s == nil {
+		s = &session{key: k, next: first, at: t.again(u)}
+		sh.sessions[k] = s
+	}
+	f(s)
+	t.settle(sh, s)
+	return s
+}
+
+// update lets f change s.
+func (t *table) update(s *session, f func(*session)) {
+	sh := t.shard(s.key)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	f(s)
+	t.settle(sh, s)
+}
+
+// state says what s is doing.
+func (s *session) state() state {
+	switch {
+	case s.sockets > 0:
+		return connected
+	case s.pages > 0:
+		return building
+	case s.until == 0 && (s.served == 0 || s.claimed):
+		return ended
+	case s.hadOne:
+		return unused
+	}
+	return waiting
+}
+
+// settle brings everything in line with a change of s: the counts, the queue of those that will
+// end by themselves, and the table if it has ended. The shard is locked.
+func (t *table) settle(sh *shard, s *session) {
+	now := s.state()
+	if now != s.previous {
+		s.at.counts[s.previous].Add(-1)
+		s.at.counts[now].Add(1)
+		s.previous = now
+		if now == ended {
+			sh.remove(s)
+			t.release(s.at)
+		}
+	}
+	if (now == waiting || now == unused) && s.until > 0 && !s.inQueue {
+		s.inQueue = true
+		sh.due[s.until] = append(sh.due[s.until], s)
+		t.enqueued()
+	}
+}
+
+// remove takes s out of the chain of its key.
+func (sh *shard) remove(s *session) {
+	if sh.sessions[s.key] == s {
+		if s.next == nil {
+			delete(sh.sessions, s.key)
+		} else {
+			sh.sessions[s.key] = s.next
+		}
+		return
+	}
+	for p := sh.sessions[s.key]; p != nil; p = p.next {
+		if p.next == s {
+			p.next = s.next
+			return
+		}
+	}
+}
+
+// enqueued counts one more session in a queue and sees to it that a sweep will come.
+func (t *table) enqueued() {
+	t.queued.Add(1)
+	if t.ticking.Load() {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.arm()
+}
+
+// arm sees to it that a sweep comes while there is anything to sweep. t.mu is locked.
+func (t *table) arm() {
+	if t.queued.Load() > 0 && t.ticking.CompareAndSwap(false, true) {
+		t.sweeps = time.AfterFunc(time.Second, t.sweep)
+	}
+}
+
+// sweep ends the sessions whose time is over.
+func (t *table) sweep() {
+	now := int64(t.now() / time.Second)
+	for i := range t.shards {
+		t.sweepShard(&t.shards[i], now)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ticking.Store(false)
+	t.arm()
+}
+
+func (t *table) sweepShard(sh *shard, now int64) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for second, sessions := range sh.due {
+		if second > now {
+			continue
+		}
+		delete(sh.due, second)
+		t.queued.Add(-int64(len(sessions)))
+		for _, s := range sessions {
+			s.inQueue = false
+			if s.until <= now {
+				s.until = 0
+			}
+			// A session whose time was moved on goes back into the queue; one that ended
+			// long ago is not in the table any more.
+			if s.previous != ended {
+				t.settle(sh, s)
+			}
+		}
+	}
+}
+
+// sessions is the number of live sessions at u.
+func (u *upstream) sessions() int64 {
+	return u.counts[building].Load() + u.counts[waiting].Load() + u.counts[connected].Load() + u.counts[unused].Load()
+}
+
+// dialed tells how a dial of u ended.
+func (u *upstream) dialed(now time.Duration, err error) {
+	switch {
+	case err == nil:
+		if u.failedAt.Load() != 0 {
+			u.failedAt.Store(0)
+		}
+	case isUpstreamsFault(err):
+		u.failedAt.Store(int64(now))
+		u.coldSince.Store(int64(now))
+	}
+}
+
+// failing says whether the last dial of u failed, not long ago.
+func (u *upstream) failing(now time.Duration) bool {
+	at := u.failedAt.Load()
+	return at != 0 && now-time.Duration(at) < dialPause
+}
+
+// warm says whether u has built a page since it may have been restarted.
+func (u *upstream) warm() bool { return u.builtAt.Load() > u.coldSince.Load() }
+
+// isUpstreamsFault says whether a failed dial tells of the upstream. A client that went away and
+// our own want of ports, files or memory tell nothing, and neither does a resolver that fails.
+func isUpstreamsFault(err error) bool {
+	if errors.Is(err, context.Canceled) {
+		return false
+	}
+	for _, own := range []error{
+		syscall.EMFILE, syscall.ENFILE, syscall.EADDRNOTAVAIL, syscall.ENOBUFS, syscall.ENOMEM,
+	} {
+		if errors.Is(err, own) {
+			return false
+		}
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		return dns.IsNotFound
+	}
+	return true
+}

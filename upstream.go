@@ -1,0 +1,362 @@
+// This file holds the name of an upstream, and what one policy knows of the upstreams of its pool.
+
+package caddybokeh
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// unhealthyGrace is how long a session stays with an upstream that health checks call down. The
+// browser gives up reconnecting after about 30 s; a server may be busy with somebody else's page
+// for longer than any health check waits.
+const unhealthyGrace = time.Minute
+
+// schemePorts are the ports that Caddy dials for the schemes an upstream may be written with.
+var schemePorts = map[string]string{"http": "80", "h2c": "80", "https": "443"}
+
+// upstreamName returns the one name of the upstream that Caddy dials at addr, placeholders
+// expanded: host and port in lower case, IPv6 in its canonical form, no scheme, no "tcp/", no
+// trailing dot; or unix/ and the path. It asks no DNS: two names of one server stay two upstreams.
+func upstreamName(addr string) string {
+	scheme, rest, hasScheme := strings.Cut(addr, "://")
+	if hasScheme {
+		addr = rest
+	}
+	network, host, port, err := caddy.SplitNetworkAddress(addr)
+	if err != nil {
+		return strings.ToLower(addr)
+	}
+	if caddy.IsUnixNetwork(network) {
+		return "unix/" + host
+	}
+	host = strings.TrimSuffix(strings.ToLower(host), ".")
+	if ip, err := netip.ParseAddr(host); err == nil {
+		host = ip.String()
+	}
+	if port == "" {
+		port = "80"
+		if p, ok := schemePorts[strings.ToLower(scheme)]; hasScheme && ok {
+			port = p
+		}
+	}
+	name := net.JoinHostPort(host, port)
+	if network == "" || strings.HasPrefix(network, "tcp") {
+		return name
+	}
+	return network + "/" + name
+}
+
+// sharedName is the name of an upstream in what several nodes read. A loopback or unix-socket
+// upstream is a different server on every machine, so its name takes the host's with it.
+func sharedName(name string) string {
+	if !isLocal(name) {
+		return name
+	}
+	host, _ := os.Hostname()
+	return name + "@" + host
+}
+
+func isLocal(name string) bool {
+	if strings.HasPrefix(name, "unix/") {
+		return true
+	}
+	_, host, _, err := caddy.SplitNetworkAddress(name)
+	if err != nil {
+		return false
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return ip.Unmap().IsLoopback()
+	}
+	return host == "" || host == "localhost" || strings.HasSuffix(host, ".localhost")
+}
+
+// member is an upstream as one policy sees it.
+type member struct {
+	*upstream
+	static bool // in the config, so known for as long as that lasts
+	marks  atomic.Pointer[marks]
+
+	seen      atomic.Int64 // when it was last in the pool, on the table's clock
+	downSince atomic.Int64 // when it was first seen unhealthy; 0 if it was healthy when last looked at
+	downSeen  atomic.Int64 // when it was last seen unhealthy
+}
+
+// marks are what the keys of a ring make of an upstream's name.
+type marks struct {
+	ring  *keyring
+	tags  []tag  // one for each key
+	order uint64 // by the first key, for the rendezvous order
+}
+
+// marksBy returns the member's marks by the given ring.
+func (m *member) marksBy(ring *keyring) *marks {
+	if ms := m.marks.Load(); ms != nil && ms.ring == ring {
+		return ms
+	}
+	ms := &marks{ring: ring}
+	for _, k := range *ring {
+		ms.tags = append(ms.tags, k.tag(m.shared))
+	}
+	ms.order = (*ring)[0].order(m.shared)
+	m.marks.Store(ms)
+	return ms
+}
+
+// healthy says whether health checks let u be used, and keeps account of since when not.
+func (m *member) healthy(u *reverseproxy.Upstream, now time.Duration) bool {
+	if u.Healthy() {
+		if m.downSince.Load() != 0 {
+			m.downSince.Store(0)
+		}
+		return true
+	}
+	// Nobody may have looked for a while, and it may have been up in between.
+	if m.downSince.Load() == 0 || now-time.Duration(m.downSeen.Load()) > unhealthyGrace {
+		m.downSince.Store(int64(now))
+	}
+	m.downSeen.Store(int64(now))
+	return false
+}
+
+// lost says whether the sessions of u have to go elsewhere.
+func (m *member) lost(u *reverseproxy.Upstream, now time.Duration) bool {
+	if m.failing(now) {
+		return true
+	}
+	return !m.healthy(u, now) && now-time.Duration(m.downSince.Load()) > unhealthyGrace
+}
+
+// full says whether u has a limit of requests and has reached it.
+func full(u *reverseproxy.Upstream) bool { return u.Host != nil && u.Full() }
+
+const (
+	// memberMemory is how long a policy remembers an upstream that is in no pool of its.
+	memberMemory = 10 * time.Minute
+
+	// maxMembers bounds what a policy remembers where clients can make up addresses, as with a
+	// placeholder of the request in an upstream's address.
+	maxMembers = 4096
+)
+
+// members are the upstreams that a policy knows, by the address that Caddy dials.
+type members struct {
+	t      *table
+	byDial sync.Map // of string to *member
+
+	mu     sync.Mutex // guards all below, and the growth of byDial
+	n      int
+	swept  time.Duration
+	closed bool
+}
+
+// attach makes members of the upstreams of the config. Those whose address depends on the
+// request are known when one comes.
+func (ms *members) attach(pool reverseproxy.UpstreamPool) {
+	for _, u := range pool {
+		if !hasPlaceholder(u.Dial) {
+			ms.get(u.Dial).static = true
+		}
+	}
+}
+
+// hasPlaceholder says whether an address depends on the request.
+func hasPlaceholder(dial string) bool { return strings.Contains(dial, "{") }
+
+// get returns the member that Caddy dials at the given address, placeholders expanded.
+func (ms *members) get(dial string) *member {
+	now := ms.t.now()
+	m, ok := ms.byDial.Load(dial)
+	if !ok {
+		m = ms.add(dial, now)
+	}
+	found := m.(*member)
+	if now-time.Duration(found.seen.Load()) > time.Minute {
+		found.seen.Store(int64(now))
+	}
+	return found
+}
+
+func (ms *members) add(dial string, now time.Duration) any {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	if m, ok := ms.byDial.Load(dial); ok {
+		return m
+	}
+	m := &member{upstream: ms.t.hold(upstreamName(dial))}
+	m.seen.Store(int64(now))
+	if ms.closed {
+		// A request outlived its config. Its session holds the upstream, we must not.
+		ms.t.release(m.upstream)
+		return m
+	}
+	switch {
+	case ms.n >= maxMembers:
+		ms.forget(now)
+	case now-ms.swept > time.Minute:
+		ms.forget(now - memberMemory)
+	}
+	ms.swept = now
+	ms.byDial.Store(dial, m)
+	ms.n++
+	return m
+}
+
+// forget drops the members last seen before the given time. ms.mu is locked.
+func (ms *members) forget(before time.Duration) {
+	ms.byDial.Range(func(dial, m any) bool {
+		if m := m.(*member); !m.static && time.Duration(m.seen.Load()) < before {
+			ms.drop(dial, m)
+		}
+		return true
+	})
+}
+
+func (ms *members) drop(dial any, m *member) {
+	ms.byDial.Delete(dial)
+	ms.n--
+	ms.t.release(m.upstream)
+}
+
+// close forgets all members for good.
+func (ms *members) close() {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	ms.closed = true
+	ms.byDial.Range(func(dial, m any) bool {
+		ms.drop(dial, m.(*member))
+		return true
+	})
+}
+
+// view is a pool as one policy sees it.
+type view struct {
+	pool    reverseproxy.UpstreamPool
+	members []*member
+	ring    *keyring
+	now     time.Duration
+
+	// index is set for a pool that does not change, so that finding a bound session's
+	// upstream costs the same in any pool.
+	index *index
+}
+
+// index finds upstreams in a pool that does not change.
+type index struct {
+	ring    *keyring
+	members []*member
+	byName  map[string]int
+	byTag   map[keyTag]int
+}
+
+type keyTag struct {
+	key *key
+	tag tag
+}
+
+func newIndex(ms []*member, ring *keyring) *index {
+	x := &index{ring: ring, members: ms, byName: make(map[string]int), byTag: make(map[keyTag]int)}
+	for i, m := range ms {
+		x.byName[m.name] = i
+		for j, t := range m.marksBy(ring).tags {
+			x.byTag[keyTag{(*ring)[j], t}] = i
+		}
+	}
+	return x
+}
+
+// at returns the place of u in the pool, or -1.
+func (v *view) at(u *upstream) int {
+	if v.index != nil {
+		if i, ok := v.index.byName[u.name]; ok {
+			return i
+		}
+		return -1
+	}
+	return slices.IndexFunc(v.members, func(m *member) bool { return m.name == u.name })
+}
+
+// named returns the place of the upstream that a stamp names, or -1.
+func (v *view) named(k *key, t tag) int {
+	if v.index != nil {
+		if i, ok := v.index.byTag[keyTag{k, t}]; ok {
+			return i
+		}
+		return -1
+	}
+	j := slices.Index(*v.ring, k)
+	if j < 0 {
+		return -1
+	}
+	return slices.IndexFunc(v.members, func(m *member) bool { return m.marksBy(v.ring).tags[j] == t })
+}
+
+// lost says whether the sessions of the upstream at i have to go elsewhere.
+func (v *view) lost(i int) bool { return v.members[i].lost(v.pool[i], v.now) }
+
+// available says whether the upstream at i takes new sessions.
+func (v *view) available(i int) bool {
+	u := v.pool[i]
+	return v.members[i].healthy(u, v.now) && !full(u)
+}
+
+// least returns the place of the member that weighs least among those that may be taken, ties
+// at random, or -1.
+func (v *view) least(may func(int) bool, weigh func(*member) weight) int {
+	best, ties := -1, 0
+	var least weight
+	for i, m := range v.members {
+		if !may(i) {
+			continue
+		}
+		w := weigh(m)
+		switch c := slices.Compare(w[:], least[:]); {
+		case best < 0 || c < 0:
+			best, least, ties = i, w, 1
+		case c == 0:
+			if ties++; rand.IntN(ties) == 0 {
+				best = i
+			}
+		}
+	}
+	return best
+}
+
+// weight orders members: the first number that differs decides.
+type weight [3]int64
+
+// first returns the place of the member that comes first in the rendezvous order of an id
+// (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998) among those
+// that may be taken, or -1. Nodes that know the same upstreams agree on it without talking.
+func (v *view) first(id string, may func(int) bool) int {
+	digest := v.ring.digest(id)
+	seed := binary.BigEndian.Uint64(digest[:8])
+	best, highest := -1, uint64(0)
+	for i, m := range v.members {
+		if !may(i) {
+			continue
+		}
+		if s := mix(seed ^ m.marksBy(v.ring).order); best < 0 || s > highest {
+			best, highest = i, s
+		}
+	}
+	return best
+}
+
+// mix is the finalizer of SplitMix64: every bit of x decides about every bit of the result.
+func mix(x uint64) uint64 {
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
