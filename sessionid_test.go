@@ -1,0 +1,399 @@
+// This file tests the reading, making and verifying of session ids, stamps and tokens.
+
+package caddybokeh
+
+import (
+	"bytes"
+	"compress/zlib"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+var testRing = keyring{newKey([]byte("first key")), newKey([]byte("second key"))}
+
+// stampOf makes a stamp for the upstream of that name by the first key of the test ring.
+func stampOf(name string) string { return testRing[0].stamp(testRing[0].tag(name)) }
+
+// makeToken makes a token as Bokeh does: the id in clear, all else zipped.
+func makeToken(t testing.TB, id any, headers map[string]any) string {
+	t.Helper()
+	payload := fmt.Sprintf(`{"session_id": %s, "session_expiry": 1795470935`, asJSON(t, id))
+	if headers != nil {
+		payload += fmt.Sprintf(`, "__bk__zlib_": %q`, pack(t, asJSON(t, map[string]any{"headers": headers, "cookies": map[string]any{}})))
+	}
+	return base64url.EncodeToString([]byte(payload + "}"))
+}
+
+func asJSON(t testing.TB, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// pack zips s as Bokeh does for a token.
+func pack(t testing.TB, s string) string {
+	t.Helper()
+	var b bytes.Buffer
+	z := zlib.NewWriter(&b)
+	if _, err := z.Write([]byte(s)); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return base64url.EncodeToString(b.Bytes())
+}
+
+func TestStamp(t *testing.T) {
+	stamp := stampOf("a:80")
+	if len(stamp) != stampLen {
+		t.Fatalf("stamp %q has length %d, want %d", stamp, len(stamp), stampLen)
+	}
+	got, by, ok := testRing.verify(stamp)
+	if !ok || by != testRing[0] || got != testRing[0].tag("a:80") {
+		t.Fatalf("verify(%q) = %x, %v, %v", stamp, got, by, ok)
+	}
+	if stamp == stampOf("a:80") {
+		t.Error("two stamps are the same")
+	}
+	old := testRing[1].stamp(testRing[1].tag("b:80"))
+	if got, by, ok := testRing.verify(old); !ok || by != testRing[1] || got != testRing[1].tag("b:80") {
+		t.Errorf("a stamp by the second key is not verified: %x, %v, %v", got, by, ok)
+	}
+}
+
+// A signed Bokeh server checks a session id by HMAC-SHA256 of what stands before the first dot,
+// in base64url without padding. The value is what Bokeh 3.10.2 makes of these inputs:
+// bokeh.util.token._signature("base", b"secret").
+func TestSignatureIsBokehs(t *testing.T) {
+	const want = "0Xj36YT4ENcZEAD5R5fEbwmL_5R4VRtbjXRWsKjEl-g"
+	if got := newKey([]byte("secret")).signature("base"); got != want {
+		t.Errorf("signature = %q, want %q", got, want)
+	}
+}
+
+func TestVerifyRefuses(t *testing.T) {
+	stamp := stampOf("a:80")
+	base, sig, _ := strings.Cut(stamp, ".")
+	flipped := []byte(stamp)
+	flipped[10] ^= 1
+	for name, s := range map[string]string{
+		"empty":                 "",
+		"a Bokeh id":            strings.Repeat("a", 44),
+		"a signed Bokeh id":     strings.Repeat("a", 44) + "." + testRing[0].signature(strings.Repeat("a", 44)),
+		"no signature":          base,
+		"empty signature":       base + ".",
+		"cut":                   stamp[:len(stamp)-1],
+		"longer":                stamp + "A",
+		"other key":             base + "." + newKey([]byte("third")).signature(base),
+		"forged tag":            string(flipped),
+		"other version":         "d" + stamp[1:],
+		"signature not base64":  base + "." + strings.Repeat("!", signatureLen),
+		"signature in std form": base + "." + strings.ReplaceAll(sig[:signatureLen-1], sig[:1], "+") + "A",
+		"space before":          " " + stamp[:len(stamp)-1],
+		"line break":            stamp[:60] + "\n" + stamp[61:],
+	} {
+		if _, _, ok := testRing.verify(s); ok {
+			t.Errorf("%s: %q is verified", name, s)
+		}
+	}
+}
+
+// Each stamp has one spelling only, or a client could make several ids of one.
+func TestStampHasOneSpelling(t *testing.T) {
+	stamp := stampOf("a:80")
+	last := strings.IndexByte(alphabet, stamp[len(stamp)-1])
+	for i := range 4 {
+		s := stamp[:len(stamp)-1] + string(alphabet[last&^3|i])
+		if _, _, ok := testRing.verify(s); ok && s != stamp {
+			t.Errorf("%q is verified as well as %q", s, stamp)
+		}
+	}
+}
+
+const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+// tokenCases are tokens and what is read of them. They seed the fuzz target as well.
+func tokenCases(t testing.TB) map[string]struct{ token, id, stamp string } {
+	ours, beside := stampOf("a:80"), stampOf("b:80")
+	forged := beside[:40] + "AAAA" + beside[44:]
+	raw := func(payload string) string { return base64url.EncodeToString([]byte(payload)) }
+	packed := func(json string) string {
+		return raw(fmt.Sprintf(`{"session_id":"x","__bk__zlib_":%q}`, pack(t, json)))
+	}
+	type c = struct{ token, id, stamp string }
+	return map[string]c{
+		"ours":                     {makeToken(t, ours, nil), ours, ours},
+		"ours, signed":             {makeToken(t, ours, nil) + "." + strings.Repeat("s", 43), ours, ours},
+		"ours, with padding":       {makeToken(t, ours, nil) + "==", ours, ours},
+		"ours before rubbish":      {makeToken(t, ours, nil)[:160] + "!!!", ours, ours},
+		"foreign":                  {makeToken(t, "x", nil), "x", ""},
+		"foreign, stamp beside":    {makeToken(t, "x", map[string]any{"Host": "h", stampHeader: beside}), "x", beside},
+		"stamp in lower case":      {makeToken(t, "x", map[string]any{strings.ToLower(stampHeader): beside}), "x", beside},
+		"reused, id in the page's": {makeToken(t, "x", map[string]any{sessionIDHeader: ours}), "x", ours},
+		"page's id before ours":    {makeToken(t, "x", map[string]any{stampHeader: beside, sessionIDHeader: ours}), "x", ours},
+		"forged, then good":        {makeToken(t, "x", map[string]any{strings.ToUpper(stampHeader): forged, stampHeader: beside}), "x", beside},
+		"forged":                   {makeToken(t, "x", map[string]any{stampHeader: forged, sessionIDHeader: forged}), "x", ""},
+		"stamp is a number":        {makeToken(t, "x", map[string]any{stampHeader: 12, sessionIDHeader: []string{ours}}), "x", ""},
+		"own tag forged":           {makeToken(t, forged, nil), forged, ""},
+		"id after the rest":        {raw(`{"__bk__zlib_":"` + pack(t, `{"headers":{"`+stampHeader+`":"`+beside+`"}}`) + `","session_id":"x"}`), "x", beside},
+		"control characters":       {makeToken(t, "a\x00\n", nil), "a\x00\n", ""},
+		"empty":                    {"", "", ""},
+		"a dot":                    {".", "", ""},
+		"not base64":               {"%%%", "", ""},
+		"not JSON":                 {raw("session"), "", ""},
+		"a JSON array":             {raw(`["session_id"]`), "", ""},
+		"cut JSON":                 {raw(`{"session_id":"x"`), "x", ""},
+		"no id":                    {raw(`{"session_expiry":1}`), "", ""},
+		"empty id":                 {makeToken(t, "", nil), "", ""},
+		"number id":                {makeToken(t, 7, nil), "", ""},
+		"null id":                  {makeToken(t, nil, nil), "", ""},
+		"object id":                {makeToken(t, map[string]any{"a": 1}, nil), "", ""},
+		"1 MB id":                  {makeToken(t, strings.Repeat("x", 1<<20), nil), "", ""},
+		"oversized":                {makeToken(t, ours, nil) + "." + strings.Repeat("s", maxTokenLen), "", ""},
+		"packed is a number":       {raw(`{"session_id":"x","__bk__zlib_":1}`), "", ""},
+		"packed is no base64":      {raw(`{"session_id":"x","__bk__zlib_":"%%"}`), "x", ""},
+		"packed is no zlib":        {raw(`{"session_id":"x","__bk__zlib_":"AAAA"}`), "x", ""},
+		"packed is no JSON":        {packed("headers"), "x", ""},
+		"packed is cut":            {packed(`{"headers":{"` + stampHeader + `":"` + beside + `"`), "x", beside},
+		"packed has no headers":    {packed(`{"cookies":{}}`), "x", ""},
+		"headers are a list":       {packed(`{"headers":["` + stampHeader + `"]}`), "x", ""},
+		"packed is a bomb":         {packed(`{"cookies":"` + strings.Repeat("0", 4<<20) + `","headers":{"` + stampHeader + `":"` + beside + `"}}`), "x", ""},
+		"deep":                     {raw(strings.Repeat(`{"a":`, 10000)), "", ""},
+	}
+}
+
+func TestReadToken(t *testing.T) {
+	for name, tc := range tokenCases(t) {
+		t.Run(name, func(t *testing.T) {
+			c := readToken(tc.token, testRing)
+			if c.id != tc.id || c.stamp != tc.stamp {
+				t.Errorf("readToken = id %.60q, stamp %q; want %.60q, %q", c.id, c.stamp, tc.id, tc.stamp)
+			}
+		})
+	}
+}
+
+// A zip bomb in a token must not cost more than the bound says.
+func TestReadTokenIsBounded(t *testing.T) {
+	bomb := tokenCases(t)["packed is a bomb"].token
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	readToken(bomb, testRing)
+	runtime.ReadMemStats(&after)
+	if got, limit := after.TotalAlloc-before.TotalAlloc, uint64(16*maxPackedLen); got > limit {
+		t.Errorf("reading a bomb allocates %d bytes, want at most %d", got, limit)
+	}
+}
+
+func FuzzReadToken(f *testing.F) {
+	for _, tc := range tokenCases(f) {
+		if len(tc.token) <= maxTokenLen {
+			f.Add(tc.token)
+		}
+	}
+	f.Fuzz(func(t *testing.T, token string) {
+		c := readToken(token, testRing)
+		if c.stamp == "" {
+			return
+		}
+		if tg, k, ok := testRing.verify(c.stamp); !ok || tg != c.tag || k != c.key {
+			t.Errorf("the stamp %q of token %q is not one of ours", c.stamp, token)
+		}
+		if c.id == "" {
+			t.Errorf("a stamp without an id, from token %q", token)
+		}
+	})
+}
+
+// FuzzReadClaim looks for requests that panic, and for a client that names an upstream.
+func FuzzReadClaim(f *testing.F) {
+	for _, tc := range tokenCases(f) {
+		if len(tc.token) <= maxTokenLen {
+			f.Add("GET", "/app/ws", "", "websocket", "bokeh, "+tc.token, "")
+			f.Add("GET", "/app", "bokeh-token="+tc.token, "", "", "")
+		}
+	}
+	f.Add("GET", "/app/autoload.js", "bokeh-session-id=a&bokeh-session-id=+b+&bokeh%2Dsession-id=%zz", "", "", "x")
+	f.Fuzz(func(t *testing.T, method, path, query, upgrade, protocol, id string) {
+		r := &http.Request{Method: method, Header: http.Header{}, URL: &url.URL{Path: path, RawQuery: query}}
+		r.Header.Set("Upgrade", upgrade)
+		r.Header.Set("Sec-WebSocket-Protocol", protocol)
+		r.Header.Set(sessionIDHeader, id)
+		c := readClaim(r, testRing)
+		if c.kind == socket && c.id == "" {
+			t.Error("a socket without an id")
+		}
+		if c.stamp == "" {
+			return
+		}
+		if _, _, ok := testRing.verify(c.stamp); !ok {
+			t.Errorf("the stamp %q is not one of ours", c.stamp)
+		}
+	})
+}
+
+func TestSubprotocolToken(t *testing.T) {
+	for name, tc := range map[string]struct {
+		lines []string
+		want  string
+	}{
+		"as browsers write it":  {[]string{"bokeh, tok"}, "tok"},
+		"no space":              {[]string{"bokeh,tok"}, "tok"},
+		"spaces":                {[]string{" bokeh ,  tok "}, "tok"},
+		"two lines":             {[]string{"bokeh", "tok"}, "tok"},
+		"three":                 {[]string{"bokeh, tok, more"}, ""},
+		"three lines":           {[]string{"bokeh", "tok", "more"}, ""},
+		"one":                   {[]string{"bokeh"}, ""},
+		"nothing behind":        {[]string{"bokeh,"}, ""},
+		"another protocol":      {[]string{"graphql-ws, tok"}, ""},
+		"the wrong way round":   {[]string{"tok, bokeh"}, ""},
+		"none":                  {nil, ""},
+		"a comma of a stranger": {[]string{",,"}, ""},
+	} {
+		got, ok := subprotocolToken(http.Header{"Sec-Websocket-Protocol": tc.lines})
+		if got != tc.want || ok != (tc.want != "") {
+			t.Errorf("%s: %q, %v; want %q", name, got, ok, tc.want)
+		}
+	}
+	if got, _ := subprotocolToken(http.Header{"Sec-WebSocket-Protocol": {"bokeh, tok"}}); got != "tok" { //nolint:canonicalheader // as Caddy writes it
+		t.Errorf("with Caddy's case: %q", got)
+	}
+}
+
+func TestIsPageRequest(t *testing.T) {
+	for target, want := range map[string]bool{
+		"/":                             true,
+		"/app":                          true,
+		"/app/":                         true,
+		"/prefix/app?x=1":               true,
+		"/sales.v2":                     true,
+		"/app/autoload.js":              true,
+		"/app/embed.json":               true,
+		"/static.app":                   true,
+		"/rest/session_info":            true,
+		"/app/metadata":                 false,
+		"/favicon.ico":                  false,
+		"/liveness":                     false,
+		"/login":                        false,
+		"/logout":                       false,
+		"/static/js/bokeh.min.js":       false,
+		"/app/static/logo":              false,
+		"/static/extensions/panel/x.js": false,
+		"/components/mod/cls/attr/x":    false,
+		"/app/logo.PNG":                 false,
+		"/app/bundle.js":                false,
+	} {
+		if got := isPageRequest(httptest.NewRequest(http.MethodGet, target, nil)); got != want {
+			t.Errorf("GET %s: %v, want %v", target, got, want)
+		}
+	}
+	for _, method := range []string{http.MethodHead, http.MethodPost, http.MethodOptions, http.MethodConnect} {
+		if isPageRequest(httptest.NewRequest(method, "/app", nil)) {
+			t.Errorf("%s is taken for a page request", method)
+		}
+	}
+	for dest, want := range map[string]bool{"document": true, "iframe": true, "empty": true, "script": false, "style": false, "image": false, "font": false} {
+		r := httptest.NewRequest(http.MethodGet, "/app", nil)
+		r.Header.Set("Sec-Fetch-Dest", dest)
+		if got := isPageRequest(r); got != want {
+			t.Errorf("Sec-Fetch-Dest %s: %v, want %v", dest, got, want)
+		}
+	}
+	r := httptest.NewRequest(http.MethodGet, "/app/autoload.js", nil)
+	r.Header.Set("Sec-Fetch-Dest", "script")
+	if !isPageRequest(r) {
+		t.Error("autoload.js loaded as a script is not taken for a page request")
+	}
+	r = httptest.NewRequest(http.MethodGet, "/app/ws", nil)
+	r.Header.Set("Upgrade", "h2c")
+	if isPageRequest(r) {
+		t.Error("an upgrade is taken for a page request")
+	}
+}
+
+func TestReadPage(t *testing.T) {
+	ours := stampOf("a:80")
+	for name, tc := range map[string]struct {
+		query, header string
+		id, stamp     string
+		gaveID        bool
+	}{
+		"nothing":             {},
+		"other arguments":     {query: "a=b&session-id=x"},
+		"id in the query":     {query: "bokeh-session-id=x", id: "x", gaveID: true},
+		"ours in the query":   {query: "bokeh-session-id=" + ours, id: ours, stamp: ours, gaveID: true},
+		"repeated, stripped":  {query: "bokeh-session-id=a&bokeh-session-id=+b%20", id: "b", gaveID: true},
+		"encoded name":        {query: "bokeh%2Dsession-id=x", id: "x", gaveID: true},
+		"not decodable":       {query: "bokeh-session-id=%zz", id: "%zz", gaveID: true},
+		"semicolon":           {query: "bokeh-session-id=a;b", id: "a;b", gaveID: true},
+		"empty":               {query: "bokeh-session-id=", gaveID: true},
+		"id in the header":    {header: "x", id: "x", gaveID: true},
+		"header and query":    {query: "bokeh-session-id=q", header: "h", id: "h", gaveID: true},
+		"token":               {query: "bokeh-token=" + makeToken(t, ours, nil), id: ours, stamp: ours, gaveID: true},
+		"token nobody reads":  {query: "bokeh-token=%%%", gaveID: true},
+		"token and id":        {query: "bokeh-token=" + makeToken(t, ours, nil) + "&bokeh-session-id=x", id: "x", gaveID: true},
+		"token with a packed": {query: "bokeh-token=" + makeToken(t, "x", map[string]any{stampHeader: ours}), id: "x", stamp: ours, gaveID: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := httptest.NewRequest(http.MethodGet, "/app", nil)
+			r.URL.RawQuery = tc.query
+			if tc.header != "" {
+				r.Header.Set(sessionIDHeader, tc.header)
+			}
+			c := readClaim(r, testRing)
+			if c.kind != pageRequest || c.id != tc.id || c.stamp != tc.stamp || c.gaveID != tc.gaveID {
+				t.Errorf("readClaim = %+v", c)
+			}
+		})
+	}
+}
+
+// What may be shown of a session is of no use for joining it, and is the same on every node.
+func TestSessionHash(t *testing.T) {
+	ours := stampOf("a:80")
+	got := sessionHash{testRing, ours}.String()
+	if len(got) != 12 || strings.Contains(ours, got) {
+		t.Errorf("hash of %q is %q", ours, got)
+	}
+	if again := (sessionHash{keyring{newKey([]byte("first key"))}, ours}).String(); again != got {
+		t.Errorf("another node shows %q, this one %q", again, got)
+	}
+}
+
+func BenchmarkReadToken(b *testing.B) {
+	// 12 KB of token: what a browser with 8 KB of cookies brings.
+	cookies := make([]byte, 0, 16<<10)
+	for i := 0; len(cookies) < 8<<10; i++ {
+		cookies = append(cookies, testRing[0].signature(fmt.Sprint(i))...)
+	}
+	for _, bm := range []struct{ name, id, beside string }{
+		{"ours", stampOf("a:80"), ""},
+		{"beside", "x", stampOf("a:80")},
+	} {
+		headers := map[string]any{"Accept": "*/*", "Host": "h", "User-Agent": "u"}
+		if bm.beside != "" {
+			headers[stampHeader] = bm.beside
+		}
+		payload := asJSON(b, map[string]any{"headers": headers, "zcookies": map[string]string{"c": string(cookies)}})
+		token := base64url.EncodeToString(fmt.Appendf(nil, `{"session_id": %q, "session_expiry": 1, "__bk__zlib_": %q}`, bm.id, pack(b, payload)))
+		b.Run(bm.name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.ReportMetric(float64(len(token)), "B/token")
+			for b.Loop() {
+				if readToken(token, testRing).stamp == "" {
+					b.Fatal("no stamp")
+				}
+			}
+		})
+	}
+}
