@@ -58,7 +58,7 @@ const tokenHeaderBytes = 64_000
 // Placeholder | Description
 // ------------|-------------
 // `{http.reverse_proxy.bokeh.decision}` | Why the upstream was chosen: `bound` (the session is there), `new` (a new session), `moved` (its own upstream is lost) or `shared` (any upstream answers this: static files, login, index)
-// `{http.reverse_proxy.bokeh.session}` | A short keyed hash of the session's id, the same through every Caddy with the same key; not set for shared requests. Where the server makes the ids itself, a page's differs from its socket's
+// `{http.reverse_proxy.bokeh.session}` | A short keyed hash of the session's id, the same through every Caddy with the same key; empty for shared requests. Where the server makes the ids itself, a page's differs from its socket's
 type Selection struct {
 	// How the servers make session ids, as given to `bokeh serve --session-ids`: `unsigned`,
 	// `signed` or `external-signed`. Default: `unsigned`, as in Bokeh.

@@ -381,16 +381,10 @@ func (rn *run) tell(u *reverseproxy.Upstream, d decision) {
 	session := sessionHash{*rn.ring, rn.shown}
 	if rn.repl != nil {
 		rn.repl.Set(placeholderDecision, string(d))
-		if rn.shown != "" {
-			rn.repl.Set(placeholderSession, session)
-		}
+		rn.repl.Set(placeholderSession, session)
 	}
 	if c := rn.s.logger.Check(zapcore.DebugLevel, "selected upstream"); c != nil {
-		fields := []zap.Field{zap.String("upstream", u.Dial), zap.String("decision", string(d))}
-		if rn.shown != "" {
-			fields = append(fields, zap.Stringer("session", session))
-		}
-		c.Write(fields...)
+		c.Write(zap.String("upstream", u.Dial), zap.String("decision", string(d)), zap.Stringer("session", session))
 	}
 }
 

@@ -156,6 +156,9 @@ type sessionHash struct {
 
 // String makes the hash when it is asked for: most requests are logged without it.
 func (s sessionHash) String() string {
+	if s.id == "" {
+		return ""
+	}
 	sum := s.ring.digest(s.id)
 	return hex.EncodeToString(sum[:6])
 }

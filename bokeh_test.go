@@ -1,0 +1,200 @@
+// This file holds a stand-in for a Bokeh server: as much of its protocol as routing can see, with
+// handles for the tests. The real one is in e2e.
+
+package caddybokeh
+
+import (
+	"bufio"
+	"crypto/rand"
+	"crypto/sha1"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// bokeh is a server that behaves like bokeh serve with one app at /app.
+type bokeh struct {
+	*httptest.Server
+	t *testing.T
+
+	ids    string // as --session-ids
+	secret *key   // as BOKEH_SECRET_KEY
+
+	status atomic.Int64  // answered to page requests instead of a page, if not 0
+	hold   chan struct{} // page requests wait until it is closed, if not nil
+
+	mu      sync.Mutex // guards all below
+	docs    map[string]int
+	runs    int
+	sockets map[net.Conn]bool
+	headers []http.Header // of the page requests
+}
+
+// newBokeh starts a server at addr, or anywhere if that is empty.
+func newBokeh(t *testing.T, addr string) *bokeh {
+	t.Helper()
+	b := unstartedBokeh(t, addr)
+	b.Start()
+	return b
+}
+
+func unstartedBokeh(t *testing.T, addr string) *bokeh {
+	t.Helper()
+	b := &bokeh{t: t, ids: sessionIDsUnsigned, docs: map[string]int{}, sockets: map[net.Conn]bool{}}
+	b.Server = httptest.NewUnstartedServer(b)
+	if addr != "" {
+		network := "tcp"
+		if strings.HasPrefix(addr, "/") {
+			network = "unix"
+		}
+		ln, err := net.Listen(network, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Listener.Close()
+		b.Listener = ln
+	}
+	t.Cleanup(b.stop)
+	return b
+}
+
+// addr is what an upstream of Caddy's has to dial.
+func (b *bokeh) addr() string { return b.Listener.Addr().String() }
+
+// stop ends the server as SIGKILL would: sockets are cut and connections refused.
+func (b *bokeh) stop() {
+	b.cut()
+	b.CloseClientConnections()
+	b.Close()
+}
+
+// cut closes all sockets.
+func (b *bokeh) cut() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for c := range b.sockets {
+		c.Close()
+	}
+}
+
+func (b *bokeh) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case strings.HasSuffix(r.URL.Path, "/ws"):
+		b.serveSocket(w, r)
+	case strings.HasSuffix(r.URL.Path, "/app"), strings.HasSuffix(r.URL.Path, "/autoload.js"):
+		b.servePage(w, r)
+	default:
+		fmt.Fprint(w, b.addr())
+	}
+}
+
+// servePage is bokeh/server/core.py, create_session.
+func (b *bokeh) servePage(w http.ResponseWriter, r *http.Request) {
+	b.mu.Lock()
+	b.headers = append(b.headers, r.Header.Clone())
+	b.mu.Unlock()
+	if b.hold != nil {
+		select {
+		case <-b.hold:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	if status := int(b.status.Load()); status != 0 {
+		w.Header().Set("Location", "/login")
+		w.WriteHeader(status)
+		return
+	}
+	id := r.URL.Query().Get("bokeh-session-id")
+	if h := r.Header.Get(sessionIDHeader); h != "" {
+		id = h
+	}
+	if id == "" && b.ids != sessionIDsExternalSigned {
+		id = "made-by-" + strings.ReplaceAll(b.addr(), ".", "-") + "-" + rand.Text()
+		if b.secret != nil {
+			id += "." + b.secret.signature(id)
+		}
+	}
+	if !b.accepts(id) {
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
+	b.open(id)
+	headers := map[string]any{}
+	for name, values := range r.Header {
+		headers[name] = strings.Join(values, ",")
+	}
+	fmt.Fprintf(w, `{"server":%q,"token":%q}`, b.addr(), makeToken(b.t, id, headers))
+}
+
+// accepts says whether the server lets in a session id.
+func (b *bokeh) accepts(id string) bool {
+	if b.ids == sessionIDsUnsigned {
+		return id != ""
+	}
+	base, sig, ok := strings.Cut(id, ".")
+	return ok && sig == b.secret.signature(base)
+}
+
+// open makes the session unless the server has it.
+func (b *bokeh) open(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.docs[id]++; b.docs[id] == 1 {
+		b.runs++
+	}
+}
+
+func (b *bokeh) serveSocket(w http.ResponseWriter, r *http.Request) {
+	token, ok := subprotocolToken(r.Header)
+	id := readToken(token, testRing).id
+	if !ok || !b.accepts(id) {
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
+	b.open(id)
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		b.t.Error(err)
+		return
+	}
+	b.mu.Lock()
+	b.sockets[conn] = true
+	b.mu.Unlock()
+	sum := sha1.Sum([]byte(r.Header.Get("Sec-Websocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	fmt.Fprintf(buf, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX-Server: %s\r\n"+
+		"Sec-WebSocket-Protocol: bokeh\r\nSec-WebSocket-Accept: %s\r\n\r\n", b.addr(), base64.StdEncoding.EncodeToString(sum[:]))
+	buf.Flush()
+	go func() {
+		defer func() {
+			b.mu.Lock()
+			delete(b.sockets, conn)
+			b.mu.Unlock()
+			conn.Close()
+		}()
+		_, _ = bufio.NewReader(conn).ReadByte() // until either side closes
+	}()
+}
+
+// lastPage returns the headers of the last page request that reached the server.
+func (b *bokeh) lastPage() http.Header {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.headers) == 0 {
+		return nil
+	}
+	return b.headers[len(b.headers)-1]
+}
+
+// appRuns returns how often the app ran.
+func (b *bokeh) appRuns() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.runs
+}

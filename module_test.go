@@ -1,0 +1,690 @@
+// This file tests the module in a running Caddy, against stand-ins for Bokeh servers.
+
+package caddybokeh
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+)
+
+// TestMain sees to it that Go's HTTP/2 offers websockets: that is read from the environment
+// before any test can set it.
+func TestMain(m *testing.M) {
+	if !strings.Contains(os.Getenv("GODEBUG"), "http2xconnect=1") {
+		os.Setenv("GODEBUG", strings.TrimPrefix(os.Getenv("GODEBUG")+",http2xconnect=1", ","))
+		if self, err := os.Executable(); err == nil {
+			err = syscall.Exec(self, os.Args, os.Environ())
+			fmt.Fprintln(os.Stderr, "cannot start again with GODEBUG set:", err)
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// site is a running Caddy.
+type site struct {
+	t      *testing.T
+	addr   string
+	config string
+	client *http.Client
+}
+
+// serve runs Caddy with one site whose handlers are given. It has a storage of its own; what the
+// process knows of sessions is thrown away when the test is over.
+func serve(t *testing.T, handlers string) *site {
+	t.Helper()
+	return serveFrom(t, t.TempDir(), handlers)
+}
+
+func serveFrom(t *testing.T, storage, handlers string) *site {
+	t.Helper()
+	s := &site{t: t, addr: freeAddr(t), client: &http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       20 * time.Second,
+	}}
+	s.config = fmt.Sprintf(`{
+	admin off
+	persist_config off
+	auto_https off
+	storage file_system %s
+	servers {
+		max_header_size 64KB
+	}
+	log {
+		output discard
+	}
+}
+http://%s {
+	%%s
+}`, storage, s.addr)
+	if err := s.load(handlers); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// load replaces the handlers of the site.
+func (s *site) load(handlers string) error {
+	s.t.Helper()
+	cfg, err := adapt(fmt.Sprintf(s.config, handlers))
+	if err != nil {
+		return err
+	}
+	return caddy.Load(cfg, true)
+}
+
+func adapt(caddyfile string) ([]byte, error) {
+	cfg, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(caddyfile), map[string]any{"filename": "Caddyfile"})
+	return cfg, err
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// page is what a visitor gets: where it was made, and the token for its socket.
+type page struct {
+	Server, Token string
+	status        int
+	header        http.Header
+}
+
+// get requests a page.
+func (s *site) get(path string, header ...string) page {
+	s.t.Helper()
+	p, err := s.tryGet(context.Background(), path, header...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return p
+}
+
+func (s *site) tryGet(ctx context.Context, path string, header ...string) (p page, err error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.addr+path, nil)
+	if err != nil {
+		return p, err
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	res, err := s.client.Do(r)
+	if err != nil {
+		return p, err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return p, err
+	}
+	p.status, p.header = res.StatusCode, res.Header
+	if res.StatusCode == http.StatusOK && strings.HasPrefix(string(body), "{") {
+		err = json.Unmarshal(body, &p)
+	}
+	return p, err
+}
+
+// ws is an open socket, or the answer to one that was refused.
+type ws struct {
+	net.Conn
+	server string
+	status int
+}
+
+// open opens the socket of a page.
+func (s *site) open(token string) ws {
+	s.t.Helper()
+	w, err := s.tryOpen("/app/ws", "bokeh, "+token)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return w
+}
+
+func (s *site) tryOpen(path, protocol string) (ws, error) {
+	conn, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		return ws{}, err
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: %s\r\n\r\n", path, s.addr, protocol)
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return ws{}, err
+	}
+	go func() { // as a browser does when the other side has closed
+		_, _ = io.Copy(io.Discard, conn)
+		conn.Close()
+	}()
+	return ws{Conn: conn, server: res.Header.Get("X-Server"), status: res.StatusCode}, nil
+}
+
+// visit requests a page and opens its socket, which must land where the page was made.
+func (s *site) visit() (page, ws) {
+	s.t.Helper()
+	p := s.get("/app")
+	w := s.open(p.Token)
+	if p.status != http.StatusOK || w.status != http.StatusSwitchingProtocols || w.server != p.Server {
+		s.t.Fatalf("page %d by %q, socket %d by %q", p.status, p.Server, w.status, w.server)
+	}
+	return p, w
+}
+
+// sessionsOf is what the table counts at an upstream.
+func sessionsOf(addr string) tally {
+	tb := sessions()
+	tb.mu.Lock()
+	defer tb.mu.Unlock()
+	if u := tb.upstreams[upstreamName(addr)]; u != nil {
+		return tallyOf(u)
+	}
+	return tally{}
+}
+
+// soon waits for something that other goroutines are about to do.
+func soon(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for tick := time.NewTicker(2 * time.Millisecond); !done(); {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("after 10 s: not %s", what)
+		}
+	}
+}
+
+func soonCounts(t *testing.T, when, addr string, want tally) {
+	t.Helper()
+	var got tally
+	deadline := time.Now().Add(10 * time.Second)
+	soon(t, when, func() bool {
+		got = sessionsOf(addr)
+		if got != want && time.Now().After(deadline.Add(-time.Second)) {
+			t.Fatalf("%s: building, waiting, connected, unused = %v, want %v", when, got, want)
+		}
+		return got == want
+	})
+}
+
+// three starts three servers and returns them with the addresses as a Caddyfile takes them.
+func three(t *testing.T) ([]*bokeh, string) {
+	t.Helper()
+	servers := []*bokeh{newBokeh(t, ""), newBokeh(t, ""), newBokeh(t, "")}
+	var addrs []string
+	for _, b := range servers {
+		addrs = append(addrs, b.addr())
+	}
+	return servers, strings.Join(addrs, " ")
+}
+
+func runs(servers []*bokeh) (n int) {
+	for _, b := range servers {
+		n += b.appRuns()
+	}
+	return n
+}
+
+func at(servers []*bokeh, addr string) *bokeh {
+	for _, b := range servers {
+		if b.addr() == addr {
+			return b
+		}
+	}
+	return nil
+}
+
+func TestVisitsRunTheAppOnce(t *testing.T) {
+	for name, handlers := range map[string]string{
+		"alone":                "reverse_proxy %s {\n lb_policy bokeh\n}",
+		"with retries":         "reverse_proxy %s {\n lb_policy bokeh\n lb_try_duration 5s\n}",
+		"with header_up":       "reverse_proxy %s {\n lb_policy bokeh\n header_up X-A b\n header_up -Cookie\n}",
+		"under a prefix":       "handle_path /x/* {\n reverse_proxy %s {\n lb_policy bokeh\n }\n}\nhandle {\n rewrite * /x{uri}\n reverse_proxy %[1]s {\n lb_policy bokeh\n }\n}",
+		"as a fallback":        "reverse_proxy %s {\n lb_policy header X-None {\n fallback bokeh\n }\n}",
+		"as another one's":     "reverse_proxy %s {\n lb_policy cookie {\n fallback bokeh\n }\n}",
+		"with a key":           "reverse_proxy %s {\n lb_policy bokeh {\n secret_key one two\n }\n}",
+		"after another policy": "forward_auth %s {\n uri /auth\n}\nreverse_proxy %[1]s {\n lb_policy bokeh\n}",
+		"behind handle_response": "reverse_proxy %s {\n lb_policy bokeh\n @gone status 410\n handle_response @gone {\n" +
+			" reverse_proxy %[1]s {\n lb_policy bokeh\n }\n }\n}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			servers, addrs := three(t)
+			s := serve(t, fmt.Sprintf(handlers, addrs))
+			for range 12 {
+				s.visit()
+			}
+			if n := runs(servers); n != 12 {
+				t.Errorf("12 visits ran the app %d times", n)
+			}
+			for _, b := range servers {
+				if n := b.appRuns(); n != 4 {
+					t.Errorf("%s has %d of 12 sessions, want 4", b.addr(), n)
+				}
+			}
+		})
+	}
+}
+
+func TestPlaceholders(t *testing.T) {
+	_, addrs := three(t)
+	s := serve(t, "reverse_proxy "+addrs+" {\n lb_policy bokeh\n header_down X-Decision {http.reverse_proxy.bokeh.decision}\n"+
+		" header_down X-Session {http.reverse_proxy.bokeh.session}\n}")
+	p := s.get("/app")
+	if d, h := p.header.Get("X-Decision"), p.header.Get("X-Session"); d != "new" || len(h) != 12 {
+		t.Errorf("page: decision %q, session %q", d, h)
+	}
+	id := readToken(p.Token, testRing).id
+	again := s.get("/app", sessionIDHeader, id)
+	if d, h := again.header.Get("X-Decision"), again.header.Get("X-Session"); d != "bound" || h != p.header.Get("X-Session") {
+		t.Errorf("same session: decision %q, session %q, want bound, %q", d, h, p.header.Get("X-Session"))
+	}
+	static := s.get("/static/js/bokeh.js")
+	if d, h := static.header.Get("X-Decision"), static.header.Get("X-Session"); d != "shared" || h != "" {
+		t.Errorf("static file: decision %q, session %q", d, h)
+	}
+}
+
+// A client's own stamp header never reaches a server, whatever it asks for.
+func TestClientsStampIsNotPassedOn(t *testing.T) {
+	for name, extra := range map[string]string{"": "", "with header operations": " header_up X-A b\n"} {
+		b := newBokeh(t, "")
+		s := serve(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n"+extra+"}")
+		s.get("/app", stampHeader, "forged")
+		if got := b.lastPage()[stampHeader]; len(got) > 0 {
+			t.Errorf("%s: the server got %q", name, got)
+		}
+		s.get("/app", stampHeader, "forged", sessionIDHeader, "mine")
+		if got := b.lastPage()[stampHeader]; len(got) != 1 || got[0] == "forged" {
+			t.Errorf("%s: with an id, the server got %q", name, got)
+		}
+	}
+}
+
+// The ways in which servers make session ids, and what a policy may have been told of it.
+func TestSessionIDs(t *testing.T) {
+	const secret = "a secret key"
+	k := newKey([]byte(secret))
+	external := func(n int) string {
+		base := fmt.Sprintf("external-%d", n)
+		return base + "." + k.signature(base)
+	}
+	for _, server := range []string{sessionIDsUnsigned, sessionIDsSigned, sessionIDsExternalSigned} {
+		for name, options := range map[string]string{
+			"told":          "session_ids " + server,
+			"told with key": "session_ids " + server + "\n secret_key " + secret,
+			"not told":      "",
+		} {
+			t.Run(server+", "+name, func(t *testing.T) {
+				options = strings.ReplaceAll(options, secret, `"`+secret+`"`)
+				servers, addrs := three(t)
+				for _, b := range servers {
+					b.ids = server
+					if server != sessionIDsUnsigned {
+						b.secret = k
+					}
+				}
+				s := serve(t, "reverse_proxy "+addrs+" {\n lb_policy bokeh {\n "+options+"\n }\n}")
+				refused := 0
+				const visits = 15
+				for i := range visits {
+					var header []string
+					if server == sessionIDsExternalSigned {
+						header = []string{sessionIDHeader, external(i)}
+					}
+					p := s.get("/app", header...)
+					if p.status == http.StatusForbidden {
+						refused++
+						continue
+					}
+					if w := s.open(p.Token); w.server != p.Server {
+						t.Errorf("page by %s, socket by %s", p.Server, w.server)
+					}
+				}
+				if n := runs(servers); n != visits-refused {
+					t.Errorf("%d visits ran the app %d times", visits-refused, n)
+				}
+				want := 0
+				if server == sessionIDsSigned && name == "not told" {
+					want = len(servers)
+				}
+				if refused != want {
+					t.Errorf("%d visits were refused, want %d", refused, want)
+				}
+			})
+		}
+	}
+}
+
+// An external-signed server refuses a visitor who brings no id. We must not let him in.
+func TestExternalSignedNeedsAnID(t *testing.T) {
+	b := newBokeh(t, "")
+	b.ids, b.secret = sessionIDsExternalSigned, newKey([]byte("k"))
+	s := serve(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh {\n session_ids external-signed\n secret_key k\n }\n}")
+	if p := s.get("/app"); p.status != http.StatusForbidden {
+		t.Errorf("status %d, want 403", p.status)
+	}
+}
+
+// A new process, here another config with an empty table, finds the session by its stamp.
+func TestBoundAfterRestart(t *testing.T) {
+	for name, options := range map[string]string{
+		"stored key": "",
+		"own key":    "secret_key k",
+		"new key":    "secret_key k",
+		"beside":     "session_ids signed",
+	} {
+		t.Run(name, func(t *testing.T) {
+			servers, addrs := three(t)
+			if name == "beside" {
+				for _, b := range servers {
+					b.ids, b.secret = sessionIDsSigned, newKey([]byte("theirs"))
+				}
+			}
+			storage := t.TempDir()
+			config := "reverse_proxy " + addrs + " {\n lb_policy bokeh {\n %s\n }\n}"
+			s := serveFrom(t, storage, fmt.Sprintf(config, options))
+			var pages []page
+			for range 9 {
+				pages = append(pages, s.get("/app"))
+			}
+			if err := caddy.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			forget(t)
+			if name == "new key" {
+				options = "secret_key new k"
+			}
+			s = serveFrom(t, storage, fmt.Sprintf(config, options))
+			for _, p := range pages {
+				if w := s.open(p.Token); w.server != p.Server {
+					t.Errorf("page by %s, socket by %s", p.Server, w.server)
+				}
+			}
+			if n := runs(servers); n != 9 {
+				t.Errorf("9 visits ran the app %d times", n)
+			}
+		})
+	}
+}
+
+// forget makes the process forget its sessions and its own key, as a new one would.
+func forget(t *testing.T) {
+	t.Helper()
+	oldSessions, oldKey := sessions, processKey
+	fresh, other := newTable(), newKey(randomSecret())
+	sessions = func() *table { return fresh }
+	processKey = func() *key { return other }
+	t.Cleanup(func() { sessions, processKey = oldSessions, oldKey })
+}
+
+func TestNewSessionSurvivesDeadUpstreams(t *testing.T) {
+	for name, extra := range map[string]string{
+		"":                       "",
+		"with header operations": " header_up X-A b\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			alive := newBokeh(t, "")
+			dead := []string{freeAddr(t), freeAddr(t), freeAddr(t)}
+			s := serve(t, "reverse_proxy "+strings.Join(dead, " ")+" "+alive.addr()+
+				" {\n lb_policy bokeh\n lb_try_duration 5s\n lb_try_interval 1ms\n"+extra+"}")
+			for range 5 {
+				p, w := s.visit()
+				// The stamp that reached the server is the fresh one, which names it.
+				stamp := alive.lastPage().Get(sessionIDHeader)
+				ring := *activeRing(t)
+				tg, k, ok := ring.verify(stamp)
+				if !ok || tg != k.tag(sharedName(upstreamName(alive.addr()))) {
+					t.Errorf("the server got the stamp %q", stamp)
+				}
+				if readToken(p.Token, ring).stamp != stamp {
+					t.Error("the token does not carry the stamp")
+				}
+				w.Close()
+			}
+			for _, addr := range dead {
+				if got := sessionsOf(addr); got != (tally{}) {
+					t.Errorf("a dead upstream has the sessions %v", got)
+				}
+			}
+			soonCounts(t, "all unused", alive.addr(), tally{0, 0, 0, 5})
+		})
+	}
+}
+
+// activeRing is the keyring that the stored key makes.
+func activeRing(t *testing.T) *keyring {
+	t.Helper()
+	secret, err := loadKey(context.Background(), caddy.ActiveContext().Storage())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &keyring{newKey(secret)}
+}
+
+// Without retries the failed dial of one visit tells the next one.
+func TestDeadUpstreamIsPassedOver(t *testing.T) {
+	alive := newBokeh(t, "")
+	s := serve(t, "reverse_proxy "+freeAddr(t)+" "+alive.addr()+" {\n lb_policy bokeh\n}")
+	failed := 0
+	for range 10 {
+		if s.get("/app").status != http.StatusOK {
+			failed++
+		}
+	}
+	if failed > 1 {
+		t.Errorf("%d of 10 visits failed, want at most the first", failed)
+	}
+}
+
+func TestPoolOfOneRidesOutARestart(t *testing.T) {
+	b := newBokeh(t, "")
+	addr := b.addr()
+	s := serve(t, "reverse_proxy "+addr+" {\n lb_policy bokeh\n lb_try_duration 10s\n lb_try_interval 10ms\n}")
+	p, w := s.visit()
+	b.stop()
+	w.Close()
+	got := make(chan page, 2)
+	go func() { got <- s.get("/app") }()
+	opened := make(chan ws, 1)
+	go func() { opened <- s.open(p.Token) }()
+	soon(t, "asked for a page", func() bool { return sessionsOf(addr)[0] > 0 })
+	newBokeh(t, addr)
+	if p := <-got; p.status != http.StatusOK {
+		t.Errorf("page: %d", p.status)
+	}
+	if w := <-opened; w.status != http.StatusSwitchingProtocols {
+		t.Errorf("socket: %d", w.status)
+	}
+}
+
+// A session whose server is lost moves: on this request if it is retried, else on the next. It
+// stays where it moved, on other nodes too, also when its first server is back.
+func TestLostSessionMoves(t *testing.T) {
+	for name, retry := range map[string]string{
+		"retried":     " lb_try_duration 5s\n lb_try_interval 1ms\n",
+		"not retried": "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			servers, addrs := three(t)
+			storage := t.TempDir()
+			config := "reverse_proxy " + addrs + " {\n lb_policy bokeh\n header_up X-A b\n" + retry + "}"
+			s := serveFrom(t, storage, config)
+			p, w := s.visit()
+			home := at(servers, p.Server)
+			home.stop()
+			w.Close()
+			soonCounts(t, "unused at home", p.Server, tally{0, 0, 0, 1})
+
+			moved := s.open(p.Token)
+			if retry == "" {
+				if moved.status != http.StatusBadGateway {
+					t.Errorf("first try: %d", moved.status)
+				}
+				moved = s.open(p.Token)
+			}
+			if moved.status != http.StatusSwitchingProtocols || moved.server == p.Server {
+				t.Fatalf("status %d at %s", moved.status, moved.server)
+			}
+			soonCounts(t, "moved", moved.server, tally{0, 0, 1, 0})
+
+			newBokeh(t, p.Server) // it is back, without the session
+			if again := s.open(p.Token); again.server != moved.server {
+				t.Errorf("a later socket went to %s, want %s", again.server, moved.server)
+			}
+		})
+	}
+}
+
+// Another node finds by itself where a session has moved.
+func TestLostSessionMovesAlikeOnAllNodes(t *testing.T) {
+	servers, addrs := three(t)
+	storage := t.TempDir()
+	config := "reverse_proxy " + addrs + " {\n lb_policy bokeh\n lb_try_duration 5s\n lb_try_interval 1ms\n}"
+	s := serveFrom(t, storage, config)
+	var pages []page
+	for range 15 {
+		pages = append(pages, s.get("/app"))
+	}
+	servers[0].stop()
+	moved := map[string]string{}
+	to := map[string]int{}
+	for _, p := range pages {
+		w := s.open(p.Token)
+		moved[p.Token] = w.server
+		if p.Server == servers[0].addr() {
+			to[w.server]++
+		} else if w.server != p.Server {
+			t.Errorf("a session of %s went to %s", p.Server, w.server)
+		}
+	}
+	if len(to) != 2 {
+		t.Errorf("5 lost sessions went to %v", to)
+	}
+	if err := caddy.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	forget(t)
+	s = serveFrom(t, storage, config)
+	for _, p := range pages {
+		if w := s.open(p.Token); w.server != moved[p.Token] {
+			t.Errorf("moved to %s on one node, to %s on another", moved[p.Token], w.server)
+		}
+	}
+}
+
+func TestCountsOfTroubledPages(t *testing.T) {
+	b := newBokeh(t, "")
+	b.hold = make(chan struct{})
+	s := serve(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n}")
+
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.tryGet(ctx, "/app")
+		done <- err
+	}()
+	soonCounts(t, "building", b.addr(), tally{1, 0, 0, 0})
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("err = %v", err)
+	}
+	soonCounts(t, "aborted", b.addr(), tally{})
+
+	close(b.hold)
+	for _, status := range []int{http.StatusFound, http.StatusNotFound, http.StatusInternalServerError} {
+		b.status.Store(int64(status))
+		if p := s.get("/app"); p.status != status {
+			t.Errorf("status %d, want %d", p.status, status)
+		}
+		soonCounts(t, fmt.Sprint("answered ", status), b.addr(), tally{})
+	}
+}
+
+func TestCountsOverReloads(t *testing.T) {
+	a, b := newBokeh(t, ""), newBokeh(t, "")
+	both := "reverse_proxy " + a.addr() + " " + b.addr() + " {\n lb_policy bokeh\n stream_close_delay 1h\n}"
+	s := serve(t, both)
+	s.visit()
+	s.visit()
+	open := tally{0, 0, 1, 0}
+	soonCounts(t, "one each", a.addr(), open)
+	soonCounts(t, "one each", b.addr(), open)
+
+	if err := s.load(both + "\nheader X-A b"); err != nil {
+		t.Fatal(err)
+	}
+	soonCounts(t, "after a reload", a.addr(), open)
+	if err := s.load("reverse_proxy " + a.addr() + " {\n lb_policy bokeh {\n secret_key {env.CADDY_BOKEH_NOT_SET}\n }\n}"); err == nil {
+		t.Fatal("an empty key is no error")
+	} else if !strings.Contains(err.Error(), "secret_key 1") {
+		t.Errorf("the error does not name the option: %v", err)
+	}
+	soonCounts(t, "after a failed reload", a.addr(), open)
+	if err := s.load("reverse_proxy " + b.addr() + " {\n lb_policy bokeh\n}"); err != nil {
+		t.Fatal(err)
+	}
+	soonCounts(t, "removed", a.addr(), open)
+	if err := s.load(both); err != nil {
+		t.Fatal(err)
+	}
+	soonCounts(t, "added back", a.addr(), open)
+	a.cut()
+	b.cut()
+	soonCounts(t, "cut", a.addr(), tally{0, 0, 0, 1})
+}
+
+func TestDialOfUnixSocket(t *testing.T) {
+	path := t.TempDir() + "/bokeh.sock"
+	b := newBokeh(t, path)
+	s := serve(t, "reverse_proxy unix/"+path+" {\n lb_policy bokeh\n}")
+	if p, w := s.visit(); p.Server != w.server || p.Server != b.addr() {
+		t.Errorf("page by %q, socket by %q", p.Server, w.server)
+	}
+	if got := sessionsOf("unix/" + path); got != (tally{0, 0, 1, 0}) {
+		t.Errorf("sessions %v", got)
+	}
+}
+
+func TestPlaceholderInAddress(t *testing.T) {
+	a, b := newBokeh(t, ""), newBokeh(t, "")
+	s := serve(t, "reverse_proxy {query.a} {query.b} {\n lb_policy bokeh\n}")
+	q := "?" + url.Values{"a": {a.addr()}, "b": {b.addr()}}.Encode()
+	for range 6 {
+		p := s.get("/app" + q)
+		w, err := s.tryOpen("/app/ws"+q, "bokeh, "+p.Token)
+		if err != nil || w.server != p.Server {
+			t.Errorf("page by %q, socket by %q, %v", p.Server, w.server, err)
+		}
+	}
+	if n := runs([]*bokeh{a, b}); n != 6 {
+		t.Errorf("6 visits ran the app %d times", n)
+	}
+}
