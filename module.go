@@ -94,6 +94,7 @@ type Selection struct {
 	lifetime time.Duration // of a session without a socket
 	givesIDs bool          // whether a stamp may be a session's id
 	ring     *atomic.Pointer[keyring]
+	healthy  func(*reverseproxy.Upstream) bool
 
 	static    reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
 	index     atomic.Pointer[index]     // of the static pool
@@ -102,7 +103,7 @@ type Selection struct {
 }
 
 // sessions is the one table of this process. It outlives configs, because sessions do: a reload
-// changes nothing about where documents live. Callers should use newSelectionState.
+// changes nothing about where documents live.
 var sessions = sync.OnceValue(newTable)
 
 // CaddyModule returns the Caddy module information.
@@ -151,6 +152,7 @@ func (s *Selection) setDefaults() {
 func (s *Selection) attach(t *table) {
 	s.table = t
 	s.members = &members{t: t}
+	s.healthy = (*reverseproxy.Upstream).Healthy
 	s.lifetime = time.Duration(s.UnusedSessionLifetime + s.CheckUnusedSessions)
 	s.givesIDs = s.SessionIDs == sessionIDsUnsigned || s.SessionIDs == sessionIDsSigned && len(s.SecretKey) > 0
 }

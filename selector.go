@@ -156,7 +156,7 @@ func (rn *run) home(v *view) int {
 // is lost, such that all nodes find the same.
 func (rn *run) elsewhere(v *view) int {
 	return v.first(rn.id, func(i int) bool {
-		if rn.kind == pageRequest && !v.members[i].healthy(v.pool[i], v.now) {
+		if rn.kind == pageRequest && !v.isHealthy(i) {
 			return false // most likely it is the first we hear of this session
 		}
 		return !v.lost(i)
@@ -406,7 +406,7 @@ func (s *Selection) lastKnown(pool reverseproxy.UpstreamPool) reverseproxy.Upstr
 
 // view looks at a pool.
 func (s *Selection) view(pool reverseproxy.UpstreamPool, rn *run) *view {
-	v := &view{pool: pool, ring: rn.ring, now: s.table.now()}
+	v := &view{pool: pool, ring: rn.ring, now: s.table.now(), healthy: s.healthy}
 	if !s.isStatic(pool) {
 		v.members = s.membersOf(pool, rn.repl)
 		return v

@@ -114,28 +114,19 @@ func (m *member) marksBy(ring *keyring) *marks {
 	return ms
 }
 
-// healthy says whether health checks let u be used, and keeps account of since when not.
-func (m *member) healthy(u *reverseproxy.Upstream, now time.Duration) bool {
-	if u.Healthy() {
+// observe keeps account of since when the member is unhealthy.
+func (m *member) observe(healthy bool, now time.Duration) {
+	if healthy {
 		if m.downSince.Load() != 0 {
 			m.downSince.Store(0)
 		}
-		return true
+		return
 	}
 	// Nobody may have looked for a while, and it may have been up in between.
 	if m.downSince.Load() == 0 || now-time.Duration(m.downSeen.Load()) > unhealthyGrace {
 		m.downSince.Store(int64(now))
 	}
 	m.downSeen.Store(int64(now))
-	return false
-}
-
-// lost says whether the sessions of u have to go elsewhere.
-func (m *member) lost(u *reverseproxy.Upstream, now time.Duration) bool {
-	if m.failing(now) {
-		return true
-	}
-	return !m.healthy(u, now) && now-time.Duration(m.downSince.Load()) > unhealthyGrace
 }
 
 // full says whether u has a limit of requests and has reached it.
@@ -246,6 +237,7 @@ type view struct {
 	members []*member
 	ring    *keyring
 	now     time.Duration
+	healthy func(*reverseproxy.Upstream) bool
 
 	// index is set for a pool that does not change, so that finding a bound session's
 	// upstream costs the same in any pool.
@@ -302,14 +294,21 @@ func (v *view) named(k *key, t tag) int {
 	return slices.IndexFunc(v.members, func(m *member) bool { return m.marksBy(v.ring).tags[j] == t })
 }
 
+// isHealthy says whether health checks let the upstream at i be used.
+func (v *view) isHealthy(i int) bool {
+	healthy := v.healthy(v.pool[i])
+	v.members[i].observe(healthy, v.now)
+	return healthy
+}
+
 // lost says whether the sessions of the upstream at i have to go elsewhere.
-func (v *view) lost(i int) bool { return v.members[i].lost(v.pool[i], v.now) }
+func (v *view) lost(i int) bool {
+	m := v.members[i]
+	return m.failing(v.now) || !v.isHealthy(i) && v.now-time.Duration(m.downSince.Load()) > unhealthyGrace
+}
 
 // available says whether the upstream at i takes new sessions.
-func (v *view) available(i int) bool {
-	u := v.pool[i]
-	return v.members[i].healthy(u, v.now) && !full(u)
-}
+func (v *view) available(i int) bool { return v.isHealthy(i) && !full(v.pool[i]) }
 
 // least returns the place of the member that weighs least among those that may be taken, ties
 // at random, or -1.

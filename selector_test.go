@@ -1,0 +1,488 @@
+// This file tests Select without a Caddy around it: the order of choice, time, bad input, speed.
+
+package caddybokeh
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+)
+
+// testPool returns n upstreams named u0:80, u1:80 and so on.
+func testPool(n int) reverseproxy.UpstreamPool {
+	pool := make(reverseproxy.UpstreamPool, n)
+	for i := range pool {
+		pool[i] = &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: fmt.Sprintf("u%d:80", i)}
+	}
+	return pool
+}
+
+// newTestSelection returns a policy with a table of its own, for a handler with the given pool.
+func newTestSelection(pool reverseproxy.UpstreamPool) *Selection {
+	s := &Selection{logger: zap.NewNop(), ring: new(atomic.Pointer[keyring])}
+	s.setDefaults()
+	s.ring.Store(&testRing)
+	s.attach(newTable())
+	s.knowPool(&reverseproxy.Handler{Upstreams: pool})
+	return s
+}
+
+// request is one request on its way through a handler.
+type request struct {
+	*http.Request
+	s    *Selection
+	repl *caddy.Replacer
+	end  context.CancelFunc
+}
+
+func newRequest(s *Selection, target string, header ...string) *request {
+	r := httptest.NewRequest(http.MethodGet, target, nil)
+	for i := 0; i < len(header); i += 2 {
+		r.Header[header[i]] = []string{header[i+1]}
+	}
+	repl := caddy.NewReplacer()
+	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), caddy.ReplacerCtxKey, repl))
+	return &request{r.WithContext(ctx), s, repl, cancel}
+}
+
+func newSocket(s *Selection, token string) *request {
+	return newRequest(s, "/app/ws", "Upgrade", "websocket", "Connection", "Upgrade", "Sec-Websocket-Protocol", "bokeh, "+token)
+}
+
+// choose selects an upstream and returns its address, or nothing, and the decision.
+func (r *request) choose(pool reverseproxy.UpstreamPool) (addr, why string) {
+	u := r.s.Select(pool, r.Request, nil)
+	if u == nil {
+		return "", ""
+	}
+	why, _ = r.repl.GetString(placeholderDecision)
+	return u.Dial, why
+}
+
+// run returns what the policy knows of the request.
+func (r *request) run() *run { return r.s.run(r.Request) }
+
+// answer plays the rest of an attempt that the upstream answers, and ends the request.
+func (r *request) answer(status int) {
+	rn := r.run()
+	rn.dialed(rn.attempt, nil)
+	rn.answered(rn.attempt)
+	r.repl.Set(placeholderStatus, status)
+	r.end()
+}
+
+// refuse plays an attempt whose dial fails.
+func (r *request) refuse() {
+	rn := r.run()
+	rn.dialed(rn.attempt, fmt.Errorf("connection refused"))
+}
+
+// stamp is what a page request carries after Select.
+func (r *request) stamp() string {
+	if s := r.Header.Get(stampHeader); s != "" {
+		return s
+	}
+	return r.Header.Get(sessionIDHeader)
+}
+
+func TestNewSessionsGoWhereFewestPagesAreBuilt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		chosen := map[string]*request{}
+		for range 3 {
+			r := newRequest(s, "/app")
+			addr, why := r.choose(pool)
+			if why != "new" || chosen[addr] != nil {
+				t.Fatalf("%s, %s", addr, why)
+			}
+			chosen[addr] = r
+		}
+		// u0 has its page built and holds a session now: still the best, for nothing is in its queue.
+		chosen["u0:80"].answer(200)
+		synctest.Wait()
+		next := newRequest(s, "/app")
+		if addr, _ := next.choose(pool); addr != "u0:80" {
+			t.Errorf("went to %s, want u0:80", addr)
+		}
+		// With no page being built anywhere, sessions decide.
+		for _, r := range []*request{next, chosen["u1:80"]} {
+			r.answer(200)
+		}
+		chosen["u2:80"].answer(302)
+		synctest.Wait()
+		last := newRequest(s, "/app")
+		if addr, _ := last.choose(pool); addr != "u2:80" {
+			t.Errorf("went to %s, want u2:80", addr)
+		}
+		last.end()
+		synctest.Wait()
+		time.Sleep(testLifetime + 2*time.Second)
+		wantEmpty(t, s.table, 3)
+	})
+}
+
+func TestHealthTouchesNewSessionsFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		page := newRequest(s, "/app")
+		home, _ := page.choose(pool)
+		page.answer(200)
+		synctest.Wait()
+		token := makeToken(t, page.stamp(), nil)
+
+		down := true
+		s.healthy = func(u *reverseproxy.Upstream) bool { return !down || u.Dial != home }
+		for range 20 {
+			r := newRequest(s, "/app")
+			if addr, _ := r.choose(pool); addr == home {
+				t.Fatal("a new session went to an unhealthy upstream")
+			}
+			r.end()
+		}
+		socketAt := func(when, wantWhy string) {
+			t.Helper()
+			r := newSocket(s, token)
+			addr, why := r.choose(pool)
+			if (addr == home) != (wantWhy == "bound") || why != wantWhy {
+				t.Errorf("%s: %s at %s, home is %s", when, why, addr, home)
+			}
+			r.end()
+			synctest.Wait()
+		}
+		socketAt("at once", "bound")
+		time.Sleep(50 * time.Second)
+		socketAt("after 50 s", "bound")
+		down = false
+		socketAt("healthy again", "bound")
+		down = true
+		socketAt("down again", "bound")
+		time.Sleep(50 * time.Second)
+		socketAt("50 s later", "bound")
+		time.Sleep(11 * time.Second)
+		socketAt("lost", "moved")
+	})
+}
+
+// A full upstream still takes its own sessions.
+func TestFullUpstreamKeepsItsSessions(t *testing.T) {
+	pool := testPool(2)
+	s := newTestSelection(pool)
+	ring := *s.ring.Load()
+	stamp := ring[0].stamp(ring[0].tag("u1:80"))
+	pool[1].MaxRequests = -1
+	if addr, why := newSocket(s, makeToken(t, stamp, nil)).choose(pool); addr != "u1:80" || why != "bound" {
+		t.Errorf("%s at %s", why, addr)
+	}
+}
+
+func TestRetriesOfANewSession(t *testing.T) {
+	pool := testPool(3)
+	s := newTestSelection(pool)
+	r := newRequest(s, "/app")
+	seen := map[string]bool{}
+	stamps := map[string]bool{}
+	for range 3 {
+		addr, _ := r.choose(pool)
+		tg, k, ok := testRing.verify(r.stamp())
+		if !ok || tg != k.tag(addr) {
+			t.Errorf("the stamp does not name %s", addr)
+		}
+		seen[addr], stamps[r.stamp()] = true, true
+		r.refuse()
+	}
+	if len(seen) != 3 || len(stamps) != 3 {
+		t.Errorf("3 attempts at %d upstreams with %d stamps", len(seen), len(stamps))
+	}
+	if addr, _ := r.choose(pool); addr == "" {
+		t.Error("with all tried it does not start over")
+	}
+	total := int64(0)
+	for _, m := range s.index.Load().members {
+		total += m.sessions()
+	}
+	if total != 1 {
+		t.Errorf("one request weighs %d", total)
+	}
+}
+
+// Caddy copies the headers of each attempt from those of the first where there are header
+// operations, and sends the ones on the request where there are none.
+func TestFreshStampIsSent(t *testing.T) {
+	for name, withOps := range map[string]bool{"header operations": true, "none": false} {
+		pool := testPool(4)
+		s := newTestSelection(pool)
+		r := newRequest(s, "/app")
+		original := r.Header
+		for range 4 {
+			addr, _ := r.choose(pool)
+			if withOps {
+				r.Header = original.Clone()
+				r.Header.Set("X-A", "b")
+			}
+			if tg, k, ok := testRing.verify(r.Header.Get(sessionIDHeader)); !ok || tg != k.tag(addr) {
+				t.Errorf("%s: the stamp sent does not name %s", name, addr)
+			}
+			r.refuse()
+		}
+	}
+}
+
+func TestForeignIDs(t *testing.T) {
+	pool := testPool(5)
+	one, two := newTestSelection(pool), newTestSelection(testPool(5))
+	count := map[string]int{}
+	for i := range 200 {
+		id := fmt.Sprint("id-", i)
+		page := newRequest(one, "/app", sessionIDHeader, id)
+		addr, why := page.choose(pool)
+		if why != "new" {
+			t.Fatalf("decision %s", why)
+		}
+		count[addr]++
+		page.end()
+		// Its socket finds it through another node as well, by the id alone.
+		if there, _ := newSocket(two, makeToken(t, id, nil)).choose(two.static); there != addr {
+			t.Errorf("page at %s, socket at %s", addr, there)
+		}
+	}
+	for addr, n := range count {
+		if n < 20 || n > 60 {
+			t.Errorf("%s has %d of 200 sessions", addr, n)
+		}
+	}
+	if len(count) != 5 {
+		t.Errorf("only %d of 5 upstreams are used", len(count))
+	}
+}
+
+// One id on two sites is two sessions, and each site sees only its own pool.
+func TestOneForeignIDOnTwoSites(t *testing.T) {
+	inner, outer := testPool(1), reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: "public:80"}}
+	a, b := newTestSelection(inner), newTestSelection(outer)
+	b.attach(a.table)
+	b.knowPool(&reverseproxy.Handler{Upstreams: outer})
+	token := makeToken(t, "shared-id", nil)
+	if addr, _ := newSocket(a, token).choose(inner); addr != "u0:80" {
+		t.Errorf("inner site: %s", addr)
+	}
+	if addr, _ := newSocket(b, token).choose(outer); addr != "public:80" {
+		t.Errorf("outer site: %s", addr)
+	}
+	if addr, _ := newSocket(a, token).choose(inner); addr != "u0:80" {
+		t.Errorf("inner site again: %s", addr)
+	}
+}
+
+// A stamp that names an upstream that is gone, and one by a key that is, lead to the same
+// upstream on every node.
+func TestStampThatNamesNobody(t *testing.T) {
+	pool := testPool(4)
+	for name, stamp := range map[string]string{
+		"gone":        stampOf("gone:80"),
+		"another key": newKey([]byte("x")).stamp(tag{}),
+	} {
+		first := ""
+		for range 3 {
+			addr, _ := newSocket(newTestSelection(pool), makeToken(t, stamp, nil)).choose(pool)
+			if first == "" {
+				first = addr
+			}
+			if addr == "" || addr != first {
+				t.Errorf("%s: %q, then %q", name, first, addr)
+			}
+		}
+	}
+}
+
+// A dynamic source makes new upstreams for every attempt; sessions and failures are known by name.
+func TestPoolThatChangesAtEveryAttempt(t *testing.T) {
+	s := newTestSelection(nil)
+	page := newRequest(s, "/app")
+	home, _ := page.choose(testPool(3))
+	page.answer(200)
+	for range 10 {
+		r := newSocket(s, makeToken(t, page.stamp(), nil))
+		if addr, why := r.choose(testPool(3)); addr != home || why != "bound" {
+			t.Errorf("%s at %s, home is %s", why, addr, home)
+		}
+		r.end()
+	}
+	r := newSocket(s, makeToken(t, page.stamp(), nil))
+	r.choose(testPool(3))
+	r.refuse()
+	if addr, why := r.choose(testPool(3)); addr == home || why != "moved" {
+		t.Errorf("%s at %s, home is %s", why, addr, home)
+	}
+}
+
+func TestEmptyPoolIsNoInformation(t *testing.T) {
+	s := newTestSelection(nil)
+	if addr, _ := newRequest(s, "/app").choose(nil); addr != "" {
+		t.Errorf("%s of a pool that was always empty", addr)
+	}
+	s.keepsPool = true
+	newRequest(s, "/app").choose(testPool(2))
+	if addr, _ := newRequest(s, "/app").choose(nil); addr == "" {
+		t.Error("an empty pool after a good one serves nobody")
+	}
+	// What depends on the request may be somebody else's.
+	for raw, want := range map[string]bool{
+		`{"source":"a","name":"bokeh.internal","port":"5006"}`:               true,
+		`{"source":"a","name":"{http.request.host}.internal","port":"5006"}`: false,
+	} {
+		s := newTestSelection(nil)
+		s.knowPool(&reverseproxy.Handler{DynamicUpstreamsRaw: []byte(raw)})
+		if s.keepsPool != want {
+			t.Errorf("%s: keeps the last pool: %v, want %v", raw, s.keepsPool, want)
+		}
+	}
+}
+
+func TestSharedRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		busy := newRequest(s, "/app")
+		builder, _ := busy.choose(pool)
+		for range 20 {
+			if addr, why := newRequest(s, "/static/js/bokeh.js").choose(pool); addr == builder || why != "shared" {
+				t.Fatalf("%s at %s, which builds a page", why, addr)
+			}
+		}
+		busy.answer(200)
+		synctest.Wait()
+		// Only a server that has built a page knows the files of extensions.
+		for range 20 {
+			if addr, _ := newRequest(s, "/static/extensions/panel/panel.min.js").choose(pool); addr != builder {
+				t.Fatalf("an extension's file was asked of %s, which has built no page", addr)
+			}
+		}
+	})
+}
+
+// What a handler before us left behind must not be taken for an answer to us.
+func TestStatusOfAnEarlierHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newTestSelection(pool)
+		r := newRequest(s, "/app")
+		r.repl.Set(placeholderStatus, 200)
+		r.choose(pool)
+		r.refuse()
+		r.end()
+		synctest.Wait()
+		wantTally(t, "failed", s.index.Load().members[0].upstream, tally{})
+	})
+}
+
+// Hooks of a connection can be called long after the attempt is over.
+func TestLateHooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		r := newRequest(s, "/app")
+		r.choose(pool)
+		first := r.run().attempt
+		r.refuse()
+		r.choose(pool)
+		r.run().answered(first)
+		r.run().dialed(first, fmt.Errorf("late"))
+		if second := r.run().attempt.m; second.failing(s.table.now()) || second.counts[building].Load() != 1 {
+			t.Error("a late hook of the first attempt tells on the second")
+		}
+		r.answer(200)
+		synctest.Wait()
+		r.run().answered(r.run().attempt)
+		time.Sleep(testLifetime + 2*time.Second)
+		wantEmpty(t, s.table, 2)
+	})
+}
+
+func TestBadTokensAreShared(t *testing.T) {
+	pool := testPool(3)
+	s := newTestSelection(pool)
+	for name, tc := range tokenCases(t) {
+		r := newSocket(s, tc.token)
+		addr, why := r.choose(pool)
+		if addr == "" || (why == "shared") != (tc.id == "") {
+			t.Errorf("%s: %q at %q", name, why, addr)
+		}
+		if got := r.Header.Get("Sec-Websocket-Protocol"); got != "bokeh, "+tc.token {
+			t.Errorf("%s: the header was changed", name)
+		}
+		r.end()
+	}
+}
+
+func TestWithoutReplacer(t *testing.T) {
+	pool := testPool(1)
+	s := newTestSelection(pool)
+	if u := s.Select(pool, httptest.NewRequest(http.MethodGet, "/app", nil), nil); u != pool[0] {
+		t.Errorf("chose %v", u)
+	}
+}
+
+// Clients that can make up addresses must not make the process grow.
+func TestMembersAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept := testPool(1)
+		s := newTestSelection(kept)
+		for i := range 3 * maxMembers {
+			time.Sleep(time.Microsecond)
+			s.members.get(fmt.Sprintf("made-up-%d:80", i))
+		}
+		if n := len(s.table.upstreams); n > maxMembers+1 {
+			t.Errorf("%d upstreams are known", n)
+		}
+		if _, ok := s.members.byDial.Load(kept[0].Dial); !ok {
+			t.Error("the upstream of the config was forgotten")
+		}
+		time.Sleep(memberMemory + time.Minute)
+		s.members.get("one-more:80")
+		if n := len(s.table.upstreams); n != 2 {
+			t.Errorf("after a while %d upstreams are known, want 2", n)
+		}
+		if err := s.Cleanup(); err != nil {
+			t.Fatal(err)
+		}
+		s.members.get("late:80")
+		wantEmpty(t, s.table, 0)
+	})
+}
+
+// FuzzSelect drives Select with whatever a client can send.
+func FuzzSelect(f *testing.F) {
+	f.Add("/app", "", "", "", "")
+	f.Add("/app", stampOf("u0:80"), "", "", "")
+	f.Add("/app/ws", "", "bokeh, "+makeToken(f, stampOf("u1:80"), nil), "websocket", "")
+	f.Add("/static/extensions/x", "", "", "", strings.Repeat("x", 100))
+	pool := testPool(3)
+	s := newTestSelection(pool)
+	f.Fuzz(func(t *testing.T, path, id, protocol, upgrade, stamp string) {
+		if !strings.HasPrefix(path, "/") || strings.ContainsAny(path, " \x00\r\n") {
+			return
+		}
+		r := newRequest(s, "/", sessionIDHeader, id, "Sec-Websocket-Protocol", protocol, "Upgrade", upgrade, stampHeader, stamp)
+		r.URL.Path = path
+		addr, _ := r.choose(pool)
+		if addr == "" {
+			t.Error("no upstream")
+		}
+		if got := r.Header.Get(stampHeader); got != "" && (got == stamp || len(got) != stampLen) {
+			t.Errorf("the client's stamp %q is passed on", got)
+		}
+		r.end()
+	})
+}
