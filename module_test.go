@@ -5,22 +5,30 @@ package caddybokeh
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/net/http2"
 )
 
 // TestMain sees to it that Go's HTTP/2 offers websockets: that is read from the environment
@@ -686,5 +694,243 @@ func TestPlaceholderInAddress(t *testing.T) {
 	}
 	if n := runs([]*bokeh{a, b}); n != 6 {
 		t.Errorf("6 visits ran the app %d times", n)
+	}
+}
+
+// shifting is a source of upstreams that makes new ones for every attempt, or fails.
+type shifting struct {
+	Addrs []string `json:"addrs"`
+}
+
+var shiftingFails atomic.Bool
+
+func (*shifting) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.reverse_proxy.upstreams.test_shifting", New: func() caddy.Module { return new(shifting) }}
+}
+
+func (s *shifting) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	s.Addrs = d.RemainingArgs()
+	return nil
+}
+
+func (s *shifting) GetUpstreams(*http.Request) ([]*reverseproxy.Upstream, error) {
+	if shiftingFails.Load() {
+		return nil, errors.New("no answer")
+	}
+	var ups []*reverseproxy.Upstream
+	for _, i := range mathrand.Perm(len(s.Addrs)) {
+		ups = append(ups, &reverseproxy.Upstream{Dial: s.Addrs[i]})
+	}
+	return ups, nil
+}
+
+func init() { caddy.RegisterModule(new(shifting)) }
+
+func TestDynamicUpstreams(t *testing.T) {
+	servers, addrs := three(t)
+	s := serve(t, "reverse_proxy {\n dynamic test_shifting "+addrs+" "+freeAddr(t)+"\n lb_policy bokeh\n lb_try_duration 5s\n lb_try_interval 1ms\n}")
+	for range 9 {
+		_, w := s.visit()
+		w.Close()
+	}
+	if n := runs(servers); n != 9 {
+		t.Errorf("9 visits ran the app %d times", n)
+	}
+	for _, b := range servers {
+		soonCounts(t, "spread", b.addr(), tally{0, 0, 0, 3})
+	}
+	p, w := s.visit()
+	shiftingFails.Store(true)
+	defer shiftingFails.Store(false)
+	w.Close()
+	if w := s.open(p.Token); w.server != p.Server {
+		t.Errorf("while discovery fails the socket went to %q, its page was at %q", w.server, p.Server)
+	}
+	s.visit()
+}
+
+// dynamic a and dynamic srv, with a resolver of our own that can fail.
+func TestDynamicDNS(t *testing.T) {
+	servers, port := samePort(t)
+	dns := newResolver(t, port)
+	for name, source := range map[string]string{
+		"a":   "dynamic a bokeh.test " + port,
+		"srv": "dynamic srv bokeh.test",
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := runs(servers)
+			s := serve(t, "reverse_proxy {\n "+source+" {\n resolvers "+dns.addr+"\n refresh 1ms\n }\n transport http {\n resolvers "+dns.addr+"\n }\n lb_policy bokeh\n}")
+			for range 8 {
+				s.visit()
+			}
+			if n := runs(servers) - before; n != 8 {
+				t.Errorf("8 visits ran the app %d times", n)
+			}
+			dns.fails.Store(true)
+			defer dns.fails.Store(false)
+			s.visit()
+		})
+	}
+}
+
+// samePort starts servers at several loopback addresses with one port.
+func samePort(t *testing.T) ([]*bokeh, string) {
+	t.Helper()
+	first := newBokeh(t, "127.0.0.2:0")
+	_, port, _ := net.SplitHostPort(first.addr())
+	return []*bokeh{first, newBokeh(t, "127.0.0.3:"+port)}, port
+}
+
+// resolver is a DNS server that knows bokeh.test.
+type resolver struct {
+	addr  string
+	fails atomic.Bool
+}
+
+func newResolver(t *testing.T, port string) *resolver {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	d := &resolver{addr: conn.LocalAddr().String()}
+	n, _ := strconv.Atoi(port)
+	go func() {
+		buf := make([]byte, 1500)
+		for {
+			size, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			answer, err := d.answer(buf[:size], uint16(n))
+			if err == nil {
+				_, _ = conn.WriteTo(answer, from)
+			}
+		}
+	}()
+	return d
+}
+
+func (d *resolver) answer(query []byte, port uint16) ([]byte, error) {
+	var m dnsmessage.Message
+	if err := m.Unpack(query); err != nil {
+		return nil, err
+	}
+	m.Response, m.Additionals = true, nil
+	q := m.Questions[0]
+	if d.fails.Load() && q.Name.String() == "bokeh.test." {
+		m.RCode = dnsmessage.RCodeServerFailure
+		return m.Pack()
+	}
+	header := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 1}
+	for i, host := range []string{"one.test.", "two.test."} {
+		switch {
+		case q.Type == dnsmessage.TypeSRV:
+			m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.SRVResource{Port: port, Target: dnsmessage.MustNewName(host)}})
+		case q.Type == dnsmessage.TypeA:
+			m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: [4]byte{127, 0, 0, byte(2 + i)}}})
+		}
+	}
+	return m.Pack()
+}
+
+// An https upstream brings a header operation of its own, and another port.
+func TestTLSUpstreams(t *testing.T) {
+	var addrs []string
+	var servers []*bokeh
+	for range 2 {
+		b := unstartedBokeh(t, "")
+		b.StartTLS()
+		servers = append(servers, b)
+		addrs = append(addrs, "https://"+b.addr())
+	}
+	s := serve(t, "reverse_proxy "+strings.Join(addrs, " ")+" https://"+freeAddr(t)+" {\n lb_policy bokeh\n lb_try_duration 5s\n lb_try_interval 1ms\n"+
+		" transport http {\n tls_insecure_skip_verify\n }\n}")
+	for range 6 {
+		s.visit()
+	}
+	if n := runs(servers); n != 6 {
+		t.Errorf("6 visits ran the app %d times", n)
+	}
+}
+
+// A websocket over HTTP/2 is an extended CONNECT (RFC 8441).
+func TestSocketOverHTTP2(t *testing.T) {
+	servers, addrs := three(t)
+	s := serve(t, "reverse_proxy "+addrs+" {\n lb_policy bokeh\n}")
+	cfg, err := adapt(strings.Replace(fmt.Sprintf(s.config, "reverse_proxy "+addrs+" {\n lb_policy bokeh\n}"), "servers {", "servers {\n protocols h1 h2c", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := caddy.Load(cfg, true); err != nil {
+		t.Fatal(err)
+	}
+	tr := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, addr)
+	}}
+	defer tr.CloseIdleConnections()
+	for range 6 {
+		p := s.get("/app")
+		body, closeBody := io.Pipe()
+		defer closeBody.Close()
+		r, err := http.NewRequest(http.MethodConnect, "http://"+s.addr+"/app/ws", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header[":protocol"] = []string{"websocket"}
+		r.Header.Set("Sec-WebSocket-Version", "13")
+		r.Header.Set("Sec-WebSocket-Protocol", "bokeh, "+p.Token)
+		res, err := tr.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.StatusCode != http.StatusOK || res.Header.Get("X-Server") != p.Server {
+			t.Errorf("page by %s, socket %d by %s", p.Server, res.StatusCode, res.Header.Get("X-Server"))
+		}
+		closeBody.Close()
+		res.Body.Close()
+	}
+	for _, b := range servers {
+		soonCounts(t, "closed", b.addr(), tally{0, 0, 0, 2})
+	}
+}
+
+// Two sites with policies of their own over the same servers count together.
+func TestTwoPoliciesOverTheSameUpstreams(t *testing.T) {
+	servers, addrs := three(t)
+	s := serve(t, "handle /two/* {\n reverse_proxy "+addrs+" {\n lb_policy bokeh {\n session_ids signed\n }\n }\n}\n"+
+		"handle {\n reverse_proxy "+addrs+" {\n lb_policy bokeh\n }\n}")
+	for range 3 {
+		s.get("/app")
+		s.get("/two/app")
+	}
+	for _, b := range servers {
+		soonCounts(t, "spread over both", b.addr(), tally{0, 2, 0, 0})
+	}
+}
+
+// The body of a GET and a socket of another protocol go through untouched.
+func TestStrangeRequests(t *testing.T) {
+	servers, addrs := three(t)
+	s := serve(t, "reverse_proxy "+addrs+" {\n lb_policy bokeh\n}")
+	r, err := http.NewRequest(http.MethodGet, "http://"+s.addr+"/app", strings.NewReader("body"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := s.client.Do(r)
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Errorf("GET with a body: %v, %v", res, err)
+	} else {
+		res.Body.Close()
+	}
+	for name, protocol := range map[string]string{"three protocols": "bokeh, a, b", "no token": "bokeh", "another": "graphql-ws"} {
+		if w, err := s.tryOpen("/app/ws", protocol); err != nil || w.status != http.StatusForbidden {
+			t.Errorf("%s: %d, %v; want the server's own 403", name, w.status, err)
+		}
+	}
+	for _, b := range servers {
+		soonCounts(t, "after all", b.addr(), sessionsOf(b.addr()))
 	}
 }
