@@ -167,7 +167,11 @@ func (rn *run) elsewhere(v *view) int {
 // one thread, so the pages building there are its queue, and the sessions what it carries.
 func (rn *run) fresh(v *view) int {
 	return rn.untried(v, func(m *member) weight {
-		return weight{rn.failing(v, m), m.counts[building].Load(), m.sessions()}
+		w := weight{queue: m.counts[building].Load(), load: m.sessions.Load()}
+		if m.failing(v.now) {
+			w.trouble = 1
+		}
+		return w
 	})
 }
 
@@ -176,20 +180,15 @@ func (rn *run) fresh(v *view) int {
 func (rn *run) any(v *view) int {
 	ext := strings.Contains(rn.path, "/static/extensions/")
 	return rn.untried(v, func(m *member) weight {
-		var cold int64
-		if ext && !m.warm() {
-			cold = 1
+		w := weight{queue: m.counts[building].Load()}
+		switch {
+		case m.failing(v.now):
+			w.trouble = 2
+		case ext && !m.warm():
+			w.trouble = 1
 		}
-		return weight{rn.failing(v, m), cold, m.counts[building].Load()}
+		return w
 	})
-}
-
-// failing weighs an upstream that has just not taken a connection.
-func (rn *run) failing(v *view, m *member) int64 {
-	if m.failing(v.now) {
-		return 1
-	}
-	return 0
 }
 
 // untried returns the place of the least of the available upstreams that this run has not tried.

@@ -4,7 +4,11 @@ package caddybokeh
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -210,7 +214,7 @@ func TestRetriesOfANewSession(t *testing.T) {
 	}
 	total := int64(0)
 	for _, m := range s.index.Load().members {
-		total += m.sessions()
+		total += m.sessions.Load()
 	}
 	if total != 1 {
 		t.Errorf("one request weighs %d", total)
@@ -485,4 +489,73 @@ func FuzzSelect(f *testing.F) {
 		}
 		r.end()
 	})
+}
+
+// BenchmarkSelect compares the policy with Caddy's own over pools of three sizes. Each operation
+// is a whole request as the policy sees it: Select, and the end of the request's context.
+func BenchmarkSelect(b *testing.B) {
+	for _, n := range []int{3, 100, 1000} {
+		pool := testPool(n)
+		bokeh := newTestSelection(pool)
+		cookie := &reverseproxy.CookieHashSelection{Name: "lb", Secret: "secret"}
+		ipHash := new(reverseproxy.IPHashSelection)
+		leastConn := new(reverseproxy.LeastConnSelection)
+		mac := hmac.New(sha256.New, []byte("secret"))
+		mac.Write([]byte(pool[n/2].Dial))
+		bound := hex.EncodeToString(mac.Sum(nil))
+		token := makeToken(b, testRing[0].stamp(testRing[0].tag(pool[n/2].Dial)), map[string]any{"Host": "example.com"})
+		protocol := http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-Websocket-Protocol": {"bokeh, " + token}}
+		for _, bm := range []struct {
+			name   string
+			policy reverseproxy.Selector
+			path   string
+			header http.Header
+		}{
+			{"bokeh/new", bokeh, "/app", http.Header{}},
+			{"bokeh/bound", bokeh, "/app/ws", protocol},
+			{"bokeh/shared", bokeh, "/static/js/bokeh.js", http.Header{}},
+			{"cookie/bound", cookie, "/app/ws", http.Header{"Cookie": {"lb=" + bound}}},
+			{"ip_hash", ipHash, "/app", http.Header{}},
+			{"least_conn", leastConn, "/app", http.Header{}},
+		} {
+			b.Run(fmt.Sprintf("%s/%d", bm.name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				b.RunParallel(func(pb *testing.PB) {
+					blank := httptest.NewRequest(http.MethodGet, bm.path, nil)
+					w := httptest.NewRecorder()
+					repl := caddy.NewReplacer()
+					base := context.WithValue(context.Background(), caddy.ReplacerCtxKey, repl)
+					for pb.Next() {
+						ctx, cancel := context.WithCancel(base)
+						r := blank.WithContext(ctx)
+						r.Header = maps.Clone(bm.header)
+						u := bm.policy.Select(pool, r, w)
+						cancel()
+						if u == nil {
+							b.Error("no upstream")
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// BenchmarkSessions shows that the cost of a bound socket does not grow with the sessions.
+func BenchmarkSessions(b *testing.B) {
+	for _, n := range []int{1, 1000, 1_000_000} {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		for i := range n - 1 {
+			s.table.page(s.table.key(fmt.Sprint(i)), s.members.get("u0:80").upstream, time.Hour)
+		}
+		token := makeToken(b, stampOf("u1:80"), nil)
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				r := newSocket(s, token)
+				s.Select(pool, r.Request, nil)
+				r.end()
+			}
+		})
+	}
 }

@@ -84,7 +84,8 @@ type upstream struct {
 	name   string
 	shared string // the name in what nodes share, see sharedName
 
-	counts [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
+	counts   [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
+	sessions atomic.Int64            // all that have not ended
 
 	holders   atomic.Int64  // policies that know it and sessions on it; it is forgotten at 0
 	failedAt  atomic.Int64  // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
@@ -295,8 +296,12 @@ func (t *table) settle(sh *shard, s *session) {
 	if now != s.previous {
 		s.at.counts[s.previous].Add(-1)
 		s.at.counts[now].Add(1)
+		if s.previous == ended {
+			s.at.sessions.Add(1)
+		}
 		s.previous = now
 		if now == ended {
+			s.at.sessions.Add(-1)
 			sh.remove(s)
 			t.release(s.at)
 		}
@@ -377,11 +382,6 @@ func (t *table) sweepShard(sh *shard, now int64) {
 			}
 		}
 	}
-}
-
-// sessions is the number of live sessions at u.
-func (u *upstream) sessions() int64 {
-	return u.counts[building].Load() + u.counts[waiting].Load() + u.counts[connected].Load() + u.counts[unused].Load()
 }
 
 // dialed tells how a dial of u ended.

@@ -320,10 +320,10 @@ func (v *view) least(may func(int) bool, weigh func(*member) weight) int {
 			continue
 		}
 		w := weigh(m)
-		switch c := slices.Compare(w[:], least[:]); {
-		case best < 0 || c < 0:
+		switch {
+		case best < 0 || w.less(least):
 			best, least, ties = i, w, 1
-		case c == 0:
+		case w == least:
 			if ties++; rand.IntN(ties) == 0 {
 				best = i
 			}
@@ -332,8 +332,18 @@ func (v *view) least(may func(int) bool, weigh func(*member) weight) int {
 	return best
 }
 
-// weight orders members: the first number that differs decides.
-type weight [3]int64
+// weight orders members: what they suffer from, then what waits for them, then what they carry.
+type weight struct{ trouble, queue, load int64 }
+
+func (w weight) less(than weight) bool {
+	if w.trouble != than.trouble {
+		return w.trouble < than.trouble
+	}
+	if w.queue != than.queue {
+		return w.queue < than.queue
+	}
+	return w.load < than.load
+}
 
 // first returns the place of the member that comes first in the rendezvous order of an id
 // (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998) among those
