@@ -313,21 +313,16 @@ func (v *view) available(i int) bool { return v.isHealthy(i) && !full(v.pool[i])
 // least returns the place of the member that weighs least among those that may be taken, ties
 // at random, or -1.
 func (v *view) least(may func(int) bool, weigh func(*member) weight) int {
-	best, ties := -1, 0
-	var least weight
+	best, least, lot := -1, weight{}, uint64(0)
+	seed := rand.Uint64()
 	for i, m := range v.members {
-		if !may(i) {
+		w := weigh(m)
+		// Among equals the highest lot wins: one random number serves for all.
+		draw := mix(seed + uint64(i))
+		if best >= 0 && (least.less(w) || w == least && draw < lot) || !may(i) {
 			continue
 		}
-		w := weigh(m)
-		switch {
-		case best < 0 || w.less(least):
-			best, least, ties = i, w, 1
-		case w == least:
-			if ties++; rand.IntN(ties) == 0 {
-				best = i
-			}
-		}
+		best, least, lot = i, w, draw
 	}
 	return best
 }
