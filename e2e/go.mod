@@ -1,0 +1,3 @@
+module github.com/caddy-bokeh/caddy-bokeh/e2e
+
+go 1.26

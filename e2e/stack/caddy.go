@@ -1,0 +1,87 @@
+// This file holds Caddy with the module in it.
+
+package stack
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+)
+
+// BuildCaddy builds Caddy from the project and returns the program.
+func BuildCaddy(root string) (string, error) {
+	program := filepath.Join(root, ".build", "caddy")
+	cmd := exec.Command("go", "build", "-o", program, "./cmd/caddy")
+	cmd.Dir = root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		if errors.Is(err, exec.ErrNotFound) {
+			return "", errors.New("go is missing, which builds Caddy")
+		}
+		return "", fmt.Errorf("cannot build Caddy: %s", lastLine(out))
+	}
+	return program, nil
+}
+
+// Caddy is a running Caddy.
+type Caddy struct {
+	*Process
+	program string
+	home    string
+	admin   string
+}
+
+// CaddyConfig says how to start Caddy.
+type CaddyConfig struct {
+	Program   string
+	Caddyfile string    // the text
+	Home      string    // where it keeps its storage and config
+	Admin     string    // the address of its admin endpoint, as in the Caddyfile
+	Ready     string    // an address and a path that answer 200 when it is ready
+	Env       []string  // beside ours
+	Echo      io.Writer // gets its output as well, if not nil
+}
+
+// StartCaddy starts Caddy and waits until it answers.
+func StartCaddy(c CaddyConfig) (*Caddy, error) {
+	caddy := &Caddy{program: c.Program, home: c.Home, admin: c.Admin}
+	file, err := caddy.write(c.Caddyfile)
+	if err != nil {
+		return nil, err
+	}
+	env := append([]string{"XDG_DATA_HOME=" + c.Home, "XDG_CONFIG_HOME=" + c.Home}, c.Env...)
+	caddy.Process, err = start("caddy", c.Echo, env, c.Program, "run", "--adapter", "caddyfile", "--config", file)
+	if err != nil {
+		return nil, err
+	}
+	if c.Ready == "" {
+		return caddy, nil
+	}
+	err = caddy.Await(20*time.Second, func() error { return answers(c.Ready, "") })
+	if err != nil {
+		caddy.Kill()
+		return nil, err
+	}
+	return caddy, nil
+}
+
+func (c *Caddy) write(caddyfile string) (string, error) {
+	file := filepath.Join(c.home, "Caddyfile")
+	return file, os.WriteFile(file, []byte(caddyfile), 0o600)
+}
+
+// Reload loads another config, as caddy reload does.
+func (c *Caddy) Reload(caddyfile string) error {
+	file, err := c.write(caddyfile)
+	if err != nil {
+		return err
+	}
+	out, err := exec.Command(c.program, "reload", "--adapter", "caddyfile", "--config", file, "--address", c.admin).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("caddy reload: %s", lastLine(out))
+	}
+	return nil
+}

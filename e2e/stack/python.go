@@ -1,0 +1,133 @@
+// This file holds the Python environment: made once, in the project's build folder.
+
+package stack
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// ErrNoPython says that no suitable Python was found.
+var ErrNoPython = errors.New("no Python 3.10 or newer with its venv module was found; install one (Debian: python3 and python3-venv) or set PYTHON")
+
+// Root is the project's folder.
+func Root() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "selector.go")); err == nil {
+			return dir, nil
+		}
+	}
+	return "", errors.New("not in a clone of caddy-bokeh")
+}
+
+// Python is an interpreter with Bokeh installed.
+type Python string
+
+// NewPython returns the Python environment, which it makes unless it is there.
+func NewPython(root string) (Python, error) {
+	base, version, err := findPython()
+	if err != nil {
+		return "", err
+	}
+	requirements := filepath.Join(root, "e2e", "requirements.txt")
+	text, err := os.ReadFile(requirements)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(append(text, base...))
+	dir := filepath.Join(root, ".build", fmt.Sprintf("venv-%s-%x", version, sum[:4]))
+	python := Python(filepath.Join(dir, "bin", "python"))
+	unlock, err := lock(dir + ".lock")
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	// A half-made environment lacks the mark, which comes last.
+	mark := filepath.Join(dir, "complete")
+	if _, err := os.Stat(mark); err == nil {
+		return python, nil
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	if out, err := exec.Command(base, "-m", "venv", dir).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("cannot make a virtual environment with %s: %s", base, lastLine(out))
+	}
+	out, err := exec.Command(string(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", requirements).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("pip cannot install Bokeh; is there a network? %s", lastLine(out))
+	}
+	return python, os.WriteFile(mark, nil, 0o600)
+}
+
+// lock keeps two processes from making the same thing at once.
+func lock(path string) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { f.Close() }, nil
+}
+
+// findPython returns the newest Python that can make an environment. It asks each: the name of a
+// program does not say whether it runs.
+func findPython() (program, version string, err error) {
+	best := 9
+	for _, candidate := range candidates() {
+		out, err := exec.Command(candidate, "-c", "import sys, venv, ensurepip; print(sys.version_info.major, sys.version_info.minor)").Output()
+		if err != nil {
+			continue
+		}
+		var major, minor int
+		if _, err := fmt.Sscan(string(out), &major, &minor); err == nil && major == 3 && minor > best {
+			program, best = candidate, minor
+		}
+	}
+	if program == "" {
+		return "", "", ErrNoPython
+	}
+	return program, "3." + strconv.Itoa(best), nil
+}
+
+func candidates() []string {
+	if p := os.Getenv("PYTHON"); p != "" {
+		return []string{p}
+	}
+	names := []string{"python3"}
+	for minor := 10; minor < 20; minor++ {
+		names = append(names, fmt.Sprint("python3.", minor))
+	}
+	// pyenv's own programs refuse to run for versions that are not switched on.
+	if root, err := exec.Command("pyenv", "root").Output(); err == nil {
+		installed, _ := filepath.Glob(filepath.Join(strings.TrimSpace(string(root)), "versions", "3.*", "bin", "python3"))
+		names = append(names, installed...)
+	}
+	return names
+}
+
+func lastLine(out []byte) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	for _, l := range lines {
+		if strings.HasPrefix(l, "ERROR") {
+			return l
+		}
+	}
+	return lines[len(lines)-1]
+}
