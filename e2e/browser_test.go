@@ -1,0 +1,210 @@
+// This file holds a browser's tab that shows the counter app.
+
+package e2e
+
+import (
+	"compress/zlib"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/chromedp"
+)
+
+// patience is how long a tab waits for what has to happen. BokehJS gives up reconnecting after
+// about 30 s.
+const patience = 40 * time.Second
+
+// library finds the app's models, and the button through the shadow trees that Bokeh renders into.
+const library = `
+window.model = name => {
+	for (const d of (window.Bokeh?.documents ?? [])) {
+		const m = d.get_model_by_name(name)
+		if (m != null) return m
+	}
+	return null
+}
+window.clickable = (root = document) => {
+	for (const e of root.querySelectorAll("*")) {
+		if (e.tagName == "BUTTON") return e
+		const found = e.shadowRoot && clickable(e.shadowRoot)
+		if (found) return found
+	}
+	return null
+}
+true`
+
+// tab is one page in the browser.
+type tab struct {
+	t     *testing.T
+	ctx   context.Context
+	close context.CancelFunc
+}
+
+// newTab opens a tab in the one browser, which has one cookie jar.
+func newTab(t *testing.T) *tab {
+	t.Helper()
+	ctx, cancel := chromedp.NewContext(kit.browser)
+	t.Cleanup(cancel)
+	// The context of the first call is that of the tab's whole life.
+	if err := chromedp.Do(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return &tab{t, ctx, cancel}
+}
+
+// visit opens the app in a new tab and waits until it can be used.
+func (f *fleet) visit() *tab {
+	f.t.Helper()
+	b := newTab(f.t)
+	if status := b.goTo(f.url("/counter")); status != http.StatusOK {
+		f.t.Fatalf("the page is answered with %d", status)
+	}
+	b.ready()
+	return b
+}
+
+// goTo requests a page and returns the status.
+func (b *tab) goTo(url string) int {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	res, err := chromedp.RunResponse(ctx, chromedp.Navigate(url))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.keepSecrets()
+	return int(res.Status)
+}
+
+// ready waits until the app can be used: it is drawn when its websocket has brought the document.
+func (b *tab) ready() {
+	b.t.Helper()
+	b.eval(library, nil)
+	b.await("the app is there", `model("count") != null && clickable() != null`)
+}
+
+// eval evaluates a JavaScript expression.
+func (b *tab) eval(js string, to any) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	result, err := chromedp.Run(ctx, chromedp.Evaluate[[]byte](js))
+	if err == nil && to != nil {
+		err = json.Unmarshal(result, to)
+	}
+	if err != nil {
+		b.t.Fatalf("%.60s: %v", js, err)
+	}
+}
+
+// await waits for a JavaScript expression to become true.
+func (b *tab) await(what, js string) {
+	b.t.Helper()
+	poll := chromedp.Poll[chromedp.Void](js, chromedp.WithPollingTimeout(patience), chromedp.WithPollingInterval(20*time.Millisecond))
+	if err := chromedp.Do(b.ctx, poll); err != nil {
+		b.t.Fatalf("not so after %v: %s: %v", patience, what, err)
+	}
+}
+
+// click clicks the counter and waits for what it then shows.
+func (b *tab) click(want int) {
+	b.t.Helper()
+	b.eval(`clickable().click()`, nil)
+	b.await(fmt.Sprint("the counter shows ", want), fmt.Sprintf(`model("count").text == "%d"`, want))
+}
+
+func (b *tab) clicks(n int) {
+	b.t.Helper()
+	for i := range n {
+		b.click(i + 1)
+	}
+}
+
+// place returns the name of the server that the document lives on.
+func (b *tab) place() (name string) {
+	b.t.Helper()
+	b.eval(`model("place").text.match(/<b>(.*)<\/b>/)[1]`, &name)
+	return name
+}
+
+// mark marks the document, to tell it from the one that a reconnect brings.
+func (b *tab) mark() { b.eval(`model("count").marked = true`, nil) }
+
+// reconnected waits until a reconnect has brought the document again.
+func (b *tab) reconnected() {
+	b.t.Helper()
+	b.await("the document is brought again", `model("count") != null && !model("count").marked && clickable() != null`)
+}
+
+// kept says whether the page still shows the marked document.
+func (b *tab) kept() (kept bool) {
+	b.eval(`model("count").marked === true`, &kept)
+	return kept
+}
+
+// blockCookies makes the tab refuse cookies of other sites.
+func (b *tab) blockCookies() {
+	b.t.Helper()
+	err := chromedp.Do(b.ctx, func(ctx context.Context, target *chromedp.Target) (v chromedp.Void, err error) {
+		_, err = cdp.Call(ctx, target, network.SetCookieControls, network.SetCookieControlsParams{EnableThirdPartyCookieRestriction: true})
+		return v, err
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// keepSecrets remembers the ids and tokens in the page, which no log may show.
+func (b *tab) keepSecrets() {
+	b.t.Helper()
+	var tokens []string
+	b.eval(`[...document.documentElement.outerHTML.matchAll(/"token":"([^"]+)"/g)].map(m => m[1])`, &tokens)
+	for _, token := range tokens {
+		keepToken(token)
+	}
+}
+
+// keepToken remembers a token, the id in it, and the stamps that Bokeh packed into it.
+func keepToken(token string) {
+	payload, _, _ := strings.Cut(token, ".")
+	var claims struct {
+		ID     string `json:"session_id"`
+		Packed string `json:"__bk__zlib_"`
+	}
+	if raw, err := base64.RawURLEncoding.DecodeString(payload); err == nil {
+		_ = json.Unmarshal(raw, &claims)
+	}
+	ids := []string{claims.ID}
+	for name, value := range unpack(claims.Packed) {
+		if strings.EqualFold(name, "Bokeh-Session-Id") || strings.EqualFold(name, "Caddy-Bokeh-Stamp") {
+			ids = append(ids, value)
+		}
+	}
+	keepSecret(token, payload)
+	for _, id := range ids {
+		half, _, _ := strings.Cut(id, ".")
+		keepSecret(id, half)
+	}
+}
+
+func unpack(packed string) map[string]string {
+	z, err := zlib.NewReader(base64.NewDecoder(base64.RawURLEncoding, strings.NewReader(packed)))
+	if err != nil {
+		return nil
+	}
+	raw, _ := io.ReadAll(z)
+	var payload struct {
+		Headers map[string]string `json:"headers"`
+	}
+	_ = json.Unmarshal(raw, &payload)
+	return payload.Headers
+}

@@ -1,0 +1,213 @@
+// This file holds a fleet: Bokeh servers behind Caddy.
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
+)
+
+// plan says what a fleet is made of. The zero plan is three stock servers and lb_policy bokeh.
+type plan struct {
+	policy    string   // after lb_policy
+	proxy     string   // more lines in reverse_proxy
+	scheme    string   // of the site
+	site      string   // more lines in the site
+	env       []string // of Caddy
+	serve     []string // more arguments of bokeh serve
+	serveEnv  []string
+	origins   []string // more origins that may open websockets
+	keepAlive bool     // of websockets over a reload
+}
+
+// fleet is Bokeh servers behind Caddy.
+type fleet struct {
+	t       *testing.T
+	plan    plan
+	servers []*stack.Bokeh
+	caddy   *stack.Caddy
+	home    string
+	runs    string // the file that the apps write to
+	port    int    // of the site
+	admin   int
+	front   *front // what the browser talks to
+}
+
+func start(t *testing.T, p plan) *fleet {
+	t.Helper()
+	need(t)
+	if p.policy == "" {
+		p.policy = "bokeh"
+	}
+	if p.scheme == "" {
+		p.scheme = "http"
+	}
+	const n = 3
+	ports, err := stack.FreePorts(n + 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	f := &fleet{t: t, plan: p, servers: make([]*stack.Bokeh, n), home: dir, runs: filepath.Join(dir, "runs"), port: ports[n], admin: ports[n+1]}
+	f.front = newFront(t, fmt.Sprint("127.0.0.1:", f.port))
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { f.startServer(i, ports[i]) })
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	f.startCaddy()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log("Caddy wrote:\n" + tail(f.caddy.Output(), 30))
+		}
+	})
+	return f
+}
+
+func tail(s string, n int) string {
+	lines := strings.Split(s, "\n")
+	lines = lines[max(0, len(lines)-n):]
+	for i, l := range lines {
+		lines[i] = l[:min(len(l), 300)]
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (f *fleet) startServer(i, port int) {
+	f.t.Helper()
+	var args []string
+	for _, o := range append([]string{f.host()}, f.plan.origins...) {
+		args = append(args, "--allow-websocket-origin", o)
+	}
+	b, err := kit.python.StartBokeh(kit.root, stack.BokehConfig{
+		Port: port,
+		Args: append(args, f.plan.serve...),
+		Env:  append([]string{"RUNS_FILE=" + f.runs}, f.plan.serveEnv...),
+	})
+	if err != nil {
+		f.t.Error(err)
+		return
+	}
+	f.servers[i] = b
+	f.t.Cleanup(b.Kill)
+}
+
+func (f *fleet) startCaddy() {
+	f.t.Helper()
+	c, err := stack.StartCaddy(stack.CaddyConfig{
+		Program: kit.caddy, Caddyfile: f.caddyfile(), Home: f.home, Env: f.plan.env,
+		Admin: fmt.Sprint("localhost:", f.admin),
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.caddy = c
+	if err := c.Await(20*time.Second, f.front.reachable); err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() {
+		c.Stop()
+		keepOutput(c.Output())
+	})
+}
+
+// restartCaddy ends Caddy and starts a new one with the same storage.
+func (f *fleet) restartCaddy() {
+	f.t.Helper()
+	f.caddy.Stop()
+	f.startCaddy()
+}
+
+// reload loads the config anew, with what has changed in the plan.
+func (f *fleet) reload() {
+	f.t.Helper()
+	f.plan.site += "\n\theader X-Reloaded yes"
+	if err := f.caddy.Reload(f.caddyfile()); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// caddyfile is the shipped one with the site replaced, at DEBUG.
+func (f *fleet) caddyfile() string {
+	shipped, err := os.ReadFile(filepath.Join(kit.root, "testdata", "Caddyfile"))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	global, _, ok := strings.Cut(string(shipped), "\n}\n")
+	if !ok || !strings.Contains(global, "\tlog {\n") {
+		f.t.Fatal("testdata/Caddyfile is not as expected")
+	}
+	global = strings.Replace(global, "\tlog {\n", fmt.Sprintf("\tadmin localhost:%d\n\tskip_install_trust\n\tauto_https disable_redirects\n\tlog {\n\t\tlevel DEBUG\n", f.admin), 1)
+	var addrs []string
+	for _, b := range f.servers {
+		addrs = append(addrs, b.Addr())
+	}
+	proxy := f.plan.proxy
+	if f.plan.keepAlive {
+		proxy += "\n\t\tstream_close_delay 1h"
+	}
+	return fmt.Sprintf("%s\n}\n%s://localhost:%d {\n\tbind 127.0.0.1\n\tlog\n%s\n\treverse_proxy %s {\n\t\tlb_policy %s\n%s\n\t}\n}\n",
+		global, f.plan.scheme, f.port, f.plan.site, strings.Join(addrs, " "), f.plan.policy, proxy)
+}
+
+// host is the site as the browser names it.
+func (f *fleet) host() string { return fmt.Sprint("localhost:", f.front.port()) }
+
+func (f *fleet) url(path string) string { return f.plan.scheme + "://" + f.host() + path }
+
+// appRuns returns how often the app ran, by server.
+func (f *fleet) appRuns() (total int, by map[string]int) {
+	f.t.Helper()
+	text, err := os.ReadFile(f.runs)
+	if err != nil && !os.IsNotExist(err) {
+		f.t.Fatal(err)
+	}
+	by = map[string]int{}
+	for name := range strings.FieldsSeq(string(text)) {
+		by[name]++
+		total++
+	}
+	return total, by
+}
+
+func (f *fleet) wantRuns(want int) {
+	f.t.Helper()
+	if n, by := f.appRuns(); n != want {
+		f.t.Errorf("the app ran %d times, want %d: %v", n, want, by)
+	}
+}
+
+// server returns the server with the name that its app shows.
+func (f *fleet) server(name string) *stack.Bokeh {
+	for _, b := range f.servers {
+		if fmt.Sprint(":", b.Port) == name {
+			return b
+		}
+	}
+	f.t.Fatalf("no server is named %q", name)
+	return nil
+}
+
+// awaitLog waits until Caddy has written some text.
+func (f *fleet) awaitLog(text string) {
+	f.t.Helper()
+	err := f.caddy.Await(patience, func() error {
+		if !strings.Contains(f.caddy.Output(), text) {
+			return fmt.Errorf("Caddy has not written %q", text)
+		}
+		return nil
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}

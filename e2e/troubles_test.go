@@ -1,0 +1,162 @@
+// This file tests what goes wrong: cut sockets, restarts, reloads, servers that die or hang.
+
+package e2e
+
+import (
+	"net/http"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func TestReconnect(t *testing.T) {
+	f := start(t, plan{})
+	for range 3 {
+		b := f.visit()
+		b.clicks(2)
+		place := b.place()
+		b.mark()
+		f.front.cut()
+		b.reconnected()
+		b.click(3)
+		if b.place() != place {
+			t.Errorf("the document was on server %s, now on %s", place, b.place())
+		}
+		b.close()
+	}
+	f.wantRuns(3)
+}
+
+func TestCaddyRestarts(t *testing.T) {
+	for name, policy := range map[string]string{"stored key": "", "own key": "bokeh {\n\t\t\tsecret_key ours\n\t\t}"} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t, plan{policy: policy})
+			var tabs []*tab
+			for range 4 {
+				b := f.visit()
+				b.clicks(2)
+				b.mark()
+				tabs = append(tabs, b)
+			}
+			f.restartCaddy()
+			for _, b := range tabs {
+				b.reconnected()
+				b.click(3)
+			}
+			f.wantRuns(4)
+		})
+	}
+}
+
+func TestReload(t *testing.T) {
+	for name, keep := range map[string]bool{"with stream_close_delay": true, "without": false} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t, plan{keepAlive: keep})
+			var tabs []*tab
+			for range 3 {
+				b := f.visit()
+				b.clicks(2)
+				b.mark()
+				tabs = append(tabs, b)
+			}
+			f.reload()
+			for _, b := range tabs {
+				if !keep {
+					b.reconnected()
+				}
+				b.click(3)
+				if b.kept() != keep {
+					t.Errorf("the websocket was kept: %v, want %v", b.kept(), keep)
+				}
+			}
+			f.visit().click(1)
+			f.wantRuns(4)
+		})
+	}
+}
+
+// A server that dies while people visit costs no visit with retries, and at most one without. Its
+// own visitors get a fresh document on another server.
+func TestServerDies(t *testing.T) {
+	for name, proxy := range map[string]string{"with retries": "\t\tlb_try_duration 5s", "without": ""} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t, plan{proxy: proxy})
+			var tabs []*tab
+			for range 3 {
+				b := f.visit()
+				b.clicks(2)
+				b.mark()
+				tabs = append(tabs, b)
+			}
+			dead := tabs[0].place()
+			f.server(dead).Kill()
+			failed := 0
+			for range 8 {
+				b := newTab(t)
+				if b.goTo(f.url("/counter")) != http.StatusOK {
+					failed++
+				} else {
+					b.ready()
+					b.click(1)
+				}
+				b.close()
+			}
+			if most := map[string]int{"with retries": 0, "without": 1}[name]; failed > most {
+				t.Errorf("%d visits failed, want at most %d", failed, most)
+			}
+			tabs[0].reconnected()
+			tabs[0].await("the document is fresh", `model("count").text == "0"`)
+			tabs[0].click(1)
+			if at := tabs[0].place(); at == dead {
+				t.Errorf("the document is still on server %s", at)
+			}
+			for _, b := range tabs[1:] {
+				b.click(3)
+				if !b.kept() {
+					t.Error("a session of another server was moved")
+				}
+			}
+			// It stays where it moved.
+			moved := tabs[0].place()
+			tabs[0].mark()
+			f.front.cut()
+			tabs[0].reconnected()
+			tabs[0].click(2)
+			if at := tabs[0].place(); at != moved {
+				t.Errorf("it moved again, from server %s to %s", moved, at)
+			}
+			f.wantRuns(3 + 8 - failed + 1)
+		})
+	}
+}
+
+// A server that hangs, and is called down by health checks, costs no new visit; its own visitors
+// come back to it when it goes on.
+func TestServerHangs(t *testing.T) {
+	f := start(t, plan{proxy: "\t\thealth_uri /counter/metadata\n\t\thealth_interval 250ms\n\t\thealth_timeout 500ms"})
+	b := f.visit()
+	b.clicks(2)
+	b.mark()
+	place := b.place()
+	hung := f.server(place)
+	if err := hung.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	f.awaitLog("HTTP request failed")
+	f.front.cut()
+	for range 6 {
+		other := f.visit()
+		other.click(1)
+		if other.place() == place {
+			t.Error("a new visit went to the server that hangs")
+		}
+		other.close()
+	}
+	time.AfterFunc(2*time.Second, func() { _ = hung.Signal(syscall.SIGCONT) })
+	b.reconnected()
+	b.click(3)
+	if b.place() != place {
+		t.Errorf("the document was on server %s, now on %s", place, b.place())
+	}
+	f.wantRuns(7)
+}
