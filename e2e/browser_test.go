@@ -50,9 +50,14 @@ type tab struct {
 }
 
 // newTab opens a tab in the one browser, which has one cookie jar.
-func newTab(t *testing.T) *tab {
+func newTab(t *testing.T) *tab { return openTab(t) }
+
+// newVisitor opens a tab as another visitor's browser would: with cookies and connections of its own.
+func newVisitor(t *testing.T) *tab { return openTab(t, chromedp.WithNewBrowserContext()) }
+
+func openTab(t *testing.T, options ...chromedp.ContextOption) *tab {
 	t.Helper()
-	ctx, cancel := chromedp.NewContext(kit.browser)
+	ctx, cancel := chromedp.NewContext(kit.browser, options...)
 	t.Cleanup(cancel)
 	// The context of the first call is that of the tab's whole life.
 	if err := chromedp.Do(ctx); err != nil {
@@ -62,9 +67,10 @@ func newTab(t *testing.T) *tab {
 }
 
 // visit opens the app in a new tab and waits until it can be used.
-func (f *fleet) visit() *tab {
+func (f *fleet) visit() *tab { return f.visitIn(newTab(f.t)) }
+
+func (f *fleet) visitIn(b *tab) *tab {
 	f.t.Helper()
-	b := newTab(f.t)
 	if status := b.goTo(f.url("/counter")); status != http.StatusOK {
 		f.t.Fatalf("the page is answered with %d", status)
 	}

@@ -145,7 +145,8 @@ func TestServerHangs(t *testing.T) {
 	f.awaitLog("HTTP request failed")
 	f.front.cut()
 	for range 6 {
-		other := f.visit()
+		// A browser opens one websocket to a site after the other, and its first one hangs now.
+		other := f.visitIn(newVisitor(t))
 		other.click(1)
 		if other.place() == place {
 			t.Error("a new visit went to the server that hangs")
