@@ -1,0 +1,55 @@
+# The project's commands, each a line or a script; `make` lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test build unit race e2e lint fmt fuzz bench xcaddy clean
+
+FUZZTIME ?= 30s
+BENCH ?= .
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## three real Bokeh servers behind Caddy, to click at; Ctrl-C ends it
+	@scripts/need e2e
+	@go -C e2e build -o ../.build/demo ./demo
+	@exec .build/demo
+
+test: ## everything that CI runs, after installing what it needs where that is possible
+	@scripts/test
+
+build: ## Caddy with this module, as .build/caddy
+	@scripts/need .
+	go build -o .build/caddy ./cmd/caddy
+
+unit: ## the unit tests and the seeds of the fuzz targets
+	@scripts/test unit
+
+race: ## the same under the race detector
+	@scripts/test race
+
+e2e: ## the tests with real Bokeh servers and a real browser
+	@scripts/test e2e
+
+lint: ## vet, formatting and linters
+	@scripts/test vet tidy fmt lint
+
+fmt: ## rewrite the code to the newest idioms and the one format
+	@scripts/need .
+	for module in . e2e; do (cd $$module && go fix ./...) || exit; done
+	go tool -modfile=tools/go.mod golangci-lint fmt
+
+fuzz: ## each fuzz target for FUZZTIME (30s)
+	@scripts/need .
+	@for target in $$(go test -list '^Fuzz' . | grep '^Fuzz'); do \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit; \
+	done
+
+bench: ## the benchmarks that match BENCH (all), on one core and on two
+	@scripts/need .
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -cpu 1,2 .
+
+xcaddy: ## Caddy with this module as users build it, as .build/caddy-xcaddy
+	@scripts/test xcaddy
+
+clean: ## remove all that was built
+	rm -rf .build
