@@ -3,7 +3,7 @@
 package caddybokeh
 
 import (
-	"time"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -51,10 +51,8 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option string, args 
 		if s.SecretKey != nil {
 			return d.Err("secret_key already specified; write all keys on one line, the one that signs first")
 		}
-		for _, k := range args {
-			if k == "" {
-				return d.Err("empty secret_key")
-			}
+		if slices.Contains(args, "") {
+			return d.Err("empty secret_key")
 		}
 		s.SecretKey = args
 	case "unused_session_lifetime":
@@ -78,7 +76,7 @@ func unmarshalLifetime(d *caddyfile.Dispenser, option, arg string, to *caddy.Dur
 	if err := checkLifetime(option, v); err != nil {
 		return d.WrapErr(err)
 	}
-	*to = caddy.Duration(v / time.Nanosecond)
+	*to = caddy.Duration(v)
 	return nil
 }
 

@@ -184,7 +184,7 @@ func (s *site) tryOpen(path, protocol string) (ws, error) {
 	s.t.Cleanup(func() { conn.Close() })
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: %s\r\n\r\n", path, s.addr, protocol)
-	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil) //nolint:bodyclose // what follows is the websocket's
 	if err != nil {
 		return ws{}, err
 	}
@@ -820,10 +820,10 @@ func (d *resolver) answer(query []byte, port uint16) ([]byte, error) {
 	}
 	header := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 1}
 	for i, host := range []string{"one.test.", "two.test."} {
-		switch {
-		case q.Type == dnsmessage.TypeSRV:
+		switch q.Type {
+		case dnsmessage.TypeSRV:
 			m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.SRVResource{Port: port, Target: dnsmessage.MustNewName(host)}})
-		case q.Type == dnsmessage.TypeA:
+		case dnsmessage.TypeA:
 			m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: [4]byte{127, 0, 0, byte(2 + i)}}})
 		}
 	}
@@ -861,10 +861,14 @@ func TestSocketOverHTTP2(t *testing.T) {
 	if err := caddy.Load(cfg, true); err != nil {
 		t.Fatal(err)
 	}
-	tr := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, network, addr)
-	}}
-	defer tr.CloseIdleConnections()
+	// net/http's own transport refuses the header by which this one is asked for a websocket.
+	tr := &http2.Transport{ //nolint:staticcheck
+		AllowHTTP: true,
+		DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		},
+	}
+	defer tr.CloseIdleConnections() //nolint:staticcheck
 	for range 6 {
 		p := s.get("/app")
 		body, closeBody := io.Pipe()
@@ -876,7 +880,7 @@ func TestSocketOverHTTP2(t *testing.T) {
 		r.Header[":protocol"] = []string{"websocket"}
 		r.Header.Set("Sec-WebSocket-Version", "13")
 		r.Header.Set("Sec-WebSocket-Protocol", "bokeh, "+p.Token)
-		res, err := tr.RoundTrip(r)
+		res, err := tr.RoundTrip(r) //nolint:staticcheck
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -113,7 +113,8 @@ func loadOrCreate(ctx context.Context, st storage) ([]byte, error) {
 	if err := st.Lock(ctx, storedKey); err != nil {
 		return nil, fmt.Errorf("locking: %w", err)
 	}
-	defer st.Unlock(context.WithoutCancel(ctx), storedKey)
+	// A lock that cannot be given back expires by itself; the key counts.
+	defer func() { _ = st.Unlock(context.WithoutCancel(ctx), storedKey) }()
 	if secret, err := loadKey(ctx, st); !errors.Is(err, fs.ErrNotExist) {
 		return secret, err
 	}

@@ -228,7 +228,7 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 		}
 		rn.shown = id
 		rn.begin(a, func() load { return t.socket(k, page, m.upstream, rn.s.lifetime) })
-	default:
+	case other:
 		rn.begin(a, nil)
 	}
 	*r = *r.WithContext(httptrace.WithClientTrace(rn.ctx, rn.trace(a)))
@@ -331,6 +331,7 @@ func (rn *run) settle(a *attempt, status int) {
 		}
 	case socket:
 		a.load.socketEnded(status == http.StatusSwitchingProtocols)
+	case other: // weighs nothing
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -242,7 +243,7 @@ func isWebsocket(h http.Header) bool {
 func subprotocolToken(h http.Header) (string, bool) {
 	lines := h["Sec-Websocket-Protocol"]
 	if lines == nil {
-		lines = h["Sec-WebSocket-Protocol"] //nolint:canonicalheader // as Caddy re-cases it
+		lines = h["Sec-WebSocket-Protocol"] //nolint:staticcheck // as Caddy writes it for old servers
 	}
 	protocol, token, ok := strings.Cut(strings.Join(lines, ","), ",")
 	token = strings.TrimSpace(token)
@@ -402,7 +403,7 @@ func stampsOf(dec *json.Decoder) []string {
 			break
 		}
 	}
-	return append(ids, stamps...)
+	return slices.Concat(ids, stamps)
 }
 
 // opens consumes the brace that opens a JSON object.

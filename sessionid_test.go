@@ -265,7 +265,7 @@ func TestSubprotocolToken(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q", name, got, ok, tc.want)
 		}
 	}
-	if got, _ := subprotocolToken(http.Header{"Sec-WebSocket-Protocol": {"bokeh, tok"}}); got != "tok" { //nolint:canonicalheader // as Caddy writes it
+	if got, _ := subprotocolToken(http.Header{"Sec-WebSocket-Protocol": {"bokeh, tok"}}); got != "tok" {
 		t.Errorf("with Caddy's case: %q", got)
 	}
 }

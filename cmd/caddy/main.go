@@ -3,7 +3,6 @@ package main
 
 import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
-
 	// The modules a stock Caddy has, and ours.
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -125,8 +126,8 @@ func (d *demo) wait(ctx context.Context) error {
 
 // stop ends all processes, Caddy first, so that nobody sees a server go.
 func (d *demo) stop() {
-	for i := len(d.processes) - 1; i >= 0; i-- {
-		d.processes[i].Stop()
+	for _, p := range slices.Backward(d.processes) {
+		p.Stop()
 	}
 }
 
