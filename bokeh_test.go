@@ -28,6 +28,7 @@ type bokeh struct {
 
 	status atomic.Int64  // answered to page requests instead of a page, if not 0
 	hold   chan struct{} // page requests wait until it is closed, if not nil
+	drip   chan struct{} // a page's last byte waits until it is closed, if not nil
 
 	mu      sync.Mutex // guards all below
 	docs    map[string]int
@@ -130,7 +131,12 @@ func (b *bokeh) servePage(w http.ResponseWriter, r *http.Request) {
 	for name, values := range r.Header {
 		headers[name] = strings.Join(values, ",")
 	}
-	fmt.Fprintf(w, `{"server":%q,"token":%q}`, b.addr(), makeToken(b.t, id, headers))
+	fmt.Fprintf(w, `{"server":%q,"token":%q`, b.addr(), makeToken(b.t, id, headers))
+	if b.drip != nil {
+		_ = http.NewResponseController(w).Flush()
+		<-b.drip
+	}
+	fmt.Fprint(w, "}")
 }
 
 // accepts says whether the server lets in a session id.

@@ -81,6 +81,39 @@ func TestShippedCaddyfile(t *testing.T) {
 	}
 }
 
+// The lines that keep ids out of logs are proven by the end-to-end tests as the Caddyfile has
+// them, so the README must show the same.
+func TestREADMEShowsTheLogFilter(t *testing.T) {
+	filter := func(file string) string {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, ok := strings.Cut(string(text), "format filter {")
+		if !ok {
+			t.Fatalf("%s has no log filter", file)
+		}
+		words := strings.Fields(rest)
+		depth := 1
+		for i, w := range words {
+			switch w {
+			case "{":
+				depth++
+			case "}":
+				depth--
+			}
+			if depth == 0 {
+				return strings.Join(words[:i], " ")
+			}
+		}
+		t.Fatalf("the log filter of %s does not end", file)
+		return ""
+	}
+	if readme, shipped := filter("README.md"), filter("testdata/Caddyfile"); readme != shipped {
+		t.Errorf("README:\n%s\nCaddyfile:\n%s", readme, shipped)
+	}
+}
+
 // What the Caddyfile refuses, JSON must not let in.
 func TestValidate(t *testing.T) {
 	for name, s := range map[string]*Selection{

@@ -630,6 +630,56 @@ func TestCountsOfTroubledPages(t *testing.T) {
 	}
 }
 
+// A page is built when its first byte comes, however long the rest takes.
+func TestBuildingEndsAtTheFirstByte(t *testing.T) {
+	b := newBokeh(t, "")
+	b.drip = make(chan struct{})
+	s := serve(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n flush_interval -1\n}")
+	got := make(chan page, 1)
+	go func() { got <- s.get("/app") }()
+	soonCounts(t, "first byte", b.addr(), tally{0, 1, 0, 0})
+	close(b.drip)
+	<-got
+	soonCounts(t, "last byte", b.addr(), tally{0, 1, 0, 0})
+}
+
+func TestRetriesByNumber(t *testing.T) {
+	alive := newBokeh(t, "")
+	s := serve(t, "reverse_proxy "+freeAddr(t)+" "+freeAddr(t)+" "+alive.addr()+" {\n lb_policy bokeh\n lb_retries 2\n}")
+	for range 5 {
+		s.visit()
+	}
+	soonCounts(t, "all connected", alive.addr(), tally{0, 0, 5, 0})
+}
+
+// Where a websocket with a large token would be refused, the log says so at load, and what to set.
+func TestHeaderLimitIsWarnedOf(t *testing.T) {
+	for name, limit := range map[string]string{"Caddy's default": "", "too small": "max_header_size 32KB", "enough": "max_header_size 64KB"} {
+		t.Run(name, func(t *testing.T) {
+			file := t.TempDir() + "/log"
+			config := fmt.Sprintf("{\n admin off\n persist_config off\n storage file_system %s\n log {\n output file %s\n }\n servers {\n %s\n }\n}\n"+
+				"http://%s {\n reverse_proxy localhost:5006 {\n lb_policy bokeh\n }\n}", t.TempDir(), file, limit, freeAddr(t))
+			cfg, err := adapt(strings.ReplaceAll(config, "servers {\n \n }\n", ""))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := caddy.Load(cfg, true); err != nil {
+				t.Fatal(err)
+			}
+			if err := caddy.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			log, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := strings.Contains(string(log), "max_header_size 64KB"), name != "enough"; got != want {
+				t.Errorf("it is warned: %v, want %v:\n%s", got, want, log)
+			}
+		})
+	}
+}
+
 func TestCountsOverReloads(t *testing.T) {
 	a, b := newBokeh(t, ""), newBokeh(t, "")
 	both := "reverse_proxy " + a.addr() + " " + b.addr() + " {\n lb_policy bokeh\n stream_close_delay 1h\n}"

@@ -115,10 +115,9 @@ func (rn *run) choose(v *view) (int, decision) {
 	if home >= 0 && !v.lost(home) {
 		return home, decisionBound
 	}
-	i := rn.elsewhere(v)
+	i := rn.elsewhere(v, home)
 	switch {
-	case i < 0 || i == home:
-		// Its own upstream may be back, which no other is.
+	case i == home:
 		return home, decisionBound
 	case home >= 0 || rn.stamp != "":
 		return i, decisionMoved
@@ -154,13 +153,17 @@ func (rn *run) home(v *view) int {
 
 // elsewhere returns the place of an upstream for a session that others named or whose upstream
 // is lost, such that all nodes find the same.
-func (rn *run) elsewhere(v *view) int {
-	return v.first(rn.id, func(i int) bool {
-		if rn.kind == pageRequest && !v.isHealthy(i) {
-			return false // most likely it is the first we hear of this session
-		}
-		return !v.lost(i)
-	})
+func (rn *run) elsewhere(v *view, home int) int {
+	// With a page it is most likely the first that we hear of the session.
+	may := func(i int) bool { return rn.kind != pageRequest || v.isHealthy(i) }
+	if i := v.first(rn.id, func(i int) bool { return may(i) && !v.lost(i) }); i >= 0 {
+		return i
+	}
+	// No other is any better, and one that has just refused a connection may be back.
+	if home >= 0 {
+		return home
+	}
+	return v.first(rn.id, may)
 }
 
 // fresh returns the place of the upstream for a new session: a Bokeh server runs app code on

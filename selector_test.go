@@ -310,6 +310,31 @@ func TestStampThatNamesNobody(t *testing.T) {
 	}
 }
 
+// Where every server has just refused a connection, each may be back: nobody is turned away.
+func TestAllUpstreamsFailing(t *testing.T) {
+	for name, pool := range map[string]reverseproxy.UpstreamPool{"pool of one": testPool(1), "pool of three": testPool(3)} {
+		s := newTestSelection(pool)
+		for _, m := range s.membersOf(pool, nil) {
+			m.dialed(s.table.now(), fmt.Errorf("connection refused"))
+		}
+		home := pool[len(pool)-1].Dial
+		for what, r := range map[string]*request{
+			"new page":                newRequest(s, "/app"),
+			"page of a foreign id":    newRequest(s, "/app", sessionIDHeader, "x"),
+			"socket of a foreign id":  newSocket(s, makeToken(t, "x", nil)),
+			"stamp that names nobody": newSocket(s, makeToken(t, stampOf("gone:80"), nil)),
+			"static file":             newRequest(s, "/static/x.js"),
+		} {
+			if addr, _ := r.choose(pool); addr == "" {
+				t.Errorf("%s: no upstream for a %s", name, what)
+			}
+		}
+		if addr, why := newSocket(s, makeToken(t, stampOf(home), nil)).choose(pool); addr != home || why != "bound" {
+			t.Errorf("%s: a session of %s is %s at %s", name, home, why, addr)
+		}
+	}
+}
+
 // A dynamic source makes new upstreams for every attempt; sessions and failures are known by name.
 func TestPoolThatChangesAtEveryAttempt(t *testing.T) {
 	s := newTestSelection(nil)

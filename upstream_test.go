@@ -1,0 +1,74 @@
+// This file tests the names of upstreams.
+
+package caddybokeh
+
+import (
+	"os"
+	"testing"
+)
+
+func TestUpstreamName(t *testing.T) {
+	for addr, want := range map[string]string{
+		"localhost:5006":         "localhost:5006",
+		"LocalHost.:5006":        "localhost:5006",
+		"tcp/localhost:5006":     "localhost:5006",
+		"tcp4/10.0.0.1:5006":     "10.0.0.1:5006",
+		"http://bokeh":           "bokeh:80",
+		"https://Bokeh":          "bokeh:443",
+		"h2c://bokeh":            "bokeh:80",
+		"https://bokeh:8443":     "bokeh:8443",
+		"bokeh":                  "bokeh:80",
+		":5006":                  ":5006",
+		"[::1]:5006":             "[::1]:5006",
+		"[0:0:0:0:0:0:0:1]:5006": "[::1]:5006",
+		"[2001:DB8::1]:5006":     "[2001:db8::1]:5006",
+		"https://[2001:db8::1]":  "[2001:db8::1]:443",
+		"unix//run/Bokeh.sock":   "unix//run/Bokeh.sock",
+		"unix/run/bokeh.sock":    "unix/run/bokeh.sock",
+		"udp/bokeh:53":           "udp/bokeh:53",
+		"":                       ":80",
+	} {
+		got := upstreamName(addr)
+		if got != want {
+			t.Errorf("upstreamName(%q) = %q, want %q", addr, got, want)
+		}
+		if again := upstreamName(got); again != got {
+			t.Errorf("the name %q of %q is named %q", got, addr, again)
+		}
+	}
+}
+
+// What several nodes read must not take this machine's servers for another's.
+func TestSharedName(t *testing.T) {
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, local := range map[string]bool{
+		"localhost:5006":       true,
+		"app.localhost:5006":   true,
+		"127.0.0.9:5006":       true,
+		"[::1]:5006":           true,
+		"[::ffff:7f00:1]:5006": true,
+		":5006":                true,
+		"unix//run/bokeh.sock": true,
+		"bokeh:5006":           false,
+		"10.0.0.1:5006":        false,
+		"[2001:db8::1]:5006":   false,
+		"localhost.example:80": false,
+	} {
+		want := name
+		if local {
+			want += "@" + host
+		}
+		if got := sharedName(name); got != want {
+			t.Errorf("sharedName(%q) = %q, want %q", name, got, want)
+		}
+	}
+}
+
+func FuzzUpstreamName(f *testing.F) {
+	f.Add("https://[::1%25eth0]:5006")
+	f.Add("unix//run/x|0200")
+	f.Fuzz(func(_ *testing.T, addr string) { sharedName(upstreamName(addr)) })
+}
