@@ -16,6 +16,7 @@ import (
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 )
 
@@ -42,6 +43,17 @@ window.clickable = (root = document) => {
 }
 true`
 
+// watch keeps the Bokeh token of every websocket that a page opens: that of an embedded app is not
+// in the page's own text.
+const watch = `
+window.tokens = []
+window.WebSocket = class extends window.WebSocket {
+	constructor(url, protocols) {
+		super(url, protocols)
+		window.tokens.push(...[protocols].flat().slice(1))
+	}
+}`
+
 // tab is one page in the browser.
 type tab struct {
 	t     *testing.T
@@ -60,7 +72,11 @@ func openTab(t *testing.T, options ...chromedp.ContextOption) *tab {
 	ctx, cancel := chromedp.NewContext(kit.browser, options...)
 	t.Cleanup(cancel)
 	// The context of the first call is that of the tab's whole life.
-	if err := chromedp.Do(ctx); err != nil {
+	err := chromedp.Do(ctx, func(ctx context.Context, target *chromedp.Target) (v chromedp.Void, err error) {
+		_, err = cdp.Call(ctx, target, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: watch})
+		return v, err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 	return &tab{t, ctx, cancel}
@@ -96,6 +112,7 @@ func (b *tab) ready() {
 	b.t.Helper()
 	b.eval(library, nil)
 	b.await("the app is there", `model("count") != null && clickable() != null`)
+	b.keepSecrets()
 }
 
 // eval evaluates a JavaScript expression.
@@ -173,7 +190,7 @@ func (b *tab) blockCookies() {
 func (b *tab) keepSecrets() {
 	b.t.Helper()
 	var tokens []string
-	b.eval(`[...document.documentElement.outerHTML.matchAll(/"token":"([^"]+)"/g)].map(m => m[1])`, &tokens)
+	b.eval(`[...document.documentElement.outerHTML.matchAll(/"token":"([^"]+)"/g)].map(m => m[1]).concat(window.tokens ?? [])`, &tokens)
 	for _, token := range tokens {
 		keepToken(token)
 	}
