@@ -48,10 +48,10 @@ func prepare() (end func()) {
 	if kit.missing != nil {
 		return end
 	}
-	if kit.caddy, kit.missing = stack.BuildCaddy(kit.root); kit.missing != nil {
+	if kit.caddy, kit.missing = stack.BuildCaddy(context.Background(), kit.root); kit.missing != nil {
 		return end
 	}
-	if kit.python, kit.missing = stack.NewPython(kit.root); kit.missing != nil {
+	if kit.python, kit.missing = stack.NewPython(context.Background(), kit.root); kit.missing != nil {
 		return end
 	}
 	var chromium string

@@ -75,8 +75,8 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// A server that dies while people visit costs no visit with retries, and at most one without. Its
-// own visitors get a fresh document on another server.
+// A server that dies while people visit costs no visit with retries; without, the one that it had
+// begun and the one that finds it dead. Its own visitors get a fresh document on another server.
 func TestServerDies(t *testing.T) {
 	for name, proxy := range map[string]string{"with retries": "\t\tlb_try_duration 5s", "without": ""} {
 		t.Run(name, func(t *testing.T) {
@@ -89,7 +89,7 @@ func TestServerDies(t *testing.T) {
 				tabs = append(tabs, b)
 			}
 			dead := tabs[0].place()
-			f.server(dead).Kill()
+			go f.server(dead).Kill()
 			failed := 0
 			for range 8 {
 				b := newTab(t)
@@ -101,7 +101,7 @@ func TestServerDies(t *testing.T) {
 				}
 				b.close()
 			}
-			if most := map[string]int{"with retries": 0, "without": 1}[name]; failed > most {
+			if most := map[string]int{"with retries": 0, "without": 2}[name]; failed > most {
 				t.Errorf("%d visits failed, want at most %d", failed, most)
 			}
 			tabs[0].reconnected()
@@ -125,7 +125,11 @@ func TestServerDies(t *testing.T) {
 			if at := tabs[0].place(); at != moved {
 				t.Errorf("it moved again, from server %s to %s", moved, at)
 			}
-			f.wantRuns(3 + 8 - failed + 1)
+			// The server may have run the app for a page that it did not live to send.
+			want := 3 + 8 - failed + 1
+			if n, by := f.appRuns(); n < want || n > want+1 {
+				t.Errorf("the app ran %d times, want %d, or one more: %v", n, want, by)
+			}
 		})
 	}
 }

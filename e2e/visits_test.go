@@ -68,13 +68,25 @@ func TestTabsOfOneBrowser(t *testing.T) {
 }
 
 func TestEmbeddedWithCookiesBlocked(t *testing.T) {
+	if n := embeddedRuns(t, "bokeh"); n != 6 {
+		t.Errorf("6 visits ran the app %d times", n)
+	}
+	// The control: a balancer that binds by cookie cannot do it.
+	if n := embeddedRuns(t, "cookie"); n <= 6 {
+		t.Errorf("with lb_policy cookie 6 visits ran the app %d times", n)
+	}
+}
+
+// embeddedRuns visits a page of another site with the app in it 6 times, and says how often the app ran.
+func embeddedRuns(t *testing.T, policy string) int {
+	t.Helper()
 	var script string
 	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, "<!DOCTYPE html><title>another site</title><body>%s</body>", script)
 	}))
 	defer page.Close()
 	// To the browser 127.0.0.1 and localhost are two sites.
-	f := start(t, plan{origins: []string{strings.TrimPrefix(page.URL, "http://")}})
+	f := start(t, plan{policy: policy, origins: []string{strings.TrimPrefix(page.URL, "http://")}})
 	out, err := exec.Command(string(kit.python), "-c",
 		fmt.Sprintf("from bokeh.embed import server_document; print(server_document(%q))", f.url("/counter"))).Output()
 	if err != nil {
@@ -91,7 +103,8 @@ func TestEmbeddedWithCookiesBlocked(t *testing.T) {
 		b.clicks(2)
 		b.close()
 	}
-	f.wantRuns(6)
+	n, _ := f.appRuns()
+	return n
 }
 
 // A browser that offers it opens the websocket over HTTP/2.

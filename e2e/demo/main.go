@@ -44,12 +44,12 @@ func run(ctx context.Context) error {
 		}
 	}
 	fmt.Println("preparing Python and Bokeh; the first time this takes a minute")
-	python, err := stack.NewPython(root)
+	python, err := stack.NewPython(ctx, root)
 	if err != nil {
 		return err
 	}
 	fmt.Println("building Caddy")
-	program, err := stack.BuildCaddy(root)
+	program, err := stack.BuildCaddy(ctx, root)
 	if err != nil {
 		return err
 	}

@@ -55,13 +55,16 @@ func (py Python) StartBokeh(root string, c BokehConfig) (*Bokeh, error) {
 // Addr is what a proxy dials.
 func (b *Bokeh) Addr() string { return fmt.Sprint("127.0.0.1:", b.Port) }
 
-// Free says in one line if a port is not.
+// Free says in one line if a port is not, whichever of this machine's addresses it is in use on.
 func Free(port int) error {
-	ln, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", port))
-	if err != nil {
-		return fmt.Errorf("port %d is in use; end what uses it and try again", port)
+	for _, host := range []string{"127.0.0.1", ""} {
+		ln, err := net.Listen("tcp", fmt.Sprint(host, ":", port))
+		if err != nil {
+			return fmt.Errorf("port %d is in use; end what uses it and try again", port)
+		}
+		ln.Close()
 	}
-	return ln.Close()
+	return nil
 }
 
 // FreePorts finds n ports that nobody uses.

@@ -3,8 +3,8 @@
 package stack
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -13,15 +13,15 @@ import (
 )
 
 // BuildCaddy builds Caddy from the project and returns the program.
-func BuildCaddy(root string) (string, error) {
+func BuildCaddy(ctx context.Context, root string) (string, error) {
 	program := filepath.Join(root, ".build", "caddy")
-	cmd := exec.Command("go", "build", "-o", program, "./cmd/caddy")
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", program, "./cmd/caddy")
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
 			return "", errors.New("go is missing, which builds Caddy")
 		}
-		return "", fmt.Errorf("cannot build Caddy: %s", lastLine(out))
+		return "", failure(ctx, "cannot build Caddy", out)
 	}
 	return program, nil
 }
@@ -81,7 +81,7 @@ func (c *Caddy) Reload(caddyfile string) error {
 	}
 	out, err := exec.Command(c.program, "reload", "--adapter", "caddyfile", "--config", file, "--address", c.admin).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("caddy reload: %s", lastLine(out))
+		return failure(context.Background(), "caddy reload", out)
 	}
 	return nil
 }

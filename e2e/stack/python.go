@@ -3,12 +3,14 @@
 package stack
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,7 +37,7 @@ func Root() (string, error) {
 type Python string
 
 // NewPython returns the Python environment, which it makes unless it is there.
-func NewPython(root string) (Python, error) {
+func NewPython(ctx context.Context, root string) (Python, error) {
 	base, version, err := findPython()
 	if err != nil {
 		return "", err
@@ -61,12 +63,12 @@ func NewPython(root string) (Python, error) {
 	if err := os.RemoveAll(dir); err != nil {
 		return "", err
 	}
-	if out, err := exec.Command(base, "-m", "venv", dir).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("cannot make a virtual environment with %s: %s", base, lastLine(out))
+	if out, err := exec.CommandContext(ctx, base, "-m", "venv", dir).CombinedOutput(); err != nil {
+		return "", failure(ctx, "cannot make a virtual environment with "+base, out)
 	}
-	out, err := exec.Command(string(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", requirements).CombinedOutput()
+	out, err := exec.CommandContext(ctx, string(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", requirements).CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("pip cannot install Bokeh; is there a network? %s", lastLine(out))
+		return "", failure(ctx, "pip cannot install Bokeh; is there a network", out)
 	}
 	return python, os.WriteFile(mark, nil, 0o600)
 }
@@ -122,12 +124,16 @@ func candidates() []string {
 	return names
 }
 
-func lastLine(out []byte) string {
+// failure says why a program failed: somebody ended us, or what it said last.
+func failure(ctx context.Context, what string, out []byte) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	for _, l := range lines {
+	for _, l := range slices.Backward(lines) {
 		if strings.HasPrefix(l, "ERROR") {
-			return l
+			return fmt.Errorf("%s: %s", what, l)
 		}
 	}
-	return lines[len(lines)-1]
+	return fmt.Errorf("%s: %s", what, lines[len(lines)-1])
 }

@@ -1,4 +1,4 @@
-"""A counter to click, which shows on which server it lives and how often the app has run there."""
+"""A counter to click, which shows on which server it lives."""
 
 import os
 
