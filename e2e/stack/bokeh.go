@@ -5,9 +5,11 @@ package stack
 import (
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -31,9 +33,6 @@ type BokehConfig struct {
 
 // StartBokeh starts a server and waits until it answers.
 func (py Python) StartBokeh(root string, c BokehConfig) (*Bokeh, error) {
-	if err := Free(c.Port); err != nil {
-		return nil, err
-	}
 	name := fmt.Sprint(":", c.Port)
 	args := append([]string{
 		"-m", "bokeh", "serve", filepath.Join(root, "testdata", "apps", "counter.py"),
@@ -55,7 +54,8 @@ func (py Python) StartBokeh(root string, c BokehConfig) (*Bokeh, error) {
 // Addr is what a proxy dials.
 func (b *Bokeh) Addr() string { return fmt.Sprint("127.0.0.1:", b.Port) }
 
-// Free says in one line if a port is not, whichever of this machine's addresses it is in use on.
+// Free says in one line if a port is not, whichever of this machine's addresses it is in use on. Ask before any process
+// is started: between fork and exec a child holds every socket that is open, and the port of a closed one seems in use.
 func Free(port int) error {
 	for _, host := range []string{"127.0.0.1", ""} {
 		ln, err := net.Listen("tcp", fmt.Sprint(host, ":", port))
@@ -67,16 +67,22 @@ func Free(port int) error {
 	return nil
 }
 
-// FreePorts finds n ports that nobody uses.
+// FreePorts finds n ports that nobody uses, below those that systems give to whoever asks for any: a connection that a
+// browser opens must not take one before its server does.
 func FreePorts(n int) ([]int, error) {
+	const low, high = 20000, 32000
 	var ports []int
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
+	for range 100 * n {
+		if len(ports) == n {
+			break
 		}
-		defer ln.Close()
-		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
+		port := low + rand.IntN(high-low)
+		if !slices.Contains(ports, port) && Free(port) == nil {
+			ports = append(ports, port)
+		}
+	}
+	if len(ports) < n {
+		return nil, fmt.Errorf("cannot find %d free ports from %d to %d", n, low, high)
 	}
 	return ports, nil
 }
