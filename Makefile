@@ -5,6 +5,7 @@
 
 FUZZTIME ?= 30s
 BENCH ?= .
+COUNT ?= 5
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,9 +45,11 @@ fuzz: ## each fuzz target for FUZZTIME (30s)
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit; \
 	done
 
-bench: ## the benchmarks that match BENCH (all), on one core and on two
+bench: ## the benchmarks that match BENCH (all), COUNT times (5) on one core and on two; their medians
 	@scripts/need .
-	go test -run '^$$' -bench '$(BENCH)' -benchmem -cpu 1,2 .
+	@mkdir -p .build
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -cpu 1,2 -count $(COUNT) . | tee .build/bench.txt
+	@go tool -modfile=tools/go.mod benchstat .build/bench.txt
 
 xcaddy: ## Caddy with this module as users build it, as .build/caddy-xcaddy
 	@scripts/test xcaddy

@@ -47,19 +47,14 @@ type table struct {
 	start  time.Time
 	shards [tableShards]shard
 
-	queued  atomic.Int64 // sessions that wait in the shards' queues
-	ticking atomic.Bool  // whether a sweep is to come
-
-	mu        sync.Mutex           // guards the two below, and the arming of the sweep
+	mu        sync.Mutex           // guards upstreams
 	upstreams map[string]*upstream // by name
-	sweeps    *time.Timer
 }
 
 // shard is a part of the table under a lock of its own.
 type shard struct {
-	mu       sync.Mutex              // guards all below, and the sessions in it
+	mu       sync.Mutex              // guards sessions, and all in them
 	sessions map[sessionKey]*session // the newest of an id; older ones hang behind it
-	due      map[int64][]*session    // waiting and unused ones, by the second in which they end
 }
 
 // session is one Bokeh document on one server. Where an id has moved, or is used on two sites,
@@ -69,13 +64,13 @@ type session struct {
 	next *session // the same id at another upstream
 	at   *upstream
 
-	until    int64 // second of the table's clock in which it ends if no socket comes; 0 if it does not wait
-	pages    int32 // being built
-	served   int32 // with their first byte sent, but not their last
+	until    time.Duration // when it ends if no socket comes, on the table's clock; 0 if it does not wait
+	timer    *time.Timer   // pending while until is not 0
+	pages    int32         // being built
+	served   int32         // with their first byte sent, but not their last
 	sockets  int32
 	hadOne   bool // a socket, once
 	claimed  bool // counted under the id of its socket from now on
-	inQueue  bool
 	previous state
 }
 
@@ -100,7 +95,6 @@ func newTable() *table {
 	rand.Read(t.salt[:])
 	for i := range t.shards {
 		t.shards[i].sessions = make(map[sessionKey]*session)
-		t.shards[i].due = make(map[int64][]*session)
 	}
 	return t
 }
@@ -200,7 +194,7 @@ func (l load) pageEnded(built, ok bool) {
 			s.pages--
 		}
 		if ok && !s.claimed {
-			s.until = max(s.until, l.t.deadline(l.lifetime))
+			l.t.keep(s, l.lifetime)
 		}
 	})
 }
@@ -223,6 +217,10 @@ func (t *table) claim(k sessionKey, u *upstream) bool {
 	for s := sh.sessions[k]; s != nil; s = s.next {
 		if s.at == u && s.sockets == 0 {
 			s.claimed, s.until = true, 0
+			if s.timer != nil {
+				s.timer.Stop()
+				s.timer = nil
+			}
 			t.settle(sh, s)
 			return true
 		}
@@ -236,14 +234,27 @@ func (l load) socketEnded(opened bool) {
 		s.sockets--
 		s.hadOne = s.hadOne || opened
 		if opened || l.claimed {
-			s.until = max(s.until, l.t.deadline(l.lifetime))
+			l.t.keep(s, l.lifetime)
 		}
 	})
 }
 
-// deadline is the second that has begun when d from now is over.
-func (t *table) deadline(d time.Duration) int64 {
-	return int64((t.now()+d)/time.Second) + 1
+// keep lets s live for d from now though it has no socket. The shard is locked.
+func (t *table) keep(s *session, d time.Duration) {
+	s.until = max(s.until, t.now()+d)
+	if s.timer == nil {
+		s.timer = time.AfterFunc(d, func() { t.update(s, t.expire) })
+	}
+}
+
+// expire ends the waiting of s, unless its time was moved on. The shard is locked.
+func (t *table) expire(s *session) {
+	s.timer = nil
+	left := s.until - t.now()
+	s.until = 0
+	if left > 0 {
+		t.keep(s, left)
+	}
 }
 
 // change finds or makes the session with key k at u and lets f change it.
@@ -289,27 +300,23 @@ func (s *session) state() state {
 	return waiting
 }
 
-// settle brings everything in line with a change of s: the counts, the queue of those that will
-// end by themselves, and the table if it has ended. The shard is locked.
+// settle brings everything in line with a change of s: the counts, and the table if it has ended.
+// The shard is locked.
 func (t *table) settle(sh *shard, s *session) {
 	now := s.state()
-	if now != s.previous {
-		s.at.counts[s.previous].Add(-1)
-		s.at.counts[now].Add(1)
-		if s.previous == ended {
-			s.at.sessions.Add(1)
-		}
-		s.previous = now
-		if now == ended {
-			s.at.sessions.Add(-1)
-			sh.remove(s)
-			t.release(s.at)
-		}
+	if now == s.previous {
+		return
 	}
-	if (now == waiting || now == unused) && s.until > 0 && !s.inQueue {
-		s.inQueue = true
-		sh.due[s.until] = append(sh.due[s.until], s)
-		t.enqueued()
+	s.at.counts[s.previous].Add(-1)
+	s.at.counts[now].Add(1)
+	if s.previous == ended {
+		s.at.sessions.Add(1)
+	}
+	s.previous = now
+	if now == ended {
+		s.at.sessions.Add(-1)
+		sh.remove(s)
+		t.release(s.at)
 	}
 }
 
@@ -327,59 +334,6 @@ func (sh *shard) remove(s *session) {
 		if p.next == s {
 			p.next = s.next
 			return
-		}
-	}
-}
-
-// enqueued counts one more session in a queue and sees to it that a sweep will come.
-func (t *table) enqueued() {
-	t.queued.Add(1)
-	if t.ticking.Load() {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.arm()
-}
-
-// arm sees to it that a sweep comes while there is anything to sweep. t.mu is locked.
-func (t *table) arm() {
-	if t.queued.Load() > 0 && t.ticking.CompareAndSwap(false, true) {
-		t.sweeps = time.AfterFunc(time.Second, t.sweep)
-	}
-}
-
-// sweep ends the sessions whose time is over.
-func (t *table) sweep() {
-	now := int64(t.now() / time.Second)
-	for i := range t.shards {
-		t.sweepShard(&t.shards[i], now)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ticking.Store(false)
-	t.arm()
-}
-
-func (t *table) sweepShard(sh *shard, now int64) {
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	for second, sessions := range sh.due {
-		if second > now {
-			continue
-		}
-		delete(sh.due, second)
-		t.queued.Add(-int64(len(sessions)))
-		for _, s := range sessions {
-			s.inQueue = false
-			if s.until <= now {
-				s.until = 0
-			}
-			// A session whose time was moved on goes back into the queue; one that ended
-			// long ago is not in the table any more.
-			if s.previous != ended {
-				t.settle(sh, s)
-			}
 		}
 	}
 }
