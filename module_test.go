@@ -499,16 +499,31 @@ func activeRing(t *testing.T) *keyring {
 
 // Without retries the failed dial of one visit tells the next one.
 func TestDeadUpstreamIsPassedOver(t *testing.T) {
-	alive := newBokeh(t, "")
-	s := serve(t, "reverse_proxy "+freeAddr(t)+" "+alive.addr()+" {\n lb_policy bokeh\n}")
-	failed := 0
-	for range 10 {
-		if s.get("/app").status != http.StatusOK {
-			failed++
-		}
-	}
-	if failed > 1 {
-		t.Errorf("%d of 10 visits failed, want at most the first", failed)
+	for name, tc := range map[string]struct {
+		dead  func() string
+		proxy string
+	}{
+		"refuses":   {dead: func() string { return freeAddr(t) }},
+		"is no TLS": {func() string { return newBokeh(t, "").addr() }, " transport http {\n tls_insecure_skip_verify\n }\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			alive := unstartedBokeh(t, "")
+			if tc.proxy == "" {
+				alive.Start()
+			} else {
+				alive.StartTLS()
+			}
+			s := serve(t, "reverse_proxy "+tc.dead()+" "+alive.addr()+" {\n lb_policy bokeh\n"+tc.proxy+"}")
+			failed := 0
+			for range 10 {
+				if s.get("/app").status != http.StatusOK {
+					failed++
+				}
+			}
+			if failed > 1 {
+				t.Errorf("%d of 10 visits failed, want at most the first", failed)
+			}
+		})
 	}
 }
 
@@ -627,6 +642,22 @@ func TestCountsOfTroubledPages(t *testing.T) {
 			t.Errorf("status %d, want %d", p.status, status)
 		}
 		soonCounts(t, fmt.Sprint("answered ", status), b.addr(), tally{})
+	}
+}
+
+// Where another handler takes over the answer, its status is not that of the page.
+func TestCountsOfAnAnswerTakenOver(t *testing.T) {
+	gone, other := newBokeh(t, ""), newBokeh(t, "")
+	gone.status.Store(http.StatusGone)
+	s := serve(t, "reverse_proxy "+gone.addr()+" {\n lb_policy bokeh\n @gone status 410\n handle_response @gone {\n"+
+		" reverse_proxy "+other.addr()+" {\n lb_policy bokeh\n }\n }\n}")
+	p := s.get("/app")
+	if p.Server != other.addr() {
+		t.Fatalf("%d by %q", p.status, p.Server)
+	}
+	soonCounts(t, "page served", other.addr(), tally{0, 1, 0, 0})
+	if got := sessionsOf(gone.addr()); got != (tally{}) {
+		t.Errorf("the server that answered 410 has the sessions %v", got)
 	}
 }
 

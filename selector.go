@@ -4,7 +4,10 @@ package caddybokeh
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"reflect"
@@ -13,6 +16,7 @@ import (
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -37,6 +41,9 @@ const (
 // placeholderStatus is set by the reverse proxy when an upstream has answered.
 const placeholderStatus = "http.reverse_proxy.status_code"
 
+// varRun is the request's variable that holds the run of the last handler with a policy like this.
+const varRun = "http.reverse_proxy.bokeh.run"
+
 // Select returns the upstream for r, or nil if there is none.
 func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
 	run := s.run(r)
@@ -48,7 +55,7 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ ht
 	}
 	u := v.pool[i]
 	run.try(r, v, i)
-	run.tell(u, d)
+	run.tell(v.members[i], d)
 	return u
 }
 
@@ -93,6 +100,11 @@ func (s *Selection) run(r *http.Request) *run {
 	rn := &run{s: s, ring: ring, claim: readClaim(r, *ring), path: r.URL.Path, header: r.Header, sent: r.Header}
 	r.Header.Del(stampHeader) // a client's own is never passed on
 	rn.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	// Where one handler takes over the answer of another, this run's status is not that one's.
+	if before, ok := caddyhttp.GetVar(r.Context(), varRun).(*run); ok {
+		before.end()
+	}
+	caddyhttp.SetVar(r.Context(), varRun, rn)
 	if rn.repl != nil {
 		// What an earlier handler of this request left must not be taken for our answer.
 		rn.repl.Delete(placeholderStatus)
@@ -258,6 +270,12 @@ func (rn *run) trace(a *attempt) *httptrace.ClientTrace {
 				rn.dialed(a, info.Err)
 			}
 		},
+		TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
+			// A server that is slow to shake hands may be building a page.
+			if timeout, ok := errors.AsType[net.Error](err); err != nil && !(ok && timeout.Timeout()) {
+				rn.dialed(a, err)
+			}
+		},
 		GotConn:              func(httptrace.GotConnInfo) { rn.dialed(a, nil) },
 		GotFirstResponseByte: func() { rn.answered(a) },
 	}
@@ -296,7 +314,7 @@ func (rn *run) failed() {
 	}
 }
 
-// end settles the last attempt when the request is over.
+// end settles the last attempt when the request is over, or another handler has taken it on.
 func (rn *run) end() {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
@@ -380,14 +398,14 @@ func (s *Selection) refused(m *member, k *key) {
 }
 
 // tell sets the placeholders and writes the log.
-func (rn *run) tell(u *reverseproxy.Upstream, d decision) {
+func (rn *run) tell(m *member, d decision) {
 	session := sessionHash{*rn.ring, rn.shown}
 	if rn.repl != nil {
 		rn.repl.Set(placeholderDecision, string(d))
 		rn.repl.Set(placeholderSession, session)
 	}
 	if c := rn.s.logger.Check(zapcore.DebugLevel, "selected upstream"); c != nil {
-		c.Write(zap.String("upstream", u.Dial), zap.String("decision", string(d)), zap.Stringer("session", session))
+		c.Write(zap.String("upstream", m.name), zap.String("decision", string(d)), zap.Stringer("session", session))
 	}
 }
 

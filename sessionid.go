@@ -208,8 +208,8 @@ func readClaim(r *http.Request, ks keyring) claim {
 func readPage(r *http.Request, ks keyring) claim {
 	token, hasToken := queryArgument(r.URL.RawQuery, "bokeh-token")
 	id, hasID := queryArgument(r.URL.RawQuery, "bokeh-session-id")
-	if values := r.Header[sessionIDHeader]; len(values) > 0 {
-		id, hasID = values[len(values)-1], true
+	if lines := r.Header[sessionIDHeader]; len(lines) > 0 {
+		id, hasID = strings.Join(lines, ","), true // as Tornado does
 	}
 	c := claim{kind: pageRequest, id: id, gaveID: hasID || hasToken}
 	switch {

@@ -338,6 +338,7 @@ func TestReadPage(t *testing.T) {
 		"semicolon":           {query: "bokeh-session-id=a;b", id: "a;b", gaveID: true},
 		"empty":               {query: "bokeh-session-id=", gaveID: true},
 		"id in the header":    {header: "x", id: "x", gaveID: true},
+		"two header lines":    {header: "x|y", id: "x,y", gaveID: true},
 		"header and query":    {query: "bokeh-session-id=q", header: "h", id: "h", gaveID: true},
 		"token":               {query: "bokeh-token=" + makeToken(t, ours, nil), id: ours, stamp: ours, gaveID: true},
 		"token nobody reads":  {query: "bokeh-token=%%%", gaveID: true},
@@ -348,7 +349,7 @@ func TestReadPage(t *testing.T) {
 			r := httptest.NewRequest(http.MethodGet, "/app", nil)
 			r.URL.RawQuery = tc.query
 			if tc.header != "" {
-				r.Header.Set(sessionIDHeader, tc.header)
+				r.Header[sessionIDHeader] = strings.Split(tc.header, "|")
 			}
 			c := readClaim(r, testRing)
 			if c.kind != pageRequest || c.id != tc.id || c.stamp != tc.stamp || c.gaveID != tc.gaveID {

@@ -54,7 +54,7 @@ type table struct {
 // shard is a part of the table under a lock of its own.
 type shard struct {
 	mu       sync.Mutex              // guards sessions, and all in them
-	sessions map[sessionKey]*session // the newest of an id; older ones hang behind it
+	sessions map[sessionKey]*session // the last used of an id; others hang behind it
 }
 
 // session is one Bokeh document on one server. Where an id has moved, or is used on two sites,
@@ -150,7 +150,7 @@ func (t *table) release(u *upstream) {
 	}
 }
 
-// find calls yield with the upstream of each live session with the key, the newest first, until
+// find calls yield with the upstream of each live session with the key, the last used first, until
 // it returns false. It must not call back into the table.
 func (t *table) find(k sessionKey, yield func(*upstream) bool) {
 	sh := t.shard(k)
@@ -267,9 +267,13 @@ func (t *table) change(k sessionKey, u *upstream, f func(*session)) *session {
 	for s != nil && s.at.name != u.name {
 		s = s.next
 	}
-	if s == nil {
-		s = &session{key: k, next: first, at: t.again(u)}
-		sh.sessions[k] = s
+	if s == nil || s != first {
+		if s == nil {
+			s = &session{key: k, at: t.again(u)}
+		} else {
+			sh.remove(s)
+		}
+		s.next, sh.sessions[k] = first, s
 	}
 	f(s)
 	t.settle(sh, s)

@@ -217,8 +217,13 @@ func TestOneIDAtTwoUpstreams(t *testing.T) {
 	one := tb.socket(k, k, a, testLifetime)
 	two := tb.socket(k, k, b, testLifetime)
 	if got := fmt.Sprint(found()); got != "[b:80 a:80]" {
-		t.Errorf("found %v, want the newest first", got)
+		t.Errorf("found %v, want the last used first", got)
 	}
+	again := tb.socket(k, k, a, testLifetime)
+	if got := fmt.Sprint(found()); got != "[a:80 b:80]" {
+		t.Errorf("found %v after it moved back", got)
+	}
+	again.socketEnded(false)
 	one.socketEnded(false)
 	if got := fmt.Sprint(found()); got != "[b:80]" {
 		t.Errorf("found %v after the first has ended", got)
