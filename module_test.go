@@ -73,6 +73,7 @@ func serveFrom(t *testing.T, storage, handlers string) *site {
 	auto_https off
 	storage file_system %s
 	servers {
+		protocols h1 h2c
 		max_header_size 64KB
 	}
 	log {
@@ -938,13 +939,6 @@ func TestTLSUpstreams(t *testing.T) {
 func TestSocketOverHTTP2(t *testing.T) {
 	servers, addrs := three(t)
 	s := serve(t, "reverse_proxy "+addrs+" {\n lb_policy bokeh\n}")
-	cfg, err := adapt(strings.Replace(fmt.Sprintf(s.config, "reverse_proxy "+addrs+" {\n lb_policy bokeh\n}"), "servers {", "servers {\n protocols h1 h2c", 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := caddy.Load(cfg, true); err != nil {
-		t.Fatal(err)
-	}
 	tr := &http2.Transport{
 		AllowHTTP: true,
 		DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
