@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -108,7 +109,7 @@ func (b *bokeh) servePage(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if status := int(b.status.Load()); status != 0 {
-		w.Header().Set("Location", "/login")
+		w.Header().Set("Location", "/login?next="+url.QueryEscape(r.RequestURI))
 		w.WriteHeader(status)
 		return
 	}

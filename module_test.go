@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -659,6 +660,80 @@ func TestCountsOfAnAnswerTakenOver(t *testing.T) {
 	soonCounts(t, "page served", other.addr(), tally{0, 1, 0, 0})
 	if got := sessionsOf(gone.addr()); got != (tally{}) {
 		t.Errorf("the server that answered 410 has the sessions %v", got)
+	}
+}
+
+// Caddy logs requests, and at DEBUG what became of them on their way. With the lines that we ship no id and no token is
+// among that, by whichever handler, and without them the same visits leave plenty.
+func TestShippedLogFilter(t *testing.T) {
+	shipped, err := os.ReadFile("testdata/Caddyfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(shipped), "\tlog {\n")
+	filter, _, ok := strings.Cut(rest, "\n\t}\n")
+	if !ok {
+		t.Fatal("testdata/Caddyfile has no log filter")
+	}
+	for name, tc := range map[string]struct {
+		filter string
+		leaks  bool
+	}{
+		"shipped": {filter, false},
+		"none":    {"", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBokeh(t, "")
+			file := t.TempDir() + "/log"
+			s := serve(t, "respond ok")
+			s.config = strings.Replace(s.config, "output discard", "level DEBUG\noutput file "+file+"\n"+tc.filter, 1)
+			if err := s.load("log\nforward_auth " + b.addr() + " {\n uri /auth\n}\nhandle_path /x/* {\n reverse_proxy " + b.addr() + " {\n lb_policy bokeh\n }\n}"); err != nil {
+				t.Fatal(err)
+			}
+			secret := "secret" + rand.Text()
+			token := makeToken(t, secret, map[string]any{stampHeader: stampOf("a:80")})
+			query := "?bokeh-session-id=" + secret + "&a=b&bokeh-token=" + token
+			s.get("/x/app", sessionIDHeader, secret, stampHeader, secret, "Bokeh-Token", token, "Referer", "http://h/app"+query)
+			s.get("/x/app" + query)
+			s.get("/x/app?bokeh%2Dsession-id=" + secret + "&bokeh_session_id=" + secret)
+			b.status.Store(http.StatusFound)
+			s.get("/x/app" + query)
+			s.get("/login?next=" + url.QueryEscape("/app"+query))
+			b.status.Store(0)
+			if _, err := s.tryOpen("/x/app/ws"+query, "bokeh, "+token); err != nil {
+				t.Fatal(err)
+			}
+			b.stop() // what goes wrong is logged elsewhere
+			s.get("/x/app"+query, sessionIDHeader, secret)
+			if err := caddy.Stop(); err != nil {
+				t.Fatal(err)
+			}
+			log, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := map[string]bool{}
+			for line := range strings.Lines(string(log)) {
+				if strings.Contains(line, secret) || strings.Contains(line, token) {
+					var entry struct{ Logger, Msg string }
+					if err := json.Unmarshal([]byte(line), &entry); err != nil {
+						t.Fatal(err)
+					}
+					found[entry.Logger+": "+entry.Msg] = true
+					if !tc.leaks {
+						t.Error(line)
+					}
+				}
+			}
+			for _, want := range []string{"handled request", "upstream roundtrip", "rewrote request"} {
+				if !strings.Contains(string(log), want) {
+					t.Errorf("the log has no line %q", want)
+				}
+			}
+			if tc.leaks && len(found) < 3 {
+				t.Errorf("without the filter only these lines show ids: %v", found)
+			}
+		})
 	}
 }
 
