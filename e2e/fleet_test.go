@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -112,13 +114,28 @@ func (f *fleet) startCaddy() {
 		f.t.Fatal(err)
 	}
 	f.caddy = c
-	if err := c.Await(20*time.Second, f.front.reachable); err != nil {
+	if err := c.Await(20*time.Second, f.reachable); err != nil {
 		f.t.Fatal(err)
 	}
 	f.t.Cleanup(func() {
 		c.Stop()
 		keepOutput(c.Output())
 	})
+}
+
+// reachable says whether Caddy takes connections. Its certificate comes a moment after its listener.
+func (f *fleet) reachable() error {
+	var c net.Conn
+	var err error
+	if f.plan.scheme == "https" {
+		c, err = tls.Dial("tcp", f.front.to, &tls.Config{ServerName: "localhost", InsecureSkipVerify: true})
+	} else {
+		c, err = net.Dial("tcp", f.front.to)
+	}
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // restartCaddy ends Caddy and starts a new one with the same storage.
@@ -201,13 +218,40 @@ func (f *fleet) server(name string) *stack.Bokeh {
 // awaitLog waits until Caddy has written some text.
 func (f *fleet) awaitLog(text string) {
 	f.t.Helper()
-	err := f.caddy.Await(patience, func() error {
+	f.await(func() error {
 		if !strings.Contains(f.caddy.Output(), text) {
 			return fmt.Errorf("Caddy has not written %q", text)
 		}
 		return nil
 	})
-	if err != nil {
+}
+
+// awaitLogged waits until Caddy has logged so many requests of one kind, and checks what it says of each.
+func (f *fleet) awaitLogged(want int, kind, each string) {
+	f.t.Helper()
+	var lines []string
+	f.await(func() error {
+		lines = nil
+		for line := range strings.Lines(f.caddy.Output()) {
+			if strings.Contains(line, "handled request") && strings.Contains(line, kind) {
+				lines = append(lines, line)
+			}
+		}
+		if len(lines) != want {
+			return fmt.Errorf("Caddy has logged %d requests with %s, want %d", len(lines), kind, want)
+		}
+		return nil
+	})
+	for _, line := range lines {
+		if !strings.Contains(line, each) {
+			f.t.Errorf("not %s: %s", each, line)
+		}
+	}
+}
+
+func (f *fleet) await(so func() error) {
+	f.t.Helper()
+	if err := f.caddy.Await(patience, so); err != nil {
 		f.t.Fatal(err)
 	}
 }

@@ -44,15 +44,6 @@ func newFront(t *testing.T, to string) *front {
 
 func (f *front) port() int { return f.Addr().(*net.TCPAddr).Port }
 
-// reachable says whether Caddy takes connections.
-func (f *front) reachable() error {
-	c, err := net.Dial("tcp", f.to)
-	if err != nil {
-		return err
-	}
-	return c.Close()
-}
-
 func (f *front) relay(c net.Conn) {
 	defer c.Close()
 	up, err := net.Dial("tcp", f.to)
