@@ -529,6 +529,23 @@ func TestDeadUpstreamIsPassedOver(t *testing.T) {
 	}
 }
 
+// A server that answers with errors has nothing to build and no sessions. Passive health checks keep visitors from it, as the
+// README says.
+func TestServerThatFailsFast(t *testing.T) {
+	servers, addrs := three(t)
+	servers[0].status.Store(http.StatusInternalServerError)
+	s := serve(t, "reverse_proxy "+addrs+" {\n lb_policy bokeh\n fail_duration 10s\n unhealthy_status 5xx\n}")
+	failed := 0
+	for range 10 {
+		if s.get("/app").status != http.StatusOK {
+			failed++
+		}
+	}
+	if failed > 1 {
+		t.Errorf("%d of 10 visits failed, want at most one", failed)
+	}
+}
+
 func TestPoolOfOneRidesOutARestart(t *testing.T) {
 	b := newBokeh(t, "")
 	addr := b.addr()
