@@ -120,9 +120,10 @@ func TestValidate(t *testing.T) {
 		"session_ids":             {SessionIDs: "random"},
 		"unused_session_lifetime": {UnusedSessionLifetime: caddy.Duration(15 * time.Millisecond)},
 		"check_unused_sessions":   {CheckUnusedSessions: -1},
+		"check_unused_sessions ":  {CheckUnusedSessions: caddy.Duration(2_000_000 * time.Hour)},
 	} {
 		s.setDefaults()
-		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), name) {
+		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), strings.TrimSpace(name)) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

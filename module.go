@@ -4,8 +4,10 @@
 package caddybokeh
 
 import (
+	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,6 +35,9 @@ const (
 	defaultUnusedSessionLifetime = 15 * time.Second
 	defaultCheckUnusedSessions   = 17 * time.Second
 )
+
+// maxLifetime bounds both, so that their sum cannot overflow.
+const maxLifetime = 8760 * time.Hour
 
 // tokenHeaderBytes is what a server's headers may need: a Bokeh token grows with the cookies of
 // the page request, and travels beside them.
@@ -67,7 +72,7 @@ type Selection struct {
 	// id. With `signed` it is too if `secret_key` is given, which then must be the servers'
 	// `BOKEH_SECRET_KEY`; without it the servers make the ids, and the stamp travels beside
 	// them. With `external-signed` the visitor brings the id, and the stamp travels beside it.
-	// A server that refuses our ids with 403 gets them in a header of our own from then on.
+	// A server that refuses our ids with 403 gets the stamp beside them from then on.
 	SessionIDs string `json:"session_ids,omitempty"`
 
 	// The keys that stamps are signed with: the first one signs, all verify, so that a key can
@@ -76,7 +81,8 @@ type Selection struct {
 	// error. Every Caddy in front of the same servers needs the same first key.
 	//
 	// Default: a random key that is made once and kept in Caddy's storage, which Caddys with a
-	// common storage share.
+	// common storage share. While the storage fails, the key that this process had before, or a
+	// random one of its own, signs; the log says so.
 	SecretKey []string `json:"secret_key,omitempty"`
 
 	// How long the servers keep a session without a socket, as given to `bokeh serve
@@ -180,7 +186,7 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 func (s *Selection) warnOfHeaderLimit(app *caddyhttp.App) {
 	var small []string
 	for name, srv := range app.Servers {
-		if srv.MaxHeaderBytes < tokenHeaderBytes {
+		if srv.MaxHeaderBytes < tokenHeaderBytes && holdsPolicy(srv) {
 			small = append(small, name)
 		}
 	}
@@ -191,6 +197,26 @@ func (s *Selection) warnOfHeaderLimit(app *caddyhttp.App) {
 		" such a visitor sees an empty page (set max_header_size 64KB in the servers option)",
 		zap.Strings("servers", small),
 		zap.Int("wanted_bytes", tokenHeaderBytes))
+}
+
+// policyName finds policies like this in the JSON of routes. Caddy throws that away as it
+// provisions them, but a policy is provisioned before its own route is thrown away.
+var policyName = regexp.MustCompile(`"policy"\s*:\s*"bokeh"`)
+
+func holdsPolicy(srv *caddyhttp.Server) bool {
+	routes := slices.Clone(srv.Routes)
+	if srv.Errors != nil {
+		routes = append(routes, srv.Errors.Routes...)
+	}
+	for _, named := range srv.NamedRoutes {
+		routes = append(routes, *named)
+	}
+	for _, route := range routes {
+		if slices.ContainsFunc(route.HandlersRaw, func(raw json.RawMessage) bool { return policyName.Match(raw) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // Validate checks s.
@@ -215,8 +241,11 @@ func checkSessionIDs(v string) error {
 }
 
 func checkLifetime(option string, d time.Duration) error {
-	if d < time.Second {
+	switch {
+	case d < time.Second:
 		return fmt.Errorf("invalid %s %v: it is at least 1s; Bokeh's flag counts milliseconds, here write 15s for 15000", option, d)
+	case d > maxLifetime:
+		return fmt.Errorf("invalid %s %v: it is at most %v", option, d, maxLifetime)
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -445,14 +446,14 @@ func TestBoundAfterRestart(t *testing.T) {
 	}
 }
 
-// forget makes the process forget its sessions and its own key, as a new one would.
+// forget makes the process forget its sessions and its keys, as a new one would.
 func forget(t *testing.T) {
 	t.Helper()
-	oldSessions, oldKey := sessions, processKey
-	fresh, other := newTable(), newKey(randomSecret())
+	oldSessions, oldKeys := sessions, held
+	fresh, keys := newTable(), newHeldKeys()
 	sessions = func() *table { return fresh }
-	processKey = func() *key { return other }
-	t.Cleanup(func() { sessions, processKey = oldSessions, oldKey })
+	held = func() *heldKeys { return keys }
+	t.Cleanup(func() { sessions, held = oldSessions, oldKeys })
 }
 
 func TestNewSessionSurvivesDeadUpstreams(t *testing.T) {
@@ -596,6 +597,7 @@ func TestLostSessionMoves(t *testing.T) {
 				t.Fatalf("status %d at %s", moved.status, moved.server)
 			}
 			soonCounts(t, "moved", moved.server, tally{0, 0, 1, 0})
+			soonCounts(t, "left", p.Server, tally{})
 
 			newBokeh(t, p.Server) // it is back, without the session
 			if again := s.open(p.Token); again.server != moved.server {
@@ -666,17 +668,21 @@ func TestCountsOfTroubledPages(t *testing.T) {
 
 // Where another handler takes over the answer, its status is not that of the page.
 func TestCountsOfAnAnswerTakenOver(t *testing.T) {
-	gone, other := newBokeh(t, ""), newBokeh(t, "")
-	gone.status.Store(http.StatusGone)
-	s := serve(t, "reverse_proxy "+gone.addr()+" {\n lb_policy bokeh\n @gone status 410\n handle_response @gone {\n"+
-		" reverse_proxy "+other.addr()+" {\n lb_policy bokeh\n }\n }\n}")
-	p := s.get("/app")
-	if p.Server != other.addr() {
-		t.Fatalf("%d by %q", p.status, p.Server)
-	}
-	soonCounts(t, "page served", other.addr(), tally{0, 1, 0, 0})
-	if got := sessionsOf(gone.addr()); got != (tally{}) {
-		t.Errorf("the server that answered 410 has the sessions %v", got)
+	for name, policy := range map[string]string{"the same": "bokeh", "another": "first"} {
+		t.Run("by "+name+" policy", func(t *testing.T) {
+			gone, other := newBokeh(t, ""), newBokeh(t, "")
+			gone.status.Store(http.StatusGone)
+			s := serve(t, "reverse_proxy "+gone.addr()+" {\n lb_policy bokeh\n @gone status 410\n handle_response @gone {\n"+
+				" reverse_proxy "+other.addr()+" {\n lb_policy "+policy+"\n }\n }\n}")
+			p := s.get("/app")
+			if p.Server != other.addr() {
+				t.Fatalf("%d by %q", p.status, p.Server)
+			}
+			if policy == "bokeh" {
+				soonCounts(t, "page served", other.addr(), tally{0, 1, 0, 0})
+			}
+			soonCounts(t, "page gone", gone.addr(), tally{})
+		})
 	}
 }
 
@@ -781,9 +787,14 @@ func TestHeaderLimitIsWarnedOf(t *testing.T) {
 	for name, limit := range map[string]string{"Caddy's default": "", "too small": "max_header_size 32KB", "enough": "max_header_size 64KB"} {
 		t.Run(name, func(t *testing.T) {
 			file := t.TempDir() + "/log"
-			config := fmt.Sprintf("{\n admin off\n persist_config off\n storage file_system %s\n log {\n output file %s\n }\n servers {\n %s\n }\n}\n"+
-				"http://%s {\n reverse_proxy localhost:5006 {\n lb_policy bokeh\n }\n}", t.TempDir(), file, limit, freeAddr(t))
-			cfg, err := adapt(strings.ReplaceAll(config, "servers {\n \n }\n", ""))
+			_, httpPort, _ := strings.Cut(freeAddr(t), ":")
+			_, httpsPort, _ := strings.Cut(freeAddr(t), ":")
+			// Caddy adds a server for redirects to https, for which the option is not meant.
+			config := fmt.Sprintf("{\n admin off\n persist_config off\n auto_https disable_certs\n http_port %s\n https_port %s\n storage file_system %s\n"+
+				" log {\n output file %s\n }\n servers :%s {\n %s\n }\n}\n"+
+				"https://localhost {\n handle /x {\n respond ok\n }\n handle {\n reverse_proxy localhost:5006 {\n lb_policy bokeh\n }\n }\n}",
+				httpPort, httpsPort, t.TempDir(), file, httpsPort, limit)
+			cfg, err := adapt(strings.ReplaceAll(config, "servers :"+httpsPort+" {\n \n }\n", ""))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -801,6 +812,76 @@ func TestHeaderLimitIsWarnedOf(t *testing.T) {
 				t.Errorf("it is warned: %v, want %v:\n%s", got, want, log)
 			}
 		})
+	}
+}
+
+// A reload while the storage fails must not forget the key that it held.
+func TestReloadWithoutStorage(t *testing.T) {
+	servers, addrs := three(t)
+	for _, b := range servers {
+		b.ids, b.secret = sessionIDsSigned, newKey([]byte("theirs"))
+	}
+	storage := t.TempDir()
+	config := "reverse_proxy " + addrs + " {\n lb_policy bokeh {\n session_ids signed\n }\n}"
+	s := serveFrom(t, storage, config)
+	var pages []page
+	for range 9 {
+		pages = append(pages, s.get("/app"))
+	}
+	file := filepath.Join(storage, storedKey)
+	if err := os.Rename(file, file+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(file, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.load(config + "\nheader X-A b"); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range pages {
+		if w := s.open(p.Token); w.server != p.Server {
+			t.Errorf("page by %s, socket by %s", p.Server, w.server)
+		}
+	}
+}
+
+// A site that asks servers for TLS which they do not speak must not move the sessions of another.
+func TestOneSitesTLSIsNotAnothers(t *testing.T) {
+	_, addrs := three(t)
+	s := serve(t, "handle /two/* {\n reverse_proxy https://"+strings.ReplaceAll(addrs, " ", " https://")+" {\n lb_policy bokeh\n }\n}\n"+
+		"handle {\n reverse_proxy "+addrs+" {\n lb_policy bokeh\n }\n}")
+	var pages []page
+	for range 6 {
+		pages = append(pages, s.get("/app"))
+	}
+	for range 3 {
+		if p := s.get("/two/app"); p.status != http.StatusBadGateway {
+			t.Errorf("status %d", p.status)
+		}
+	}
+	for _, p := range pages {
+		if w := s.open(p.Token); w.server != p.Server {
+			t.Errorf("page by %s, socket by %s", p.Server, w.server)
+		}
+	}
+}
+
+// Two keys of which a server takes neither cost one page each.
+func TestTwoKeysRefused(t *testing.T) {
+	b := newBokeh(t, "")
+	b.ids, b.secret = sessionIDsSigned, newKey([]byte("theirs"))
+	s := serve(t, "handle /two/* {\n reverse_proxy "+b.addr()+" {\n lb_policy bokeh {\n secret_key other\n }\n }\n}\n"+
+		"handle {\n reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n }\n}")
+	refused := 0
+	for range 5 {
+		for _, path := range []string{"/app", "/two/app"} {
+			if s.get(path).status == http.StatusForbidden {
+				refused++
+			}
+		}
+	}
+	if refused != 2 {
+		t.Errorf("%d of 10 pages were refused, want 2", refused)
 	}
 }
 

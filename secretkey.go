@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,9 +37,42 @@ type storage interface {
 	Load(ctx context.Context, key string) ([]byte, error)
 }
 
-// processKey signs while the stored key cannot be had. It goes on verifying when it can, so
-// that no session is lost by that.
-var processKey = sync.OnceValue(func() *key { return newKey(randomSecret()) })
+// maxHeldKeys bounds the keys that a process holds. Each but the first is another storage's.
+const maxHeldKeys = 4
+
+// heldKeys are the keys by which a process has stamped, other than those of configs. They all
+// verify: no session is lost because the storage fails when a config is loaded.
+type heldKeys struct {
+	mu   sync.Mutex // guards ring
+	ring *keyring   // the newest first
+}
+
+// held is the keys of this process. The first one is its own, which signs until it has read a
+// stored one.
+var held = sync.OnceValue(newHeldKeys)
+
+func newHeldKeys() *heldKeys { return &heldKeys{ring: &keyring{newKey(randomSecret())}} }
+
+// keys returns all keys, of which the first one signs.
+func (h *heldKeys) keys() *keyring {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ring
+}
+
+// add makes a stored key the one that signs, and returns all.
+func (h *heldKeys) add(secret []byte) *keyring {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	k := newKey(secret)
+	if (*h.ring)[0].print == k.print {
+		return h.ring
+	}
+	ring := append(keyring{k}, slices.DeleteFunc(slices.Clone(*h.ring), func(old *key) bool { return old.print == k.print })...)
+	ring = ring[:min(len(ring), maxHeldKeys)]
+	h.ring = &ring
+	return h.ring
+}
 
 // keys returns the keys of s. The ring in it is replaced when the stored key comes late.
 func (s *Selection) keys(ctx caddy.Context) (*atomic.Pointer[keyring], error) {
@@ -48,16 +82,26 @@ func (s *Selection) keys(ctx caddy.Context) (*atomic.Pointer[keyring], error) {
 		p.Store(&ring)
 		return p, err
 	}
-	p.Store(&keyring{processKey()})
+	p.Store(held().keys())
 	loaded := make(chan struct{})
 	go s.keepLoading(ctx, ctx.Storage(), p, sync.OnceFunc(func() { close(loaded) }))
 	select {
 	case <-loaded:
 	case <-time.After(storageWait):
-		s.logger.Error("storage does not answer; sessions are stamped with a key of this process, which neither another Caddy nor this one"+
-			" after a restart can read (mend the storage, or set secret_key)", zap.Duration("waited", storageWait))
+		s.warnOfStorage(p, fmt.Errorf("no answer for %v", storageWait))
 	}
 	return p, nil
+}
+
+// warnOfStorage says by which key sessions are stamped while the stored one cannot be had.
+func (s *Selection) warnOfStorage(p *atomic.Pointer[keyring], err error) {
+	if len(*p.Load()) > 1 {
+		s.logger.Warn("cannot have the stored key; sessions are stamped with the one that this process has read before",
+			zap.String("key", storedKey), zap.Error(err))
+		return
+	}
+	s.logger.Error("cannot have the stored key; sessions are stamped with a key of this process, which neither another Caddy nor"+
+		" this one after a restart can read (mend the storage, or set secret_key)", zap.String("key", storedKey), zap.Error(err))
 }
 
 // configured makes a ring of the keys in the config.
@@ -67,7 +111,8 @@ func configured(secrets []string) (keyring, error) {
 	for i, s := range secrets {
 		secret, err := repl.ReplaceOrErr(s, true, true)
 		if err != nil {
-			return nil, fmt.Errorf("secret_key %d: %w", i+1, err)
+			// What the replacer says may show a part of the key.
+			return nil, fmt.Errorf("secret_key %d has a placeholder that is unknown or empty; a brace of the key itself is written as \\{", i+1)
 		}
 		if secret == "" {
 			return nil, fmt.Errorf("secret_key %d is empty", i+1)
@@ -84,15 +129,14 @@ func (s *Selection) keepLoading(ctx context.Context, st storage, p *atomic.Point
 	for try := 0; ; try++ {
 		secret, err := loadOrCreate(ctx, st)
 		if err == nil {
-			p.Store(&keyring{newKey(secret), processKey()})
+			p.Store(held().add(secret))
 			if try > 0 {
 				s.logger.Info("storage answers again; sessions are stamped with the stored key from now on")
 			}
 			return
 		}
 		if try == 0 {
-			s.logger.Error("cannot have the stored key; sessions are stamped with a key of this process, which neither another Caddy nor"+
-				" this one after a restart can read (mend the storage, or set secret_key)", zap.String("key", storedKey), zap.Error(err))
+			s.warnOfStorage(p, err)
 		}
 		answered()
 		select {

@@ -5,9 +5,7 @@ package caddybokeh
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httptrace"
 	"reflect"
@@ -38,8 +36,17 @@ const (
 	placeholderSession  = "http.reverse_proxy.bokeh.session"
 )
 
-// placeholderStatus is set by the reverse proxy when an upstream has answered.
-const placeholderStatus = "http.reverse_proxy.status_code"
+// Placeholders that the reverse proxy sets: when it has chosen an upstream, and when that has
+// answered.
+const (
+	placeholderUpstream   = "http.reverse_proxy.upstream.address"
+	placeholderStatus     = "http.reverse_proxy.status_code"
+	placeholderStatusText = "http.reverse_proxy.status_text"
+)
+
+// refusal is how a Bokeh server refuses a session id whose signature is not right
+// (bokeh/server/core.py, create_session), where nothing on the way has dropped the text.
+const refusal = "403 Invalid token or session ID"
 
 // varRun is the request's variable that holds the run of the last handler with a policy like this.
 const varRun = "http.reverse_proxy.bokeh.run"
@@ -84,6 +91,7 @@ type run struct {
 // the next attempt has begun.
 type attempt struct {
 	m         *member
+	address   string // of m, as the reverse proxy has it
 	load      load
 	asID      bool  // its stamp was sent as the session's id
 	dialErr   error // of the last dial that failed, while none has succeeded
@@ -132,6 +140,7 @@ func (rn *run) choose(v *view) (int, decision) {
 	case i == home:
 		return home, decisionBound
 	case home >= 0 || rn.stamp != "":
+		rn.leave(v, home)
 		return i, decisionMoved
 	case rn.kind == pageRequest:
 		return i, decisionNew
@@ -142,25 +151,39 @@ func (rn *run) choose(v *view) (int, decision) {
 // home returns the place of the upstream to which the session is bound, or -1: the one where it
 // is known to be, else the one its stamp names.
 func (rn *run) home(v *view) int {
-	home := -1
-	rn.s.table.find(rn.s.table.key(rn.id), func(u *upstream) bool {
-		i := v.at(u)
-		if i < 0 {
-			return true
+	var room [4]int
+	places := room[:0]
+	rn.s.table.find(rn.s.table.key(rn.id), func(u *upstream) {
+		if i := v.at(u); i >= 0 {
+			places = append(places, i)
 		}
-		if home < 0 {
-			home = i
-		}
-		if v.lost(i) {
-			return true
-		}
-		home = i
-		return false
 	})
-	if home < 0 && rn.stamp != "" {
-		home = v.named(rn.key, rn.tag)
+	alive := slices.IndexFunc(places, func(i int) bool { return !v.lost(i) })
+	switch {
+	case len(places) == 0 && rn.stamp != "":
+		return v.named(rn.key, rn.tag)
+	case len(places) == 0:
+		return -1
+	case alive < 0:
+		return places[0]
+	case len(places) > 1 && rn.stamp == "":
+		// An id that others made may be used on another site with some of these upstreams. Ours is
+		// the one that its order names.
+		return v.first(rn.id, func(i int) bool { return slices.Contains(places, i) && !v.lost(i) })
 	}
-	return home
+	return places[alive]
+}
+
+// leave ends what is counted of a session at the upstream that it leaves.
+func (rn *run) leave(v *view, home int) {
+	if home < 0 {
+		return
+	}
+	t := rn.s.table
+	t.claim(t.key(rn.id), v.members[home].upstream)
+	if rn.stamp != "" && rn.stamp != rn.id {
+		t.claim(t.key(rn.stamp), v.members[home].upstream)
+	}
 }
 
 // elsewhere returns the place of an upstream for a session that others named or whose upstream
@@ -182,7 +205,7 @@ func (rn *run) elsewhere(v *view, home int) int {
 // one thread, so the pages building there are its queue, and the sessions what it carries.
 func (rn *run) fresh(v *view) int {
 	return rn.untried(v, func(m *member) weight {
-		w := weight{queue: m.counts[building].Load(), load: m.sessions.Load()}
+		w := weight{queue: m.queue(), load: m.sessions.Load()}
 		if m.failing(v.now) {
 			w.trouble = 1
 		}
@@ -195,7 +218,7 @@ func (rn *run) fresh(v *view) int {
 func (rn *run) any(v *view) int {
 	ext := strings.Contains(rn.path, "/static/extensions/")
 	return rn.untried(v, func(m *member) weight {
-		w := weight{queue: m.counts[building].Load()}
+		w := weight{queue: m.queue()}
 		switch {
 		case m.failing(v.now):
 			w.trouble = 2
@@ -270,13 +293,8 @@ func (rn *run) trace(a *attempt) *httptrace.ClientTrace {
 				rn.dialed(a, info.Err)
 			}
 		},
-		TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
-			// A server that is slow to shake hands may be building a page.
-			if timeout, ok := errors.AsType[net.Error](err); err != nil && !(ok && timeout.Timeout()) {
-				rn.dialed(a, err)
-			}
-		},
-		GotConn:              func(httptrace.GotConnInfo) { rn.dialed(a, nil) },
+		TLSHandshakeDone:     func(_ tls.ConnectionState, err error) { a.m.shookHands(rn.s.table.now(), err) },
+		GotConn:              func(httptrace.GotConnInfo) { rn.connected(a) },
 		GotFirstResponseByte: func() { rn.answered(a) },
 	}
 }
@@ -290,6 +308,17 @@ func (rn *run) dialed(a *attempt, err error) {
 	if err == nil {
 		a.m.dialed(rn.s.table.now(), nil)
 	}
+}
+
+// connected takes note of a connection that the request goes out on.
+func (rn *run) connected(a *attempt) {
+	rn.dialed(a, nil)
+	if rn.repl == nil {
+		return
+	}
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	a.address, _ = rn.repl.GetString(placeholderUpstream)
 }
 
 // answered takes note of the first byte of an answer: a page is built.
@@ -322,12 +351,21 @@ func (rn *run) end() {
 	if rn.attempt == nil {
 		return
 	}
-	status := 0
-	if rn.repl != nil && rn.attempt.firstByte {
-		v, _ := rn.repl.Get(placeholderStatus)
-		status, _ = v.(int)
+	rn.settle(rn.attempt, rn.status(rn.attempt))
+}
+
+// status returns the status of the answer to an attempt, or 0 if none has come. Where a response
+// route asked another upstream, what the proxy last set is that one's. rn.mu is locked.
+func (rn *run) status(a *attempt) int {
+	if rn.repl == nil || !a.firstByte {
+		return 0
 	}
-	rn.settle(rn.attempt, status)
+	if address, _ := rn.repl.GetString(placeholderUpstream); address != a.address {
+		return 0
+	}
+	v, _ := rn.repl.Get(placeholderStatus)
+	status, _ := v.(int)
+	return status
 }
 
 // settle takes the load of an attempt off its upstream, or turns it into that of a session which
@@ -347,8 +385,14 @@ func (rn *run) settle(a *attempt, status int) {
 		switch {
 		case status == http.StatusOK:
 			a.m.builtAt.Store(int64(now))
+			if a.asID {
+				rn.s.took(a.m, (*rn.ring)[0])
+			}
 		case status == http.StatusForbidden && a.asID:
-			rn.s.refused(a.m, (*rn.ring)[0])
+			text, _ := rn.repl.GetString(placeholderStatusText)
+			rn.s.refused(a.m, (*rn.ring)[0], text == refusal)
+		case a.dialErr == nil && (status == 0 || status >= http.StatusInternalServerError):
+			a.m.pageFailed()
 		}
 	case socket:
 		a.load.socketEnded(status == http.StatusSwitchingProtocols)
@@ -383,14 +427,28 @@ func sameMap(a, b http.Header) bool {
 
 // stampIsID says whether the stamp goes to m as the session's id.
 func (s *Selection) stampIsID(rn *run, m *member) bool {
-	return s.givesIDs && !rn.gaveID && m.refuses.Load() != (*rn.ring)[0].print
+	if !s.givesIDs || rn.gaveID {
+		return false
+	}
+	takes, known := m.takesIDs.Load((*rn.ring)[0].print)
+	return !known || takes.(bool)
 }
 
-// refused takes note that a server does not take session ids from us.
-func (s *Selection) refused(m *member, k *key) {
-	if m.refuses.Swap(k.print) == k.print {
+// took takes note that a server takes session ids from us.
+func (s *Selection) took(m *member, k *key) {
+	if _, known := m.takesIDs.Load(k.print); !known {
+		m.takesIDs.Store(k.print, true)
+	}
+}
+
+// refused takes note that a server answered 403 to a page with a session id of ours. Unless it
+// says what for, that may be the app's own verdict on the visitor; then it counts only while the
+// server has never taken an id.
+func (s *Selection) refused(m *member, k *key, forThat bool) {
+	if takes, known := m.takesIDs.Load(k.print); known && (!takes.(bool) || !forThat) {
 		return
 	}
+	m.takesIDs.Store(k.print, false)
 	s.logger.Error("upstream refused a page request with a session id of ours; stamping its pages in a header of our own from now on"+
 		" (if the server signs session ids, set session_ids signed, and secret_key to its BOKEH_SECRET_KEY)",
 		zap.String("upstream", m.name),

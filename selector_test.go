@@ -146,8 +146,8 @@ func TestHealthTouchesNewSessionsFirst(t *testing.T) {
 		synctest.Wait()
 		token := makeToken(t, page.stamp(), nil)
 
-		down := true
-		s.healthy = func(u *reverseproxy.Upstream) bool { return !down || u.Dial != home }
+		var up atomic.Bool
+		s.healthy = func(u *reverseproxy.Upstream) bool { return up.Load() || u.Dial != home }
 		for range 20 {
 			r := newRequest(s, "/app")
 			if addr, _ := r.choose(pool); addr == home {
@@ -168,15 +168,128 @@ func TestHealthTouchesNewSessionsFirst(t *testing.T) {
 		socketAt("at once", "bound")
 		time.Sleep(50 * time.Second)
 		socketAt("after 50 s", "bound")
-		down = false
+		up.Store(true)
 		socketAt("healthy again", "bound")
-		down = true
+		up.Store(false)
 		socketAt("down again", "bound")
 		time.Sleep(50 * time.Second)
 		socketAt("50 s later", "bound")
 		time.Sleep(11 * time.Second)
 		socketAt("lost", "moved")
 	})
+}
+
+// Where visitors are few, health is looked after all the same: an upstream that stays unhealthy is lost
+// after a minute, and one that was up meanwhile is not.
+func TestHealthWithFewVisitors(t *testing.T) {
+	for name, want := range map[string]string{"unhealthy all the time": "moved", "healthy for a while": "bound"} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(3)
+			s := newTestSelection(pool)
+			page := newRequest(s, "/app")
+			home, _ := page.choose(pool)
+			page.answer(200)
+			synctest.Wait()
+			token := makeToken(t, page.stamp(), nil)
+			var up atomic.Bool
+			s.healthy = func(u *reverseproxy.Upstream) bool { return up.Load() || u.Dial != home }
+			look := func(when, want string) {
+				r := newSocket(s, token)
+				if _, why := r.choose(pool); why != want {
+					t.Errorf("%s, %s: %s, want %s", name, when, why, want)
+				}
+				r.end()
+				synctest.Wait()
+			}
+			look("at once", "bound")
+			time.Sleep(5 * time.Minute)
+			up.Store(want == "bound")
+			time.Sleep(2 * healthPause)
+			up.Store(false)
+			time.Sleep(5 * time.Minute)
+			look("ten minutes later", want)
+			if err := s.Cleanup(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// A server that hangs, or fails at once, has nothing to build and no sessions. It must not draw the visitors.
+func TestPagesThatFailWeigh(t *testing.T) {
+	for name, fail := range map[string]func(*request){
+		"hangs": func(r *request) { time.Sleep(10 * time.Second); r.end() },
+		"fails": func(r *request) { r.answer(500) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(3)
+			s := newTestSelection(pool)
+			bad := 0
+			for range 30 {
+				r := newRequest(s, "/app")
+				if addr, _ := r.choose(pool); addr == "u0:80" {
+					bad++
+					go fail(r)
+				} else {
+					r.answer(200)
+				}
+				time.Sleep(time.Second)
+			}
+			if bad > 4 {
+				t.Errorf("%s: %d of 30 visits in half a minute went to it", name, bad)
+			}
+			time.Sleep(time.Minute)
+			for _, m := range s.index.Load().members {
+				if m.queue() != 0 {
+					t.Errorf("%s: a minute later %d pages weigh at %s", name, m.queue(), m.name)
+				}
+			}
+		})
+	}
+}
+
+// A server that signs says so. A 403 without that may be the app's verdict on a visitor, and counts only
+// while the server has not taken an id.
+func TestRefusedIDs(t *testing.T) {
+	const own = "403 Forbidden"
+	for name, tc := range map[string]struct {
+		answers []string // to pages, each "200" or a status text
+		want    bool     // whether ids are given afterwards
+	}{
+		"says so":                  {[]string{refusal}, false},
+		"says nothing":             {[]string{own}, false},
+		"has taken one":            {[]string{"200", own, own}, true},
+		"signs since it restarted": {[]string{"200", refusal}, false},
+		"and is not asked again":   {[]string{refusal, "200"}, false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(1)
+			s := newTestSelection(pool)
+			for _, a := range tc.answers {
+				r := newRequest(s, "/app")
+				r.choose(pool)
+				r.repl.Set(placeholderStatusText, a)
+				status := 403
+				if a == "200" {
+					status = 200
+				}
+				r.answer(status)
+				synctest.Wait()
+			}
+			r := newRequest(s, "/app")
+			r.choose(pool)
+			if given := r.Header.Get(sessionIDHeader) != ""; given != tc.want {
+				t.Errorf("%s: an id is given: %v, want %v", name, given, tc.want)
+			}
+			// Another key is another matter.
+			s.ring.Store(&keyring{newKey([]byte("another"))})
+			r = newRequest(s, "/app")
+			r.choose(pool)
+			if r.Header.Get(sessionIDHeader) == "" {
+				t.Errorf("%s: no id by another key", name)
+			}
+		})
+	}
 }
 
 // A full upstream still takes its own sessions.
@@ -286,6 +399,26 @@ func TestOneForeignIDOnTwoSites(t *testing.T) {
 	}
 	if addr, _ := newSocket(a, token).choose(inner); addr != "u0:80" {
 		t.Errorf("inner site again: %s", addr)
+	}
+}
+
+// Also where the sites share some upstreams: each finds its own session, the same on every node.
+func TestOneForeignIDOnTwoSitesThatShare(t *testing.T) {
+	both, one := testPool(2), testPool(2)[1:]
+	a, b := newTestSelection(both), newTestSelection(one)
+	b.attach(a.table)
+	b.knowPool(&reverseproxy.Handler{Upstreams: one})
+	moved := 0
+	for i := range 50 {
+		token := makeToken(t, fmt.Sprint("id-", i), nil)
+		before, _ := newSocket(a, token).choose(both)
+		newSocket(b, token).choose(one)
+		if after, _ := newSocket(a, token).choose(both); after != before {
+			moved++
+		}
+	}
+	if moved > 0 {
+		t.Errorf("%d of 50 sessions of one site were moved by the other", moved)
 	}
 }
 

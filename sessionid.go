@@ -211,7 +211,8 @@ func readPage(r *http.Request, ks keyring) claim {
 	if lines := r.Header[sessionIDHeader]; len(lines) > 0 {
 		id, hasID = strings.Join(lines, ","), true // as Tornado does
 	}
-	c := claim{kind: pageRequest, id: id, gaveID: hasID || hasToken}
+	// A body can bring one, too: Tornado reads arguments from it.
+	c := claim{kind: pageRequest, id: id, gaveID: hasID || hasToken || r.ContentLength != 0}
 	switch {
 	case hasID:
 		c.try(id, ks)
@@ -256,7 +257,7 @@ func subprotocolToken(h http.Header) (string, bool) {
 // isPageRequest says whether r makes a Bokeh server build a session. In doubt it does: a wrong
 // guess costs a count for seconds, a missed one a second run of the app.
 func isPageRequest(r *http.Request) bool {
-	if r.Method != http.MethodGet || r.Header.Get("Upgrade") != "" {
+	if r.Method != http.MethodGet {
 		return false
 	}
 	last := path.Base(r.URL.Path)

@@ -23,6 +23,11 @@ const (
 	// tries again 2 s after a first failed reconnect, so a session whose dial is not retried
 	// finds another upstream on its second request.
 	dialPause = 10 * time.Second
+
+	// failedPageWeight is how long a page that failed counts as being built when upstreams are
+	// compared. A server goes on building what nobody waits for any more, and one that fails fast
+	// must not look idle.
+	failedPageWeight = 10 * time.Second
 )
 
 // sessionKey stands for a session id in the table. Ids are capabilities and can be long: the
@@ -70,7 +75,7 @@ type session struct {
 	served   int32         // with their first byte sent, but not their last
 	sockets  int32
 	hadOne   bool // a socket, once
-	claimed  bool // counted under the id of its socket from now on
+	claimed  bool // counted elsewhere from now on: under the id of its socket, or where it moved
 	previous state
 }
 
@@ -82,11 +87,13 @@ type upstream struct {
 	counts   [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
 	sessions atomic.Int64            // all that have not ended
 
-	holders   atomic.Int64  // policies that know it and sessions on it; it is forgotten at 0
-	failedAt  atomic.Int64  // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
-	builtAt   atomic.Int64  // when it last answered a page request with 200
-	coldSince atomic.Int64  // when a dial failed last, whatever happened since
-	refuses   atomic.Uint64 // fingerprint of the key whose session ids it refused, 0 if none
+	holders   atomic.Int64 // policies that know it and sessions on it; it is forgotten at 0
+	failedAt  atomic.Int64 // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
+	builtAt   atomic.Int64 // when it last answered a page request with 200
+	coldSince atomic.Int64 // when a dial failed last, whatever happened since
+
+	failedPages atomic.Int64 // that ended less than failedPageWeight ago
+	takesIDs    sync.Map     // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
 }
 
 // newTable returns an empty table.
@@ -150,16 +157,14 @@ func (t *table) release(u *upstream) {
 	}
 }
 
-// find calls yield with the upstream of each live session with the key, the last used first, until
-// it returns false. It must not call back into the table.
-func (t *table) find(k sessionKey, yield func(*upstream) bool) {
+// find calls yield with the upstream of each live session with the key, the last used first. It
+// must not call back into the table.
+func (t *table) find(k sessionKey, yield func(*upstream)) {
 	sh := t.shard(k)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	for s := sh.sessions[k]; s != nil; s = s.next {
-		if !yield(s.at) {
-			return
-		}
+		yield(s.at)
 	}
 }
 
@@ -209,7 +214,8 @@ func (t *table) socket(k, page sessionKey, u *upstream, lifetime time.Duration) 
 	return l
 }
 
-// claim ends the waiting of the session with key k at u and says whether there was one.
+// claim ends the waiting of the session with key k at u, which is counted elsewhere from now on,
+// and says whether there was one.
 func (t *table) claim(k sessionKey, u *upstream) bool {
 	sh := t.shard(k)
 	sh.mu.Lock()
@@ -356,10 +362,21 @@ func (u *upstream) dialed(now time.Duration, err error) {
 }
 
 // failing says whether the last dial of u failed, not long ago.
-func (u *upstream) failing(now time.Duration) bool {
-	at := u.failedAt.Load()
-	return at != 0 && now-time.Duration(at) < dialPause
+func (u *upstream) failing(now time.Duration) bool { return justFailed(&u.failedAt, now) }
+
+func justFailed(at *atomic.Int64, now time.Duration) bool {
+	t := at.Load()
+	return t != 0 && now-time.Duration(t) < dialPause
 }
+
+// pageFailed takes note of a page that was not built: no answer came, or an error.
+func (u *upstream) pageFailed() {
+	u.failedPages.Add(1)
+	time.AfterFunc(failedPageWeight, func() { u.failedPages.Add(-1) })
+}
+
+// queue is what a new page would wait for at u.
+func (u *upstream) queue() int64 { return u.counts[building].Load() + u.failedPages.Load() }
 
 // warm says whether u has built a page since it may have been restarted.
 func (u *upstream) warm() bool { return u.builtAt.Load() > u.coldSince.Load() }

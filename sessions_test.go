@@ -208,10 +208,7 @@ func TestOneIDAtTwoUpstreams(t *testing.T) {
 	a, b := tb.hold("a:80"), tb.hold("b:80")
 	k := tb.key("id")
 	found := func() (names []string) {
-		tb.find(k, func(u *upstream) bool {
-			names = append(names, u.name)
-			return true
-		})
+		tb.find(k, func(u *upstream) { names = append(names, u.name) })
 		return names
 	}
 	one := tb.socket(k, k, a, testLifetime)

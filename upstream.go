@@ -3,7 +3,9 @@
 package caddybokeh
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -18,10 +20,15 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
-// unhealthyGrace is how long a session stays with an upstream that health checks call down. The
-// browser gives up reconnecting after about 30 s; a server may be busy with somebody else's page
-// for longer than any health check waits.
-const unhealthyGrace = time.Minute
+const (
+	// unhealthyGrace is how long a session stays with an upstream that health checks call down.
+	// The browser gives up reconnecting after about 30 s; a server may be busy with somebody
+	// else's page for longer than any health check waits.
+	unhealthyGrace = time.Minute
+
+	// healthPause is how long after an upstream was found unhealthy we look again.
+	healthPause = 5 * time.Second
+)
 
 // schemePorts are the ports that Caddy dials for the schemes an upstream may be written with.
 var schemePorts = map[string]string{"http": "80", "h2c": "80", "https": "443"}
@@ -90,7 +97,29 @@ type member struct {
 
 	seen      atomic.Int64 // when it was last in the pool, on the table's clock
 	downSince atomic.Int64 // when it was first seen unhealthy; 0 if it was healthy when last looked at
-	downSeen  atomic.Int64 // when it was last seen unhealthy
+	watched   atomic.Bool  // somebody looks until it is healthy again
+	dropped   atomic.Bool  // the policy has forgotten it
+	noTLS     atomic.Int64 // when a TLS handshake failed last, which may be this site's fault alone; 0 if one succeeded since
+}
+
+// failing says whether the last connection to m could not be made, not long ago.
+func (m *member) failing(now time.Duration) bool {
+	return m.upstream.failing(now) || justFailed(&m.noTLS, now)
+}
+
+// shookHands tells how a TLS handshake with m ended. A server that is slow at it may be building
+// a page.
+func (m *member) shookHands(now time.Duration, err error) {
+	if err == nil {
+		if m.noTLS.Load() != 0 {
+			m.noTLS.Store(0)
+		}
+		return
+	}
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() || errors.Is(err, context.Canceled) {
+		return
+	}
+	m.noTLS.Store(int64(now))
 }
 
 // marks are what the keys of a ring make of an upstream's name.
@@ -114,19 +143,20 @@ func (m *member) marksBy(ring *keyring) *marks {
 	return ms
 }
 
-// observe keeps account of since when the member is unhealthy.
-func (m *member) observe(healthy bool, now time.Duration) {
-	if healthy {
-		if m.downSince.Load() != 0 {
-			m.downSince.Store(0)
+// watch looks at an unhealthy member until it is healthy: requests may come seldom, and it may be
+// up and down again between two of them.
+func (m *member) watch(healthy func() bool) {
+	time.AfterFunc(healthPause, func() {
+		switch {
+		case m.dropped.Load():
+			return
+		case !healthy():
+			m.watch(healthy)
+			return
 		}
-		return
-	}
-	// Nobody may have looked for a while, and it may have been up in between.
-	if m.downSince.Load() == 0 || now-time.Duration(m.downSeen.Load()) > unhealthyGrace {
-		m.downSince.Store(int64(now))
-	}
-	m.downSeen.Store(int64(now))
+		m.downSince.Store(0)
+		m.watched.Store(false)
+	})
 }
 
 // full says whether u has a limit of requests and has reached it.
@@ -215,6 +245,7 @@ func (ms *members) forget(before time.Duration) {
 }
 
 func (ms *members) drop(dial any, m *member) {
+	m.dropped.Store(true)
 	ms.byDial.Delete(dial)
 	ms.n--
 	ms.t.release(m.upstream)
@@ -296,9 +327,18 @@ func (v *view) named(k *key, t tag) int {
 
 // isHealthy says whether health checks let the upstream at i be used.
 func (v *view) isHealthy(i int) bool {
-	healthy := v.healthy(v.pool[i])
-	v.members[i].observe(healthy, v.now)
-	return healthy
+	m, u, healthy := v.members[i], v.pool[i], v.healthy
+	if healthy(u) {
+		if m.downSince.Load() != 0 {
+			m.downSince.Store(0)
+		}
+		return true
+	}
+	m.downSince.CompareAndSwap(0, int64(v.now))
+	if m.watched.CompareAndSwap(false, true) {
+		m.watch(func() bool { return healthy(u) })
+	}
+	return false
 }
 
 // lost says whether the sessions of the upstream at i have to go elsewhere.
