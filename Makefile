@@ -12,7 +12,7 @@ help: ## list these commands
 
 demo: ## three real Bokeh servers behind Caddy, to click at; Ctrl-C ends it
 	@scripts/need e2e
-	@go -C e2e build -o ../.build/demo ./demo
+	@go -C e2e build -buildvcs=false -o ../.build/demo ./demo
 	@exec .build/demo
 
 test: ## everything that CI runs, after installing what it needs where that is possible
@@ -20,7 +20,7 @@ test: ## everything that CI runs, after installing what it needs where that is p
 
 build: ## Caddy with this module, as .build/caddy
 	@scripts/need .
-	go build -o .build/caddy ./cmd/caddy
+	go build -buildvcs=false -o .build/caddy ./cmd/caddy
 
 unit: ## the unit tests and the seeds of the fuzz targets
 	@scripts/test unit

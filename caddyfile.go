@@ -22,12 +22,15 @@ import (
 func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume policy name
 	if d.NextArg() {
-		return d.ArgErr()
+		return d.Errf("unexpected '%s': the policy takes no arguments, its options stand in a block", d.Val())
 	}
 	for d.NextBlock(0) {
 		option := d.Val()
 		args := d.RemainingArgs()
-		if len(args) == 0 || len(args) > 1 && option != "secret_key" {
+		switch {
+		case len(args) == 0 && option == "secret_key":
+			return d.Err("secret_key without a key; is it an environment variable that is not set?")
+		case len(args) == 0 || len(args) > 1 && option != "secret_key":
 			return d.ArgErr()
 		}
 		if err := s.unmarshalOption(d, option, args); err != nil {
@@ -60,7 +63,7 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option string, args 
 	case "check_unused_sessions":
 		return unmarshalLifetime(d, option, args[0], &s.CheckUnusedSessions)
 	default:
-		return d.Errf("unrecognized option '%s'", option)
+		return d.Errf("unrecognized option '%s': it is one of session_ids, secret_key, unused_session_lifetime, check_unused_sessions", option)
 	}
 	return nil
 }

@@ -185,9 +185,9 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 // warnOfHeaderLimit says so where a websocket with a large token would be refused.
 func (s *Selection) warnOfHeaderLimit(app *caddyhttp.App) {
 	var small []string
-	for name, srv := range app.Servers {
+	for _, srv := range app.Servers {
 		if srv.MaxHeaderBytes < tokenHeaderBytes && holdsPolicy(srv) {
-			small = append(small, name)
+			small = append(small, strings.Join(srv.Listen, " "))
 		}
 	}
 	if len(small) == 0 {
@@ -195,7 +195,7 @@ func (s *Selection) warnOfHeaderLimit(app *caddyhttp.App) {
 	}
 	s.logger.Warn("server takes less header than a Bokeh websocket may need, which grows with the visitor's cookies;"+
 		" such a visitor sees an empty page (set max_header_size 64KB in the servers option)",
-		zap.Strings("servers", small),
+		zap.Strings("listening_on", small),
 		zap.Int("wanted_bytes", tokenHeaderBytes))
 }
 

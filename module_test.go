@@ -64,6 +64,13 @@ func serve(t *testing.T, handlers string) *site {
 
 func serveFrom(t *testing.T, storage, handlers string) *site {
 	t.Helper()
+	s := newSite(t, storage)
+	s.start(handlers)
+	return s
+}
+
+func newSite(t *testing.T, storage string) *site {
+	t.Helper()
 	s := &site{t: t, addr: freeAddr(t), client: &http.Client{
 		Transport:     &http.Transport{DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -85,15 +92,19 @@ func serveFrom(t *testing.T, storage, handlers string) *site {
 http://%s {
 	%%s
 }`, storage, s.addr)
+	return s
+}
+
+func (s *site) start(handlers string) {
+	s.t.Helper()
 	if err := s.load(handlers); err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	s.t.Cleanup(func() {
 		if err := caddy.Stop(); err != nil {
-			t.Error(err)
+			s.t.Error(err)
 		}
 	})
-	return s
 }
 
 // load replaces the handlers of the site.
@@ -530,23 +541,6 @@ func TestDeadUpstreamIsPassedOver(t *testing.T) {
 	}
 }
 
-// A server that answers with errors has nothing to build and no sessions. Passive health checks keep visitors from it, as the
-// README says.
-func TestServerThatFailsFast(t *testing.T) {
-	servers, addrs := three(t)
-	servers[0].status.Store(http.StatusInternalServerError)
-	s := serve(t, "reverse_proxy "+addrs+" {\n lb_policy bokeh\n fail_duration 10s\n unhealthy_status 5xx\n}")
-	failed := 0
-	for range 10 {
-		if s.get("/app").status != http.StatusOK {
-			failed++
-		}
-	}
-	if failed > 1 {
-		t.Errorf("%d of 10 visits failed, want at most one", failed)
-	}
-}
-
 func TestPoolOfOneRidesOutARestart(t *testing.T) {
 	b := newBokeh(t, "")
 	addr := b.addr()
@@ -693,26 +687,24 @@ func TestShippedLogFilter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(shipped), "\tlog {\n")
-	filter, _, ok := strings.Cut(rest, "\n\t}\n")
-	if !ok {
-		t.Fatal("testdata/Caddyfile has no log filter")
+	snippet, _, ok := strings.Cut(string(shipped), "\n{\n")
+	if !ok || !strings.Contains(snippet, "(without_ids)") {
+		t.Fatal("testdata/Caddyfile has no snippet without_ids before its global options")
 	}
 	for name, tc := range map[string]struct {
-		filter string
-		leaks  bool
+		filter, site string
+		leaks        bool
 	}{
-		"shipped": {filter, false},
-		"none":    {"", true},
+		"shipped":         {"import without_ids", "log", false},
+		"with own output": {"import without_ids", "log {\n output file %s\n import without_ids\n}", false},
+		"none":            {"", "log", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBokeh(t, "")
 			file := t.TempDir() + "/log"
-			s := serve(t, "respond ok")
-			s.config = strings.Replace(s.config, "output discard", "level DEBUG\noutput file "+file+"\n"+tc.filter, 1)
-			if err := s.load("log\nforward_auth " + b.addr() + " {\n uri /auth\n}\nhandle_path /x/* {\n reverse_proxy " + b.addr() + " {\n lb_policy bokeh\n }\n}"); err != nil {
-				t.Fatal(err)
-			}
+			s := newSite(t, t.TempDir())
+			s.config = snippet + "\n" + strings.Replace(s.config, "output discard", "level DEBUG\noutput file "+file+"\n"+tc.filter, 1)
+			s.start(strings.ReplaceAll(tc.site, "%s", file) + "\nforward_auth " + b.addr() + " {\n uri /auth\n}\nhandle_path /x/* {\n reverse_proxy " + b.addr() + " {\n lb_policy bokeh\n }\n}")
 			secret := "secret" + rand.Text()
 			token := makeToken(t, secret, map[string]any{stampHeader: stampOf("a:80")})
 			query := "?bokeh-session-id=" + secret + "&a=b&bokeh-token=" + token

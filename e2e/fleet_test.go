@@ -160,7 +160,7 @@ func (f *fleet) caddyfile() string {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	global, _, ok := strings.Cut(string(shipped), "\n}\n")
+	global, _, ok := strings.Cut(string(shipped), "\n# For a site")
 	if !ok || !strings.Contains(global, "\tlog {\n") {
 		f.t.Fatal("testdata/Caddyfile is not as expected")
 	}
@@ -173,7 +173,7 @@ func (f *fleet) caddyfile() string {
 	if f.plan.keepAlive {
 		proxy += "\n\t\tstream_close_delay 1h"
 	}
-	return fmt.Sprintf("%s\n}\n%s://localhost:%d {\n\tbind 127.0.0.1\n\tlog\n%s\n\treverse_proxy %s {\n\t\tlb_policy %s\n%s\n\t}\n}\n",
+	return fmt.Sprintf("%s\n%s://localhost:%d {\n\tbind 127.0.0.1\n\tlog\n%s\n\treverse_proxy %s {\n\t\tlb_policy %s\n%s\n\t}\n}\n",
 		global, f.plan.scheme, f.port, f.plan.site, strings.Join(addrs, " "), f.plan.policy, proxy)
 }
 

@@ -4,6 +4,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -137,10 +138,26 @@ func (d *demo) prefixed(name string) io.Writer {
 	go func() {
 		for lines := bufio.NewScanner(r); lines.Scan(); {
 			d.screen.Lock()
-			fmt.Printf("%s │ %s\n", name, lines.Text())
+			fmt.Printf("%s │ %s\n", name, short(lines.Bytes()))
 			d.screen.Unlock()
 		}
 		_ = r.Close() // a line too long to show must not hold up who writes it
 	}()
 	return w
+}
+
+// short makes of a line of Caddy's log what a visitor of the demo wants to know of it, and leaves others as they are.
+func short(line []byte) string {
+	var entry struct {
+		Level, Msg, Decision, Upstream string
+		Status                         int
+		Request                        struct{ Method, URI string }
+	}
+	switch {
+	case json.Unmarshal(line, &entry) != nil:
+		return string(line)
+	case entry.Request.Method != "":
+		return fmt.Sprintf("%s %s: %d, %s at %s", entry.Request.Method, entry.Request.URI, entry.Status, entry.Decision, entry.Upstream)
+	}
+	return entry.Level + ": " + entry.Msg
 }

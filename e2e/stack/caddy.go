@@ -15,7 +15,7 @@ import (
 // BuildCaddy builds Caddy from the project and returns the program.
 func BuildCaddy(ctx context.Context, root string) (string, error) {
 	program := filepath.Join(root, ".build", "caddy")
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", program, "./cmd/caddy")
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", program, "./cmd/caddy")
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {

@@ -16,8 +16,7 @@ import (
 	"syscall"
 )
 
-// ErrNoPython says that no suitable Python was found.
-var ErrNoPython = errors.New("no Python 3.10 or newer with its venv module was found; install one (Debian: python3 and python3-venv) or set PYTHON")
+var errNoPython = errors.New("no Python 3.10 or newer with its venv module was found; install one (Debian: python3 and python3-venv) or set PYTHON")
 
 // Root is the project's folder.
 func Root() (string, error) {
@@ -102,8 +101,11 @@ func findPython() (program, version string, err error) {
 			program, best = candidate, minor
 		}
 	}
-	if program == "" {
-		return "", "", ErrNoPython
+	switch p := os.Getenv("PYTHON"); {
+	case program == "" && p != "":
+		return "", "", fmt.Errorf("PYTHON=%s is no Python 3.10 or newer with its venv module", p)
+	case program == "":
+		return "", "", errNoPython
 	}
 	return program, "3." + strconv.Itoa(best), nil
 }
