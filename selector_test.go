@@ -91,6 +91,16 @@ func (r *request) refuse() {
 	rn.dialed(rn.attempt, fmt.Errorf("connection refused"))
 }
 
+// landed requests a page and says where it was made, and the token for its socket.
+func landed(t *testing.T, s *Selection, pool reverseproxy.UpstreamPool) (home, token string) {
+	t.Helper()
+	page := newRequest(s, "/app")
+	home, _ = page.choose(pool)
+	page.answer(200)
+	synctest.Wait()
+	return home, makeToken(t, page.stamp(), nil)
+}
+
 // stamp is what a page request carries after Select.
 func (r *request) stamp() string {
 	if s := r.Header.Get(stampHeader); s != "" {
@@ -140,11 +150,7 @@ func TestHealthTouchesNewSessionsFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(3)
 		s := newTestSelection(pool)
-		page := newRequest(s, "/app")
-		home, _ := page.choose(pool)
-		page.answer(200)
-		synctest.Wait()
-		token := makeToken(t, page.stamp(), nil)
+		home, token := landed(t, s, pool)
 
 		var up atomic.Bool
 		s.healthy = func(u *reverseproxy.Upstream) bool { return up.Load() || u.Dial != home }
@@ -186,11 +192,7 @@ func TestHealthWithFewVisitors(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			pool := testPool(3)
 			s := newTestSelection(pool)
-			page := newRequest(s, "/app")
-			home, _ := page.choose(pool)
-			page.answer(200)
-			synctest.Wait()
-			token := makeToken(t, page.stamp(), nil)
+			home, token := landed(t, s, pool)
 			var up atomic.Bool
 			s.healthy = func(u *reverseproxy.Upstream) bool { return up.Load() || u.Dial != home }
 			look := func(when, want string) {
