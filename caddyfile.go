@@ -7,6 +7,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
@@ -16,6 +17,7 @@ import (
 //		secret_key              <key...>
 //		unused_session_lifetime <duration>
 //		check_unused_sessions   <duration>
+//		drain                   <upstream...>
 //	}
 //
 // Every line is optional; `lb_policy bokeh` alone is right for a stock `bokeh serve`.
@@ -26,6 +28,12 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	for d.NextBlock(0) {
 		option := d.Val()
+		if option == "drain" {
+			if err := s.unmarshalDrain(d); err != nil {
+				return err
+			}
+			continue
+		}
 		args := d.RemainingArgs()
 		switch {
 		case len(args) == 0 && option == "secret_key":
@@ -63,7 +71,28 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option string, args 
 	case "check_unused_sessions":
 		return unmarshalLifetime(d, option, args[0], &s.CheckUnusedSessions)
 	default:
-		return d.Errf("unrecognized option '%s': it is one of session_ids, secret_key, unused_session_lifetime, check_unused_sessions", option)
+		return d.Errf("unrecognized option '%s': it is one of session_ids, secret_key, unused_session_lifetime, check_unused_sessions, drain", option)
+	}
+	return nil
+}
+
+// unmarshalDrain reads addresses as reverse_proxy itself reads those of its upstreams. The line may
+// be repeated, as that of reverse_proxy may.
+func (s *Selection) unmarshalDrain(d *caddyfile.Dispenser) error {
+	line := d.Token()
+	addrs := d.RemainingArgsAsTokens()
+	if len(addrs) == 0 {
+		return d.ArgErr()
+	}
+	var h reverseproxy.Handler
+	if err := h.UnmarshalCaddyfile(caddyfile.NewDispenser(slices.Concat([]caddyfile.Token{line}, addrs))); err != nil {
+		return err
+	}
+	for _, u := range h.Upstreams {
+		if hasPlaceholder(u.Dial) {
+			return d.Errf("drain %s: an upstream whose address depends on the request cannot be named", u.Dial)
+		}
+		s.Drain = append(s.Drain, u.Dial)
 	}
 	return nil
 }

@@ -94,6 +94,16 @@ type Selection struct {
 	// both is over. At least 1s. Default: 17s, as in Bokeh.
 	CheckUnusedSessions caddy.Duration `json:"check_unused_sessions,omitempty"`
 
+	// Upstreams that get no new session and keep their own, by their addresses, as in the
+	// handler's `upstreams`. In the Caddyfile port ranges and schemes may be used, as with `to`.
+	// They drain in all policies of this process, for as long as this config is loaded. When
+	// every healthy upstream is draining, new visitors get 503 with a `Retry-After` header. An
+	// address that matches none of the handler's upstreams is logged as a warning. Default: none.
+	//
+	// Loading a config closes the open websockets of the one before, unless that had a
+	// `stream_close_delay`: have one before you drain.
+	Drain []string `json:"drain,omitempty"`
+
 	logger   *zap.Logger
 	table    *table
 	members  *members
@@ -106,6 +116,8 @@ type Selection struct {
 	index     atomic.Pointer[index]     // of the static pool
 	keepsPool bool                      // whether the pool is discovered, and the same for every request
 	last      atomic.Pointer[reverseproxy.UpstreamPool]
+
+	turnedAway atomic.Int64 // when it was last logged that visitors are, on the table's clock
 }
 
 // sessions is the one table of this process. It outlives configs, because sessions do: a reload
@@ -130,10 +142,12 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	s.ring = ring
 	s.attach(sessions())
+	s.members.drain(s.Drain)
 	for _, parent := range ctx.Modules() {
 		switch parent := parent.(type) {
 		case *reverseproxy.Handler:
 			s.knowPool(parent)
+			s.warnOfStrangers(parent)
 		case *caddyhttp.App:
 			s.warnOfHeaderLimit(parent)
 		}
@@ -180,6 +194,20 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 		}
 	}
 	s.static = h.Upstreams
+}
+
+// warnOfStrangers says so where an address on the drain line is none of the handler's.
+func (s *Selection) warnOfStrangers(h *reverseproxy.Handler) {
+	names := make(map[string]bool)
+	for _, u := range h.Upstreams {
+		names[upstreamName(u.Dial)] = true
+	}
+	for _, addr := range s.Drain {
+		if !names[upstreamName(addr)] {
+			s.logger.Warn("drain names an upstream that is none of this reverse_proxy's (compare the addresses, unless it is a discovered one)",
+				zap.String("upstream", addr))
+		}
+	}
 }
 
 // warnOfHeaderLimit says so where a websocket with a large token would be refused.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -52,18 +53,70 @@ const refusal = "403 Invalid token or session ID"
 const varRun = "http.reverse_proxy.bokeh.run"
 
 // Select returns the upstream for r, or nil if there is none.
-func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
+func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	run := s.run(r)
 	run.failed()
 	v := s.view(s.lastKnown(pool), run)
-	i, d := run.choose(v)
-	if i < 0 {
-		return nil
+	for {
+		i, d := run.choose(v)
+		run.sayWhenToComeBack(w, i < 0 && s.allDrain(v))
+		if i < 0 {
+			return nil
+		}
+		run.try(r, v, i)
+		// Whoever drains an upstream marks it and then counts; we count and then look for the mark.
+		// So one of us sees the other.
+		if begins := d == decisionNew || d == decisionMoved; begins && v.members[i].draining.on() {
+			run.failed()
+			continue
+		}
+		run.tell(v.members[i], d)
+		return v.pool[i]
 	}
-	u := v.pool[i]
-	run.try(r, v, i)
-	run.tell(v.members[i], d)
-	return u
+}
+
+// retryAfter is how long a visitor is told to wait, in seconds, when every upstream is draining.
+const retryAfter = "5"
+
+// sayWhenToComeBack sets the header that tells a visitor to come back, or takes it off where a
+// later attempt found an upstream. There is nobody to tell where the policy is the fallback of one
+// that hands no writer on.
+func (rn *run) sayWhenToComeBack(w http.ResponseWriter, turnedAway bool) {
+	switch {
+	case w == nil:
+	case turnedAway:
+		w.Header().Set("Retry-After", retryAfter)
+		rn.turnedAway = true
+	case rn.turnedAway:
+		w.Header().Del("Retry-After")
+		rn.turnedAway = false
+	}
+}
+
+// turnedAwayPause is how often it is logged at most that visitors are turned away.
+const turnedAwayPause = time.Minute
+
+// allDrain says whether the upstreams that are healthy are all draining, and logs it.
+func (s *Selection) allDrain(v *view) bool {
+	found := false
+	for i, m := range v.members {
+		switch {
+		case !v.isHealthy(i):
+		case !m.draining.on():
+			return false
+		default:
+			found = true
+		}
+	}
+	if !found {
+		return false
+	}
+	last := s.turnedAway.Load()
+	if (last == 0 || v.now-time.Duration(last) > turnedAwayPause) && s.turnedAway.CompareAndSwap(last, int64(v.now)) {
+		s.logger.Error("every healthy upstream is draining; new visitors get 503 (add an upstream, or take one off the drain line)",
+			zap.Int("upstreams", len(v.pool)))
+	}
+	return true
 }
 
 // runKey is the key of a policy's run in the context of a request.
@@ -72,15 +125,16 @@ type runKey struct{ s *Selection }
 // run is what a policy knows of one request in its handler, through all attempts.
 type run struct {
 	claim
-	s      *Selection
-	ring   *keyring
-	repl   *caddy.Replacer
-	ctx    context.Context // of the request, with this run in it
-	path   string
-	header http.Header // the map that Caddy copies from for each attempt where there are header operations
-	sent   http.Header // the map on the request after our last change
-	tried  []*member
-	shown  string // the session's id as far as it is known, for the hash that may be shown
+	s          *Selection
+	ring       *keyring
+	repl       *caddy.Replacer
+	ctx        context.Context // of the request, with this run in it
+	path       string
+	header     http.Header // the map that Caddy copies from for each attempt where there are header operations
+	sent       http.Header // the map on the request after our last change
+	tried      []*member
+	turnedAway bool   // w has been told when to come back
+	shown      string // the session's id as far as it is known, for the hash that may be shown
 
 	mu      sync.Mutex // guards all below
 	attempt *attempt   // the last one, nil before the first
@@ -94,6 +148,7 @@ type attempt struct {
 	address   string // of m, as the reverse proxy has it
 	load      load
 	asID      bool  // its stamp was sent as the session's id
+	connected bool  // the request went out on a connection
 	dialErr   error // of the last dial that failed, while none has succeeded
 	firstByte bool
 	settled   bool
@@ -120,6 +175,7 @@ func (s *Selection) run(r *http.Request) *run {
 	// The request's context ends when its handler returns, upgraded or not, and by panic too.
 	context.AfterFunc(r.Context(), rn.end)
 	rn.ctx = context.WithValue(r.Context(), runKey{s}, rn)
+	*r = *r.WithContext(rn.ctx)
 	return rn
 }
 
@@ -161,7 +217,7 @@ func (rn *run) home(v *view) int {
 	alive := slices.IndexFunc(places, func(i int) bool { return !v.lost(i) })
 	switch {
 	case len(places) == 0 && rn.stamp != "":
-		return v.named(rn.key, rn.tag)
+		return rn.named(v)
 	case len(places) == 0:
 		return -1
 	case alive < 0:
@@ -174,28 +230,47 @@ func (rn *run) home(v *view) int {
 	return places[alive]
 }
 
+// named returns the place of the upstream that the stamp names, or -1. Where that drains, only a
+// socket may still go there, for its session may live from before a restart or through another node.
+// A page would begin a session, and so would the socket of one that has ended.
+func (rn *run) named(v *view) int {
+	i := v.named(rn.key, rn.tag)
+	if i < 0 || !v.members[i].draining.on() {
+		return i
+	}
+	t := rn.s.table
+	if rn.kind == pageRequest || v.members[i].draining.hasEnded(t.key(rn.id), t.key(rn.stamp)) {
+		return -1
+	}
+	return i
+}
+
 // leave ends what is counted of a session at the upstream that it leaves.
 func (rn *run) leave(v *view, home int) {
 	if home < 0 {
 		return
 	}
-	t := rn.s.table
-	t.claim(t.key(rn.id), v.members[home].upstream)
+	t, u := rn.s.table, v.members[home].upstream
+	t.claim(t.key(rn.id), u)
+	u.draining.remember(t.key(rn.id))
 	if rn.stamp != "" && rn.stamp != rn.id {
-		t.claim(t.key(rn.stamp), v.members[home].upstream)
+		t.claim(t.key(rn.stamp), u)
 	}
 }
 
 // elsewhere returns the place of an upstream for a session that others named or whose upstream
 // is lost, such that all nodes find the same.
 func (rn *run) elsewhere(v *view, home int) int {
-	// With a page it is most likely the first that we hear of the session.
-	may := func(i int) bool { return rn.kind != pageRequest || v.isHealthy(i) }
+	may := func(i int) bool {
+		// With a page it is most likely the first that we hear of the session.
+		return !v.members[i].draining.on() && (rn.kind != pageRequest || v.isHealthy(i))
+	}
 	if i := v.first(rn.id, func(i int) bool { return may(i) && !v.lost(i) }); i >= 0 {
 		return i
 	}
-	// No other is any better, and one that has just refused a connection may be back.
-	if home >= 0 {
+	// No other is any better, and one that has just refused a connection may be back. But a
+	// process that comes back has lost its sessions, so to a draining one this would be a new one.
+	if home >= 0 && (!v.members[home].draining.on() || !v.members[home].failing(v.now)) {
 		return home
 	}
 	return v.first(rn.id, may)
@@ -204,7 +279,7 @@ func (rn *run) elsewhere(v *view, home int) int {
 // fresh returns the place of the upstream for a new session: a Bokeh server runs app code on
 // one thread, so the pages building there are its queue, and the sessions what it carries.
 func (rn *run) fresh(v *view) int {
-	return rn.untried(v, func(m *member) weight {
+	return rn.untried(v, v.takesNew, func(m *member) weight {
 		w := weight{queue: m.queue(), load: m.sessions.Load()}
 		if m.failing(v.now) {
 			w.trouble = 1
@@ -217,27 +292,29 @@ func (rn *run) fresh(v *view) int {
 // known to a server only once it has built a page.
 func (rn *run) any(v *view) int {
 	ext := strings.Contains(rn.path, "/static/extensions/")
-	return rn.untried(v, func(m *member) weight {
+	return rn.untried(v, v.available, func(m *member) weight {
 		w := weight{queue: m.queue()}
 		switch {
 		case m.failing(v.now):
-			w.trouble = 2
+			w.trouble = 3
 		case ext && !m.warm():
+			w.trouble = 2
+		case m.draining.on():
 			w.trouble = 1
 		}
 		return w
 	})
 }
 
-// untried returns the place of the least of the available upstreams that this run has not tried.
-// When all have been tried it starts over, so that a pool of one can ride out a restart.
-func (rn *run) untried(v *view, weigh func(*member) weight) int {
+// untried returns the place of the least of the upstreams that may be taken and that this run has
+// not tried. When all have been tried it starts over, so that a pool of one can ride out a restart.
+func (rn *run) untried(v *view, may func(int) bool, weigh func(*member) weight) int {
 	i := v.least(func(i int) bool {
-		return !slices.Contains(rn.tried, v.members[i]) && v.available(i)
+		return !slices.Contains(rn.tried, v.members[i]) && may(i)
 	}, weigh)
 	if i < 0 && len(rn.tried) > 0 {
 		rn.tried = rn.tried[:0]
-		i = v.least(v.available, weigh)
+		i = v.least(may, weigh)
 	}
 	return i
 }
@@ -313,12 +390,12 @@ func (rn *run) dialed(a *attempt, err error) {
 // connected takes note of a connection that the request goes out on.
 func (rn *run) connected(a *attempt) {
 	rn.dialed(a, nil)
-	if rn.repl == nil {
-		return
-	}
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
-	a.address, _ = rn.repl.GetString(placeholderUpstream)
+	a.connected = true
+	if rn.repl != nil {
+		a.address, _ = rn.repl.GetString(placeholderUpstream)
+	}
 }
 
 // answered takes note of the first byte of an answer: a page is built.
@@ -391,7 +468,7 @@ func (rn *run) settle(a *attempt, status int) {
 		case status == http.StatusForbidden && a.asID:
 			text, _ := rn.repl.GetString(placeholderStatusText)
 			rn.s.refused(a.m, (*rn.ring)[0], text == refusal)
-		case a.dialErr == nil && (status == 0 || status >= http.StatusInternalServerError):
+		case a.connected && (status == 0 || status >= http.StatusInternalServerError):
 			a.m.pageFailed()
 		}
 	case socket:

@@ -79,7 +79,7 @@ func (r *request) run() *run { return r.s.run(r.Request) }
 // answer plays the rest of an attempt that the upstream answers, and ends the request.
 func (r *request) answer(status int) {
 	rn := r.run()
-	rn.dialed(rn.attempt, nil)
+	rn.connected(rn.attempt)
 	rn.answered(rn.attempt)
 	r.repl.Set(placeholderStatus, status)
 	r.end()
@@ -220,7 +220,7 @@ func TestHealthWithFewVisitors(t *testing.T) {
 // A server that hangs, or fails at once, has nothing to build and no sessions. It must not draw the visitors.
 func TestPagesThatFailWeigh(t *testing.T) {
 	for name, fail := range map[string]func(*request){
-		"hangs": func(r *request) { time.Sleep(10 * time.Second); r.end() },
+		"hangs": func(r *request) { r.run().connected(r.run().attempt); time.Sleep(10 * time.Second); r.end() },
 		"fails": func(r *request) { r.answer(500) },
 	} {
 		synctest.Test(t, func(t *testing.T) {

@@ -93,7 +93,8 @@ type upstream struct {
 	coldSince atomic.Int64 // when a dial failed last, whatever happened since
 
 	failedPages atomic.Int64 // that ended less than failedPageWeight ago
-	takesIDs    sync.Map     // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
+	draining    draining
+	takesIDs    sync.Map // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
 }
 
 // newTable returns an empty table.
@@ -260,6 +261,10 @@ func (t *table) expire(s *session) {
 	s.until = 0
 	if left > 0 {
 		t.keep(s, left)
+		return
+	}
+	if s.state() == ended {
+		s.at.draining.remember(s.key)
 	}
 }
 

@@ -176,6 +176,8 @@ type members struct {
 	t      *table
 	byDial sync.Map // of string to *member
 
+	drained []*upstream // by this config
+
 	mu     sync.Mutex // guards all below, and the growth of byDial
 	n      int
 	swept  time.Duration
@@ -189,6 +191,15 @@ func (ms *members) attach(pool reverseproxy.UpstreamPool) {
 		if !hasPlaceholder(u.Dial) {
 			ms.get(u.Dial).static = true
 		}
+	}
+}
+
+// drain drains the upstreams at the given addresses for as long as the config lasts.
+func (ms *members) drain(addrs []string) {
+	for _, addr := range addrs {
+		u := ms.t.hold(upstreamName(addr))
+		u.draining.add(1)
+		ms.drained = append(ms.drained, u)
 	}
 }
 
@@ -260,6 +271,11 @@ func (ms *members) close() {
 		ms.drop(dial, m.(*member))
 		return true
 	})
+	for _, u := range ms.drained {
+		u.draining.add(-1)
+		ms.t.release(u)
+	}
+	ms.drained = nil
 }
 
 // view is a pool as one policy sees it.
@@ -347,8 +363,11 @@ func (v *view) lost(i int) bool {
 	return m.failing(v.now) || !v.isHealthy(i) && v.now-time.Duration(m.downSince.Load()) > unhealthyGrace
 }
 
-// available says whether the upstream at i takes new sessions.
+// available says whether the upstream at i takes requests that are not bound to it.
 func (v *view) available(i int) bool { return v.isHealthy(i) && !full(v.pool[i]) }
+
+// takesNew says whether the upstream at i takes new sessions.
+func (v *view) takesNew(i int) bool { return !v.members[i].draining.on() && v.available(i) }
 
 // least returns the place of the member that weighs least among those that may be taken, ties
 // at random, or -1.

@@ -1,0 +1,330 @@
+// This file tests that draining upstreams get no new session and keep their own.
+
+package caddybokeh
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// drainUpstream drains an upstream and returns what takes that back.
+func drainUpstream(s *Selection, addr string) (undrain func()) {
+	u := s.table.hold(upstreamName(addr))
+	u.draining.add(1)
+	return func() {
+		u.draining.add(-1)
+		s.table.release(u)
+	}
+}
+
+func TestDrainingKeepsItsSessionsAndGetsNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		home, token := landed(t, s, pool)
+		undrain := drainUpstream(s, home)
+
+		for range 30 {
+			r := newRequest(s, "/app")
+			if addr, _ := r.choose(pool); addr == home {
+				t.Fatal("a new session went to the draining upstream")
+			}
+			r.end()
+			if addr, _ := newRequest(s, "/static/js/bokeh.js").choose(pool); addr == home {
+				t.Fatal("a file was asked of the draining upstream, though there are others")
+			}
+		}
+		for i := range 60 {
+			r := newRequest(s, "/app", sessionIDHeader, fmt.Sprint("id-", i))
+			if addr, _ := r.choose(pool); addr == home {
+				t.Fatal("a new session of a foreign id went to the draining upstream")
+			}
+			r.end()
+		}
+		for what, r := range map[string]*request{
+			"its socket":          newSocket(s, token),
+			"a second socket":     newSocket(s, token),
+			"autoload.js, its id": newRequest(s, "/app/autoload.js", sessionIDHeader, readToken(token, testRing).id),
+		} {
+			if addr, why := r.choose(pool); addr != home || why != "bound" {
+				t.Errorf("%s is %s at %s, home is %s", what, why, addr, home)
+			}
+			r.answer(200)
+		}
+		synctest.Wait()
+
+		undrain()
+		seen := false
+		for range 30 {
+			r := newRequest(s, "/app")
+			addr, _ := r.choose(pool)
+			seen = seen || addr == home
+			r.answer(200)
+			synctest.Wait()
+		}
+		if !seen {
+			t.Error("it gets no new session after the drain was taken back")
+		}
+	})
+}
+
+// A session that nobody here knows may live at the draining upstream that its stamp names: it did before a restart, or
+// does through another node. A page with that stamp would begin one.
+func TestDrainingAfterARestart(t *testing.T) {
+	pool := testPool(3)
+	s := newTestSelection(pool)
+	drainUpstream(s, "u1:80")
+	stamp := stampOf("u1:80")
+	if addr, _ := newRequest(s, "/app", sessionIDHeader, stamp).choose(pool); addr == "u1:80" {
+		t.Error("a page went to the draining upstream")
+	}
+	s = newTestSelection(pool)
+	drainUpstream(s, "u1:80")
+	if addr, why := newSocket(s, makeToken(t, stamp, nil)).choose(pool); addr != "u1:80" || why != "bound" {
+		t.Errorf("a socket is %s at %s", why, addr)
+	}
+}
+
+// Sessions that end while their upstream drains are over: what comes late would begin anew there.
+func TestDrainingRemembersWhatHasEnded(t *testing.T) {
+	for name, beside := range map[string]bool{"id is the stamp": false, "stamp beside the id": true} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(3)
+			s := newTestSelection(pool)
+			s.givesIDs = !beside
+			r := newRequest(s, "/app")
+			home, _ := r.choose(pool)
+			r.answer(200)
+			synctest.Wait()
+			token := makeToken(t, r.stamp(), nil)
+			if beside {
+				token = makeToken(t, "made-by-the-server", map[string]any{stampHeader: r.stamp()})
+			}
+			undrain := drainUpstream(s, home)
+			look := func(when string, want bool) {
+				t.Helper()
+				r := newSocket(s, token)
+				if addr, why := r.choose(pool); (addr == home) != want {
+					t.Errorf("%s, %s: %s at %s, home is %s", name, when, why, addr, home)
+				}
+				r.answer(101)
+				synctest.Wait()
+			}
+			look("first socket", true)
+			time.Sleep(testLifetime - time.Second)
+			look("31 s after it closed", true)
+			time.Sleep(testLifetime + time.Second)
+			look("33 s after that", false)
+			undrain()
+			if u := s.table.upstreams[home]; u.draining.ended != nil {
+				t.Error("what has ended is remembered after the drain")
+			}
+		})
+	}
+}
+
+// A page whose socket never came, until its session was over.
+func TestDrainingRemembersPages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		home, token := landed(t, s, pool)
+		drainUpstream(s, home)
+		time.Sleep(testLifetime + time.Second)
+		if addr, _ := newSocket(s, token).choose(pool); addr == home {
+			t.Error("the first socket of a session that is over went to the draining upstream")
+		}
+	})
+}
+
+// A process that refuses a connection has lost its sessions; back again, it must not get them anew while it drains.
+func TestDrainingUpstreamRestarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		home, token := landed(t, s, pool)
+		drainUpstream(s, home)
+		r := newSocket(s, token)
+		r.choose(pool)
+		r.refuse()
+		if addr, why := r.choose(pool); addr == home || why != "moved" {
+			t.Errorf("%s at %s", why, addr)
+		}
+		r.end()
+		synctest.Wait()
+		time.Sleep(dialPause)
+		if addr, why := newSocket(s, token).choose(pool); addr == home {
+			t.Errorf("later %s at %s", why, addr)
+		}
+		// With no other upstream it is turned away all the same.
+		one := newTestSelection(pool[:1])
+		home, token = landed(t, one, pool[:1])
+		drainUpstream(one, home)
+		r = newSocket(one, token)
+		r.choose(pool[:1])
+		r.refuse()
+		if addr, _ := r.choose(pool[:1]); addr != "" {
+			t.Errorf("in a pool of one it went to %s", addr)
+		}
+		time.Sleep(dialPause)
+		if addr, _ := newSocket(one, token).choose(pool[:1]); addr != "" {
+			t.Errorf("later, in a pool of one, it went to %s", addr)
+		}
+	})
+}
+
+// The mark may come after an upstream was chosen and before the session is counted there.
+func TestDrainingWhileChoosing(t *testing.T) {
+	pool := testPool(3)
+	s := newTestSelection(pool)
+	marked := ""
+	s.healthy = func(u *reverseproxy.Upstream) bool {
+		if marked == "" {
+			marked = u.Dial
+			drainUpstream(s, marked)
+		}
+		return true
+	}
+	r := newRequest(s, "/app")
+	addr, _ := r.choose(pool)
+	if addr == marked {
+		t.Errorf("the session went to %s, which was marked meanwhile", addr)
+	}
+	if n := s.table.upstreams[marked].sessions.Load(); n != 0 {
+		t.Errorf("%d sessions are counted there", n)
+	}
+	if tg, k, ok := testRing.verify(r.stamp()); !ok || tg != k.tag(addr) {
+		t.Errorf("the stamp does not name %s", addr)
+	}
+}
+
+// With every upstream draining new visitors are told when to come back, once in the log, and sessions go on.
+func TestAllDraining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		core, logs := observer.New(zapcore.ErrorLevel)
+		s.logger = zap.New(core)
+		home, token := landed(t, s, pool)
+		drainUpstream(s, "u0:80")
+		undrain := drainUpstream(s, "u1:80")
+		w := httptest.NewRecorder()
+		r := newRequest(s, "/app")
+		for range 10 {
+			if u := s.Select(pool, r.Request, w); u != nil {
+				t.Fatalf("a new session went to %s", u.Dial)
+			}
+		}
+		if w.Header().Get("Retry-After") == "" {
+			t.Error("the visitor is not told when to come back")
+		}
+		if addr, why := newSocket(s, token).choose(pool); addr != home || why != "bound" {
+			t.Errorf("a session of %s is %s at %s", home, why, addr)
+		}
+		if addr, _ := newRequest(s, "/static/x.js").choose(pool); addr == "" {
+			t.Error("a file is refused")
+		}
+		undrain()
+		if u := s.Select(pool, r.Request, w); u == nil || u.Dial != "u1:80" {
+			t.Errorf("after one drain was taken back: %v", u)
+		}
+		if h := w.Header().Get("Retry-After"); h != "" {
+			t.Errorf("the header stays: %s", h)
+		}
+		if n := logs.Len(); n != 1 {
+			t.Errorf("%d lines are logged, want 1", n)
+		}
+		// Upstreams that are down are another matter.
+		s.healthy = func(*reverseproxy.Upstream) bool { return false }
+		w = httptest.NewRecorder()
+		s.Select(pool, newRequest(s, "/app").Request, w)
+		if h := w.Header().Get("Retry-After"); h != "" {
+			t.Errorf("all are down, and the visitor is told to come back in %s", h)
+		}
+	})
+}
+
+// What clients make up must not make the process grow.
+func TestEndedIsBounded(t *testing.T) {
+	var d draining
+	d.add(1)
+	for i := range maxEnded + 100 {
+		d.remember(sessionKey{byte(i), byte(i >> 8), byte(i >> 16)})
+	}
+	if n := len(d.ended); n != maxEnded {
+		t.Errorf("%d ended sessions are remembered, want %d", n, maxEnded)
+	}
+	var off draining
+	off.remember(sessionKey{})
+	if len(off.ended) > 0 {
+		t.Error("sessions are remembered though nothing drains")
+	}
+}
+
+// By config, in a running Caddy, over reloads.
+func TestDrainByConfig(t *testing.T) {
+	servers, addrs := three(t)
+	config := "reverse_proxy " + addrs + " {\n lb_policy bokeh {\n %s\n }\n stream_close_delay 1h\n}"
+	s := serve(t, fmt.Sprintf(config, ""))
+	p, _ := s.visit()
+	late := s.get("/app") // its socket comes after the mark
+	for range 4 {
+		s.visit()
+	}
+	drained := at(servers, p.Server)
+	before := drained.appRuns()
+
+	s.reload(fmt.Sprintf(config, "drain "+p.Server))
+	for range 6 {
+		s.visit()
+	}
+	if w := s.open(late.Token); w.server != late.Server {
+		t.Errorf("page by %s, socket by %s", late.Server, w.server)
+	}
+	if w := s.open(p.Token); w.server != p.Server {
+		t.Errorf("a second socket of a session of %s went to %s", p.Server, w.server)
+	}
+	if n := drained.appRuns(); n != before {
+		t.Errorf("the draining server ran the app %d times more", n-before)
+	}
+	s.reload(fmt.Sprintf(config, "drain "+addrs))
+	turnedAway := s.get("/app")
+	if turnedAway.status != http.StatusServiceUnavailable || turnedAway.header.Get("Retry-After") == "" {
+		t.Errorf("all draining: %d, Retry-After %q", turnedAway.status, turnedAway.header.Get("Retry-After"))
+	}
+	if w := s.open(p.Token); w.server != p.Server {
+		t.Errorf("all draining: a session of %s went to %s", p.Server, w.server)
+	}
+	if err := s.load(fmt.Sprintf(config, "secret_key {env.CADDY_BOKEH_NOT_SET}\n drain "+addrs)); err == nil {
+		t.Fatal("an empty key is no error")
+	}
+	s.reload(fmt.Sprintf(config, ""))
+	for addr := range strings.FieldsSeq(addrs) {
+		soon(t, "ready again", func() bool {
+			tb := sessions()
+			tb.mu.Lock()
+			defer tb.mu.Unlock()
+			return !tb.upstreams[upstreamName(addr)].draining.on()
+		})
+	}
+}
+
+// A typo must not look like success.
+func TestDrainOfAStrangerIsWarnedOf(t *testing.T) {
+	core, logs := observer.New(zapcore.WarnLevel)
+	s := &Selection{Drain: []string{"LOCALHOST:5006", "localhost:50006"}, logger: zap.New(core)}
+	s.warnOfStrangers(&reverseproxy.Handler{Upstreams: reverseproxy.UpstreamPool{{Dial: "localhost:5006"}}})
+	if n := logs.Len(); n != 1 || logs.All()[0].ContextMap()["upstream"] != "localhost:50006" {
+		t.Errorf("%d warnings: %v", n, logs.All())
+	}
+}
