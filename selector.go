@@ -149,6 +149,8 @@ type attempt struct {
 	load      load
 	asID      bool  // its stamp was sent as the session's id
 	connected bool  // the request went out on a connection
+	addrs     int   // that the upstream's name has, 0 if it needed no look-up
+	failures  int   // of dials
 	dialErr   error // of the last dial that failed, while none has succeeded
 	firstByte bool
 	settled   bool
@@ -364,26 +366,38 @@ func (rn *run) begin(a *attempt, count func() load) {
 // of a failed dial where nothing is retried.
 func (rn *run) trace(a *attempt) *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
-		ConnectDone: func(_, _ string, err error) { rn.dialed(a, err) },
-		DNSDone: func(info httptrace.DNSDoneInfo) {
-			if info.Err != nil {
-				rn.dialed(a, info.Err)
-			}
-		},
+		ConnectDone:          func(_, _ string, err error) { rn.dialed(a, err) },
+		DNSDone:              func(info httptrace.DNSDoneInfo) { rn.lookedUp(a, info) },
 		TLSHandshakeDone:     func(_ tls.ConnectionState, err error) { a.m.shookHands(rn.s.table.now(), err) },
 		GotConn:              func(httptrace.GotConnInfo) { rn.connected(a) },
 		GotFirstResponseByte: func() { rn.answered(a) },
 	}
 }
 
+// lookedUp takes note of the addresses of the upstream's name.
+func (rn *run) lookedUp(a *attempt, info httptrace.DNSDoneInfo) {
+	if info.Err != nil {
+		rn.dialed(a, info.Err)
+		return
+	}
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	a.addrs = len(info.Addrs)
+}
+
 // dialed takes note of a connection made, or not made. A name may have several addresses, of
-// which one that takes the connection is enough.
+// which one that takes the connection is enough. When all have failed the next request must know
+// at once; where not all are tried, it is known when the attempt is settled.
 func (rn *run) dialed(a *attempt, err error) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	a.dialErr = err
 	if err == nil {
 		a.m.dialed(rn.s.table.now(), nil)
+		return
+	}
+	if a.failures++; a.failures >= a.addrs && !a.settled {
+		a.m.dialed(rn.s.table.now(), err)
 	}
 }
 
@@ -453,7 +467,7 @@ func (rn *run) settle(a *attempt, status int) {
 	}
 	a.settled = true
 	now := rn.s.table.now()
-	if a.dialErr != nil && !a.firstByte {
+	if a.dialErr != nil && a.failures < a.addrs && !a.firstByte {
 		a.m.dialed(now, a.dialErr)
 	}
 	switch rn.kind {

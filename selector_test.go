@@ -9,8 +9,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -549,6 +551,39 @@ func TestStatusOfAnEarlierHandler(t *testing.T) {
 		synctest.Wait()
 		wantTally(t, "failed", s.index.Load().members[0].upstream, tally{})
 	})
+}
+
+// The next request knows of a failed dial at once, not when the first one has been told; but a name of which one address
+// takes the connection has not failed.
+func TestFailedDialIsKnownAtOnce(t *testing.T) {
+	for _, tc := range []struct {
+		addrs, failures int
+		want            bool
+	}{{0, 1, true}, {1, 1, true}, {2, 1, false}, {2, 2, true}} {
+		pool := testPool(1)
+		s := newTestSelection(pool)
+		r := newRequest(s, "/app")
+		r.choose(pool)
+		rn := r.run()
+		if tc.addrs > 0 {
+			rn.lookedUp(rn.attempt, httptrace.DNSDoneInfo{Addrs: make([]net.IPAddr, tc.addrs)})
+		}
+		for range tc.failures {
+			r.refuse()
+		}
+		m := s.index.Load().members[0]
+		if got := m.failing(s.table.now()); got != tc.want {
+			t.Errorf("%d of %d addresses: failing is %v, want %v", tc.failures, tc.addrs, got, tc.want)
+		}
+		rn.failed()
+		if !m.failing(s.table.now()) {
+			t.Errorf("%d of %d addresses, attempt over: not failing", tc.failures, tc.addrs)
+		}
+		rn.connected(rn.attempt)
+		if m.failing(s.table.now()) {
+			t.Errorf("%d of %d addresses, then connected: failing", tc.failures, tc.addrs)
+		}
+	}
 }
 
 // Hooks of a connection can be called long after the attempt is over.
