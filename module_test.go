@@ -956,7 +956,10 @@ type shifting struct {
 	Addrs []string `json:"addrs"`
 }
 
-var shiftingFails atomic.Bool
+var (
+	shiftingFails atomic.Bool
+	shiftingHides atomic.Value // the address (string) of one that is not found any more
+)
 
 func (*shifting) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "http.reverse_proxy.upstreams.test_shifting", New: func() caddy.Module { return new(shifting) }}
@@ -974,7 +977,9 @@ func (s *shifting) GetUpstreams(*http.Request) ([]*reverseproxy.Upstream, error)
 	}
 	var ups []*reverseproxy.Upstream
 	for _, i := range mathrand.Perm(len(s.Addrs)) {
-		ups = append(ups, &reverseproxy.Upstream{Dial: s.Addrs[i]})
+		if s.Addrs[i] != shiftingHides.Load() {
+			ups = append(ups, &reverseproxy.Upstream{Dial: s.Addrs[i]})
+		}
 	}
 	return ups, nil
 }
@@ -1002,6 +1007,40 @@ func TestDynamicUpstreams(t *testing.T) {
 		t.Errorf("while discovery fails the socket went to %q, its page was at %q", w.server, p.Server)
 	}
 	s.visit()
+}
+
+// A server that discovery does not find any more keeps its sessions and gets no other.
+func TestGoneFromDiscovery(t *testing.T) {
+	servers, addrs := three(t)
+	s := serve(t, "reverse_proxy {\n dynamic test_shifting "+addrs+"\n lb_policy bokeh\n}")
+	var pages []page
+	for range 3 {
+		p, w := s.visit()
+		w.Close()
+		pages = append(pages, p)
+	}
+	gone := at(servers, pages[0].Server)
+	shiftingHides.Store(gone.addr())
+	defer shiftingHides.Store("")
+	before := gone.appRuns()
+	for range 6 {
+		s.visit()
+	}
+	for _, p := range pages {
+		if w := s.open(p.Token); w.server != p.Server {
+			t.Errorf("page by %s, socket by %s", p.Server, w.server)
+		}
+	}
+	if n := gone.appRuns(); n != before {
+		t.Errorf("the server that is gone ran the app %d times more", n-before)
+	}
+	soonCounts(t, "its session", gone.addr(), tally{0, 0, 1, 0})
+	gone.stop()
+	soonCounts(t, "cut", gone.addr(), tally{0, 0, 0, 1})
+	s.open(pages[0].Token) // without retries the first one finds that it is dead
+	if w := s.open(pages[0].Token); w.status != http.StatusSwitchingProtocols || w.server == gone.addr() {
+		t.Errorf("socket %d by %s", w.status, w.server)
+	}
 }
 
 // dynamic a and dynamic srv, with a resolver of our own that can fail.

@@ -99,7 +99,7 @@ const turnedAwayPause = time.Minute
 // allDrain says whether the upstreams that are healthy are all draining, and logs it.
 func (s *Selection) allDrain(v *view) bool {
 	found := false
-	for i, m := range v.members {
+	for i, m := range v.members[:v.present] {
 		switch {
 		case !v.isHealthy(i):
 		case !m.draining.on():
@@ -232,12 +232,12 @@ func (rn *run) home(v *view) int {
 	return places[alive]
 }
 
-// named returns the place of the upstream that the stamp names, or -1. Where that drains, only a
-// socket may still go there, for its session may live from before a restart or through another node.
-// A page would begin a session, and so would the socket of one that has ended.
+// named returns the place of the upstream that the stamp names, or -1. Where that drains or is gone,
+// only a socket may still go there, for its session may live from before a restart or through
+// another node. A page would begin a session, and so would the socket of one that has ended.
 func (rn *run) named(v *view) int {
 	i := v.named(rn.key, rn.tag)
-	if i < 0 || !v.members[i].draining.on() {
+	if i < 0 || !v.leaving(i) {
 		return i
 	}
 	t := rn.s.table
@@ -271,8 +271,8 @@ func (rn *run) elsewhere(v *view, home int) int {
 		return i
 	}
 	// No other is any better, and one that has just refused a connection may be back. But a
-	// process that comes back has lost its sessions, so to a draining one this would be a new one.
-	if home >= 0 && (!v.members[home].draining.on() || !v.members[home].failing(v.now)) {
+	// process that comes back has lost its sessions, so to one that takes no other this is a new one.
+	if home >= 0 && (!v.leaving(home) || !v.members[home].failing(v.now)) {
 		return home
 	}
 	return v.first(rn.id, may)
@@ -576,9 +576,12 @@ func (s *Selection) lastKnown(pool reverseproxy.UpstreamPool) reverseproxy.Upstr
 
 // view looks at a pool.
 func (s *Selection) view(pool reverseproxy.UpstreamPool, rn *run) *view {
-	v := &view{pool: pool, ring: rn.ring, now: s.table.now(), healthy: s.healthy}
+	v := &view{pool: pool, present: len(pool), ring: rn.ring, now: s.table.now(), healthy: s.healthy}
 	if !s.isStatic(pool) {
 		v.members = s.membersOf(pool, rn.repl)
+		if s.keepsPool {
+			v.known = s.members
+		}
 		return v
 	}
 	x := s.index.Load()
@@ -603,6 +606,9 @@ func (s *Selection) membersOf(pool reverseproxy.UpstreamPool, repl *caddy.Replac
 			dial = repl.ReplaceAll(dial, "")
 		}
 		ms[i] = s.members.get(dial)
+		if s.keepsPool && ms[i].last.Load() != u {
+			ms[i].last.Store(u)
+		}
 	}
 	return ms
 }

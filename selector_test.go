@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"context"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -491,6 +492,89 @@ func TestPoolThatChangesAtEveryAttempt(t *testing.T) {
 	if addr, why := r.choose(testPool(3)); addr == home || why != "moved" {
 		t.Errorf("%s at %s, home is %s", why, addr, home)
 	}
+}
+
+// An upstream that has left a discovered pool gets no new session, keeps those it has until they end, and is then forgotten.
+// Back in the pool it is as before.
+func TestGoneUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSelection(nil)
+		s.keepsPool = true
+		home, token := landed(t, s, testPool(1))
+		rest := func() reverseproxy.UpstreamPool { return testPool(3)[1:] }
+		for range 20 {
+			r := newRequest(s, "/app")
+			if addr, why := r.choose(rest()); addr == home || why != "new" {
+				t.Fatalf("a new session is %s at %s, which is gone", why, addr)
+			}
+			r.end()
+			if addr, _ := newRequest(s, "/static/x.js").choose(rest()); addr == home {
+				t.Fatal("a file was asked of an upstream that is gone")
+			}
+			if addr, _ := newRequest(s, "/app", sessionIDHeader, rand.Text()).choose(rest()); addr == home {
+				t.Fatal("a foreign id went to an upstream that is gone")
+			}
+		}
+		open := newSocket(s, token)
+		if addr, why := open.choose(rest()); addr != home || why != "bound" {
+			t.Errorf("its own session is %s at %s, home is %s", why, addr, home)
+		}
+		if addr, why := newRequest(s, "/app", sessionIDHeader, stampOf("u0:80")).choose(rest()); addr == home {
+			t.Errorf("a page with its stamp is %s at %s", why, addr)
+		}
+		time.Sleep(2 * memberMemory)
+		newRequest(s, "/app").choose(append(rest(), &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: "u9:80"}))
+		if addr, why := newSocket(s, token).choose(rest()); addr != home || why != "bound" {
+			t.Errorf("after %v its own session is %s at %s", 2*memberMemory, why, addr)
+		}
+		wantTally(t, "still connected", s.table.upstreams[home], tally{0, 0, 1, 0})
+		for range 10 {
+			r := newRequest(s, "/app")
+			if addr, _ := r.choose(testPool(1)); addr != home {
+				t.Error("back in the pool it gets no new session")
+			}
+			r.end()
+		}
+		synctest.Wait()
+		wantTally(t, "back in the pool", s.table.upstreams[home], tally{0, 0, 1, 0})
+	})
+}
+
+// A resolver that answers with one half of the fleet and then the other changes nothing for visitors.
+func TestAlternatingPool(t *testing.T) {
+	s := newTestSelection(nil)
+	s.keepsPool = true
+	halves := []reverseproxy.UpstreamPool{testPool(4)[:2], testPool(4)[2:]}
+	var pages []*request
+	for i := range 20 {
+		r := newRequest(s, "/app")
+		if addr, _ := r.choose(halves[i%2]); addr == "" {
+			t.Fatal("no upstream for a page")
+		}
+		pages = append(pages, r)
+		r.answer(200)
+	}
+	for i, p := range pages {
+		for _, half := range halves {
+			tg, k, _ := testRing.verify(p.stamp())
+			addr, why := newSocket(s, makeToken(t, p.stamp(), nil)).choose(half)
+			if k.tag(addr) != tg || why != "bound" {
+				t.Errorf("visit %d: %s at %s", i, why, addr)
+			}
+		}
+	}
+}
+
+// What a source finds for one request may be somebody else's: a token of one site opens no door on another.
+func TestGoneUpstreamOfAnotherSite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSelection(nil)
+		s.knowPool(&reverseproxy.Handler{DynamicUpstreamsRaw: []byte(`{"source":"a","name":"{http.request.host}"}`)})
+		home, token := landed(t, s, testPool(1))
+		if addr, _ := newSocket(s, token).choose(testPool(3)[1:]); addr == home {
+			t.Errorf("another site's token led to %s", addr)
+		}
+	})
 }
 
 func TestEmptyPoolIsNoInformation(t *testing.T) {

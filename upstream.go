@@ -95,11 +95,12 @@ type member struct {
 	static bool // in the config, so known for as long as that lasts
 	marks  atomic.Pointer[marks]
 
-	seen      atomic.Int64 // when it was last in the pool, on the table's clock
-	downSince atomic.Int64 // when it was first seen unhealthy; 0 if it was healthy when last looked at
-	watched   atomic.Bool  // somebody looks until it is healthy again
-	dropped   atomic.Bool  // the policy has forgotten it
-	noTLS     atomic.Int64 // when a TLS handshake failed last, which may be this site's fault alone; 0 if one succeeded since
+	seen      atomic.Int64                          // when it was last in the pool, on the table's clock
+	last      atomic.Pointer[reverseproxy.Upstream] // as discovery last had it
+	downSince atomic.Int64                          // when it was first seen unhealthy; 0 if it was healthy when last looked at
+	watched   atomic.Bool                           // somebody looks until it is healthy again
+	dropped   atomic.Bool                           // the policy has forgotten it
+	noTLS     atomic.Int64                          // when a TLS handshake failed last, which may be this site's fault alone; 0 if one succeeded since
 }
 
 // failing says whether the last connection to m could not be made, not long ago.
@@ -245,10 +246,10 @@ func (ms *members) add(dial string, now time.Duration) any {
 	return m
 }
 
-// forget drops the members last seen before the given time. ms.mu is locked.
+// forget drops the members last seen before the given time that have no session. ms.mu is locked.
 func (ms *members) forget(before time.Duration) {
 	ms.byDial.Range(func(dial, m any) bool {
-		if m := m.(*member); !m.static && time.Duration(m.seen.Load()) < before {
+		if m := m.(*member); !m.static && time.Duration(m.seen.Load()) < before && m.sessions.Load() == 0 {
 			ms.drop(dial, m)
 		}
 		return true
@@ -278,10 +279,13 @@ func (ms *members) close() {
 	ms.drained = nil
 }
 
-// view is a pool as one policy sees it.
+// view is a pool as one policy sees it. Behind the upstreams of the pool stand those that are gone
+// from it and were asked for.
 type view struct {
 	pool    reverseproxy.UpstreamPool
 	members []*member
+	present int      // how many are in the pool
+	known   *members // where gone ones are found; nil if the pool depends on the request
 	ring    *keyring
 	now     time.Duration
 	healthy func(*reverseproxy.Upstream) bool
@@ -323,7 +327,10 @@ func (v *view) at(u *upstream) int {
 		}
 		return -1
 	}
-	return slices.IndexFunc(v.members, func(m *member) bool { return m.name == u.name })
+	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.name == u.name }); i >= 0 {
+		return i
+	}
+	return v.gone(func(m *member) bool { return m.upstream == u })
 }
 
 // named returns the place of the upstream that a stamp names, or -1.
@@ -338,8 +345,34 @@ func (v *view) named(k *key, t tag) int {
 	if j < 0 {
 		return -1
 	}
-	return slices.IndexFunc(v.members, func(m *member) bool { return m.marksBy(v.ring).tags[j] == t })
+	named := func(m *member) bool { return m.marksBy(v.ring).tags[j] == t }
+	if i := slices.IndexFunc(v.members, named); i >= 0 {
+		return i
+	}
+	return v.gone(named)
 }
+
+// gone returns the place of an upstream that has left the pool, or -1.
+func (v *view) gone(is func(*member) bool) int {
+	if v.known == nil {
+		return -1
+	}
+	place := -1
+	v.known.byDial.Range(func(_, value any) bool {
+		m := value.(*member)
+		u := m.last.Load()
+		if u == nil || !is(m) {
+			return true
+		}
+		place = len(v.members)
+		v.pool, v.members = append(slices.Clip(v.pool), u), append(slices.Clip(v.members), m)
+		return false
+	})
+	return place
+}
+
+// leaving says whether the upstream at i keeps its sessions and gets no other: it drains, or is gone.
+func (v *view) leaving(i int) bool { return i >= v.present || v.members[i].draining.on() }
 
 // isHealthy says whether health checks let the upstream at i be used.
 func (v *view) isHealthy(i int) bool {
@@ -374,7 +407,7 @@ func (v *view) takesNew(i int) bool { return !v.members[i].draining.on() && v.av
 func (v *view) least(may func(int) bool, weigh func(*member) weight) int {
 	best, least, lot := -1, weight{}, uint64(0)
 	seed := rand.Uint64()
-	for i, m := range v.members {
+	for i, m := range v.members[:v.present] {
 		w := weigh(m)
 		// Among equals the highest lot wins: one random number serves for all.
 		draw := mix(seed + uint64(i))
@@ -406,7 +439,7 @@ func (v *view) first(id string, may func(int) bool) int {
 	digest := v.ring.digest(id)
 	seed := binary.BigEndian.Uint64(digest[:8])
 	best, highest := -1, uint64(0)
-	for i, m := range v.members {
+	for i, m := range v.members[:v.present] {
 		if !may(i) {
 			continue
 		}
