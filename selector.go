@@ -227,7 +227,9 @@ func (rn *run) home(v *view) int {
 	case len(places) > 1 && rn.stamp == "":
 		// An id that others made may be used on another site with some of these upstreams. Ours is
 		// the one that its order names.
-		return v.first(rn.id, func(i int) bool { return slices.Contains(places, i) && !v.lost(i) })
+		if i := v.first(rn.id, func(i int) bool { return slices.Contains(places, i) && !v.lost(i) }); i >= 0 {
+			return i
+		}
 	}
 	return places[alive]
 }
