@@ -89,9 +89,9 @@ func newSite(t *testing.T, storage string) *site {
 		output discard
 	}
 }
-http://%s {
+http://ADDR {
 	%%s
-}`, storage, s.addr)
+}`, storage)
 	return s
 }
 
@@ -110,24 +110,21 @@ func (s *site) start(handlers string) {
 // load replaces the handlers of the site.
 func (s *site) load(handlers string) error {
 	s.t.Helper()
-	cfg, err := adapt(fmt.Sprintf(s.config, handlers))
+	cfg, err := adapt(strings.Replace(fmt.Sprintf(s.config, handlers), "ADDR", s.addr, 1))
 	if err != nil {
 		return err
 	}
 	return caddy.Load(cfg, true)
 }
 
-// reload replaces the handlers of the site, and waits until it answers: a request in the first moment can still meet
-// the end of the server before.
+// reload replaces the handlers of the site, and moves it to another port: at the same one a request in the first moment
+// could still meet the end of the server before.
 func (s *site) reload(handlers string) {
 	s.t.Helper()
+	s.addr = freeAddr(s.t)
 	if err := s.load(handlers); err != nil {
 		s.t.Fatal(err)
 	}
-	soon(s.t, "answering after a reload", func() bool {
-		_, err := s.tryGet(s.t.Context(), "/static/x.js")
-		return err == nil
-	})
 }
 
 func adapt(caddyfile string) ([]byte, error) {
@@ -143,6 +140,24 @@ func freeAddr(t *testing.T) string {
 	}
 	defer ln.Close()
 	return ln.Addr().String()
+}
+
+// deadAddr is an address that refuses connections, and that nobody else can take meanwhile.
+func deadAddr(t *testing.T) string {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint("127.0.0.1:", name.(*syscall.SockaddrInet4).Port)
 }
 
 // page is what a visitor gets: where it was made, and the token for its socket.
@@ -267,6 +282,20 @@ func soonCounts(t *testing.T, when, addr string, want tally) {
 			t.Fatalf("%s: building, waiting, connected, unused = %v, want %v", when, got, want)
 		}
 		return got == want
+	})
+}
+
+// soonSessions waits until so many sessions are counted: what an answer tells is known a moment after the visitor has it.
+func soonSessions(t *testing.T, servers []*bokeh, want int) {
+	t.Helper()
+	soon(t, fmt.Sprint(want, " sessions"), func() bool {
+		sum := 0
+		for _, b := range servers {
+			for _, n := range sessionsOf(b.addr()) {
+				sum += int(n)
+			}
+		}
+		return sum == want
 	})
 }
 
@@ -397,6 +426,7 @@ func TestSessionIDs(t *testing.T) {
 					p := s.get("/app", header...)
 					if p.status == http.StatusForbidden {
 						refused++
+						soonSessions(t, servers, i+1-refused)
 						continue
 					}
 					if w := s.open(p.Token); w.server != p.Server {
@@ -487,7 +517,7 @@ func TestNewSessionSurvivesDeadUpstreams(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			alive := newBokeh(t, "")
-			dead := []string{freeAddr(t), freeAddr(t), freeAddr(t)}
+			dead := []string{deadAddr(t), deadAddr(t), deadAddr(t)}
 			s := serve(t, "reverse_proxy "+strings.Join(dead, " ")+" "+alive.addr()+
 				" {\n lb_policy bokeh\n lb_try_duration 5s\n lb_try_interval 1ms\n"+extra+"}")
 			for range 5 {
@@ -530,7 +560,7 @@ func TestDeadUpstreamIsPassedOver(t *testing.T) {
 		dead  func() string
 		proxy string
 	}{
-		"refuses":   {dead: func() string { return freeAddr(t) }},
+		"refuses":   {dead: func() string { return deadAddr(t) }},
 		"is no TLS": {func() string { return newBokeh(t, "").addr() }, " transport http {\n tls_insecure_skip_verify\n }\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -782,7 +812,7 @@ func TestBuildingEndsAtTheFirstByte(t *testing.T) {
 
 func TestRetriesByNumber(t *testing.T) {
 	alive := newBokeh(t, "")
-	s := serve(t, "reverse_proxy "+freeAddr(t)+" "+freeAddr(t)+" "+alive.addr()+" {\n lb_policy bokeh\n lb_retries 2\n}")
+	s := serve(t, "reverse_proxy "+deadAddr(t)+" "+deadAddr(t)+" "+alive.addr()+" {\n lb_policy bokeh\n lb_retries 2\n}")
 	for range 5 {
 		s.visit()
 	}
@@ -877,12 +907,14 @@ func TestTwoKeysRefused(t *testing.T) {
 	b.ids, b.secret = sessionIDsSigned, newKey([]byte("theirs"))
 	s := serve(t, "handle /two/* {\n reverse_proxy "+b.addr()+" {\n lb_policy bokeh {\n secret_key other\n }\n }\n}\n"+
 		"handle {\n reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n }\n}")
-	refused := 0
+	visits, refused := 0, 0
 	for range 5 {
 		for _, path := range []string{"/app", "/two/app"} {
+			visits++
 			if s.get(path).status == http.StatusForbidden {
 				refused++
 			}
+			soonSessions(t, []*bokeh{b}, visits-refused)
 		}
 	}
 	if refused != 2 {
@@ -988,7 +1020,7 @@ func init() { caddy.RegisterModule(new(shifting)) }
 
 func TestDynamicUpstreams(t *testing.T) {
 	servers, addrs := three(t)
-	s := serve(t, "reverse_proxy {\n dynamic test_shifting "+addrs+" "+freeAddr(t)+"\n lb_policy bokeh\n lb_try_duration 5s\n lb_try_interval 1ms\n}")
+	s := serve(t, "reverse_proxy {\n dynamic test_shifting "+addrs+" "+deadAddr(t)+"\n lb_policy bokeh\n lb_try_duration 5s\n lb_try_interval 1ms\n}")
 	for range 9 {
 		_, w := s.visit()
 		w.Close()
@@ -1140,7 +1172,7 @@ func TestTLSUpstreams(t *testing.T) {
 		servers = append(servers, b)
 		addrs = append(addrs, "https://"+b.addr())
 	}
-	s := serve(t, "reverse_proxy "+strings.Join(addrs, " ")+" https://"+freeAddr(t)+" {\n lb_policy bokeh\n lb_try_duration 5s\n lb_try_interval 1ms\n"+
+	s := serve(t, "reverse_proxy "+strings.Join(addrs, " ")+" https://"+deadAddr(t)+" {\n lb_policy bokeh\n lb_try_duration 5s\n lb_try_interval 1ms\n"+
 		" transport http {\n tls_insecure_skip_verify\n }\n}")
 	for range 6 {
 		s.visit()

@@ -255,10 +255,10 @@ func (rn *run) leave(v *view, home int) {
 		return
 	}
 	t, u := rn.s.table, v.members[home].upstream
-	t.claim(t.key(rn.id), u)
+	t.move(t.key(rn.id), u)
 	u.draining.remember(t.key(rn.id))
 	if rn.stamp != "" && rn.stamp != rn.id {
-		t.claim(t.key(rn.stamp), u)
+		t.move(t.key(rn.stamp), u)
 	}
 }
 

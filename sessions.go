@@ -208,21 +208,34 @@ func (l load) pageEnded(built, ok bool) {
 // socket counts a socket for the session at u. If the page began the session under another key,
 // page, that one is over: the two are one session.
 func (t *table) socket(k, page sessionKey, u *upstream, lifetime time.Duration) load {
-	l := load{t: t, lifetime: lifetime, s: t.change(k, u, func(s *session) { s.sockets++ })}
+	l := load{t: t, lifetime: lifetime, s: t.change(k, u, func(s *session) {
+		s.sockets++
+		s.claimed = false
+	})}
 	if page != k {
 		l.claimed = t.claim(page, l.s.at)
 	}
 	return l
 }
 
-// claim ends the waiting of the session with key k at u, which is counted elsewhere from now on,
-// and says whether there was one.
+// claim ends the waiting of the session with key k at u, which is counted under the id of its
+// socket from now on, and says whether there was one.
 func (t *table) claim(k sessionKey, u *upstream) bool {
+	return t.leave(k, u, func(s *session) bool { return s.sockets == 0 })
+}
+
+// move ends what is counted of the session with key k at u, which has moved: what is still open
+// there counts until it closes.
+func (t *table) move(k sessionKey, u *upstream) {
+	t.leave(k, u, func(*session) bool { return true })
+}
+
+func (t *table) leave(k sessionKey, u *upstream, may func(*session) bool) bool {
 	sh := t.shard(k)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	for s := sh.sessions[k]; s != nil; s = s.next {
-		if s.at == u && s.sockets == 0 {
+		if s.at == u && may(s) {
 			s.claimed, s.until = true, 0
 			if s.timer != nil {
 				s.timer.Stop()
@@ -240,7 +253,7 @@ func (l load) socketEnded(opened bool) {
 	l.t.update(l.s, func(s *session) {
 		s.sockets--
 		s.hadOne = s.hadOne || opened
-		if opened || l.claimed {
+		if (opened || l.claimed) && !s.claimed {
 			l.t.keep(s, l.lifetime)
 		}
 	})

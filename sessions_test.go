@@ -191,6 +191,28 @@ func TestSocketOfASessionTakenOver(t *testing.T) {
 	})
 }
 
+// A session that has moved is not counted where it was, but for what is still open there.
+func TestMovedSession(t *testing.T) {
+	tb := newTable()
+	a, b := tb.hold("a:80"), tb.hold("b:80")
+	k := tb.key("id")
+	tb.socket(k, k, a, testLifetime).socketEnded(true)
+	refused := tb.socket(k, k, a, testLifetime)
+	tb.move(k, a)
+	moved := tb.socket(k, k, b, testLifetime)
+	wantTally(t, "still dialling", a, tally{0, 0, 1, 0})
+	refused.socketEnded(false)
+	wantTally(t, "left", a, tally{})
+	wantTally(t, "moved", b, tally{0, 0, 1, 0})
+	// It may come back.
+	tb.move(k, b)
+	back := tb.socket(k, k, a, testLifetime)
+	moved.socketEnded(true)
+	wantTally(t, "left again", b, tally{})
+	back.socketEnded(true)
+	wantTally(t, "back, and closed", a, tally{0, 0, 0, 1})
+}
+
 // If the handshake fails, the session that the page made still waits on the server.
 func TestFailedHandshakeKeepsTheSessionTakenOver(t *testing.T) {
 	tb := newTable()
