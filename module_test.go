@@ -55,8 +55,8 @@ type site struct {
 	client *http.Client
 }
 
-// serve runs Caddy with one site whose handlers are given. It has a storage of its own; what the
-// process knows of sessions is thrown away when the test is over.
+// serve runs Caddy with one site whose handlers are given, as in a new process and with a storage of its own: a server of
+// an earlier test may have had the port of one of this.
 func serve(t *testing.T, handlers string) *site {
 	t.Helper()
 	return serveFrom(t, t.TempDir(), handlers)
@@ -71,6 +71,7 @@ func serveFrom(t *testing.T, storage, handlers string) *site {
 
 func newSite(t *testing.T, storage string) *site {
 	t.Helper()
+	forget(t)
 	s := &site{t: t, addr: freeAddr(t), client: &http.Client{
 		Transport:     &http.Transport{DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -132,14 +133,18 @@ func adapt(caddyfile string) ([]byte, error) {
 	return cfg, err
 }
 
+// freeAddr is an address that nobody uses, below those that systems give to whoever asks for any.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		addr := fmt.Sprint("127.0.0.1:", 20000+mathrand.IntN(12000))
+		if ln, err := net.Listen("tcp", addr); err == nil {
+			ln.Close()
+			return addr
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	t.Fatal("no free port was found")
+	return ""
 }
 
 // deadAddr is an address that refuses connections, and that nobody else can take meanwhile.
@@ -483,7 +488,6 @@ func TestBoundAfterRestart(t *testing.T) {
 			if err := caddy.Stop(); err != nil {
 				t.Fatal(err)
 			}
-			forget(t)
 			if name == "new key" {
 				options = "secret_key new k"
 			}
@@ -666,7 +670,6 @@ func TestLostSessionMovesAlikeOnAllNodes(t *testing.T) {
 	if err := caddy.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	forget(t)
 	s = serveFrom(t, storage, config)
 	for _, p := range pages {
 		if w := s.open(p.Token); w.server != moved[p.Token] {
