@@ -85,6 +85,18 @@ func openTab(t *testing.T, options ...chromedp.ContextOption) *tab {
 // visit opens the app in a new tab and waits until it can be used.
 func (f *fleet) visit() *tab { return f.visitIn(newTab(f.t)) }
 
+// atWork opens the app in n tabs, clicks twice in each, and marks the documents.
+func (f *fleet) atWork(n int) (tabs []*tab) {
+	f.t.Helper()
+	for range n {
+		b := f.visit()
+		b.clicks(2)
+		b.mark()
+		tabs = append(tabs, b)
+	}
+	return tabs
+}
+
 func (f *fleet) visitIn(b *tab) *tab {
 	f.t.Helper()
 	if status := b.goTo(f.url("/counter")); status != http.StatusOK {

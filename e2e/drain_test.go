@@ -10,13 +10,7 @@ import (
 // Nobody who works on a draining server notices: neither the reload, nor a cut connection, nor a restart of Caddy.
 func TestDrainByConfig(t *testing.T) {
 	f := start(t, plan{keepAlive: true})
-	var tabs []*tab
-	for range 3 {
-		b := f.visit()
-		b.clicks(2)
-		b.mark()
-		tabs = append(tabs, b)
-	}
+	tabs := f.atWork(3)
 	draining := tabs[0].place()
 	f.plan.policy = fmt.Sprintf("bokeh {\n\t\t\tdrain %s\n\t\t}", f.server(draining).Addr())
 	f.reload()

@@ -108,13 +108,7 @@ func TestPackedHeaders(t *testing.T) {
 // A new key comes first, the old one stays until its tokens have expired.
 func TestKeyRotation(t *testing.T) {
 	f := start(t, plan{policy: "bokeh {\n\t\t\tsecret_key old\n\t\t}"})
-	var tabs []*tab
-	for range 3 {
-		b := f.visit()
-		b.clicks(2)
-		b.mark()
-		tabs = append(tabs, b)
-	}
+	tabs := f.atWork(3)
 	f.plan.policy = "bokeh {\n\t\t\tsecret_key new old\n\t\t}"
 	f.restartCaddy()
 	for _, b := range tabs {

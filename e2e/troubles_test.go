@@ -31,13 +31,7 @@ func TestCaddyRestarts(t *testing.T) {
 	for name, policy := range map[string]string{"stored key": "", "own key": "bokeh {\n\t\t\tsecret_key ours\n\t\t}"} {
 		t.Run(name, func(t *testing.T) {
 			f := start(t, plan{policy: policy})
-			var tabs []*tab
-			for range 4 {
-				b := f.visit()
-				b.clicks(2)
-				b.mark()
-				tabs = append(tabs, b)
-			}
+			tabs := f.atWork(4)
 			f.restartCaddy()
 			for _, b := range tabs {
 				b.reconnected()
@@ -52,13 +46,7 @@ func TestReload(t *testing.T) {
 	for name, keep := range map[string]bool{"with stream_close_delay": true, "without": false} {
 		t.Run(name, func(t *testing.T) {
 			f := start(t, plan{keepAlive: keep})
-			var tabs []*tab
-			for range 3 {
-				b := f.visit()
-				b.clicks(2)
-				b.mark()
-				tabs = append(tabs, b)
-			}
+			tabs := f.atWork(3)
 			f.reload()
 			for _, b := range tabs {
 				if !keep {
@@ -81,13 +69,7 @@ func TestServerDies(t *testing.T) {
 	for name, proxy := range map[string]string{"with retries": "\t\tlb_try_duration 5s", "without": ""} {
 		t.Run(name, func(t *testing.T) {
 			f := start(t, plan{proxy: proxy})
-			var tabs []*tab
-			for range 3 {
-				b := f.visit()
-				b.clicks(2)
-				b.mark()
-				tabs = append(tabs, b)
-			}
+			tabs := f.atWork(3)
 			dead := tabs[0].place()
 			go f.server(dead).Kill()
 			failed := 0
