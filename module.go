@@ -86,12 +86,12 @@ type Selection struct {
 	SecretKey []string `json:"secret_key,omitempty"`
 
 	// How long the servers keep a session without a socket, as given to `bokeh serve
-	// --unused-session-lifetime`, there in milliseconds. At least 1s. Default: 15s, as in Bokeh.
+	// --unused-session-lifetime`, there in milliseconds. From 1s to 8760h. Default: 15s, as in Bokeh.
 	UnusedSessionLifetime caddy.Duration `json:"unused_session_lifetime,omitempty"`
 
 	// How often the servers look for such sessions, as given to `bokeh serve
 	// --check-unused-sessions`, there in milliseconds. A session is counted until the sum of
-	// both is over. At least 1s. Default: 17s, as in Bokeh.
+	// both is over. From 1s to 8760h. Default: 17s, as in Bokeh.
 	CheckUnusedSessions caddy.Duration `json:"check_unused_sessions,omitempty"`
 
 	// Upstreams that get no new session and keep their own, by their addresses, as in the

@@ -47,8 +47,8 @@ type heldKeys struct {
 	ring *keyring   // the newest first
 }
 
-// held is the keys of this process. The first one is its own, which signs until it has read a
-// stored one.
+// held is the keys of this process. It begins with a random one, which signs until a stored one is
+// read.
 var held = sync.OnceValue(newHeldKeys)
 
 func newHeldKeys() *heldKeys { return &heldKeys{ring: &keyring{newKey(randomSecret())}} }

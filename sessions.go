@@ -230,6 +230,7 @@ func (t *table) move(k sessionKey, u *upstream) {
 	t.leave(k, u, func(*session) bool { return true })
 }
 
+// leave ends the waiting of the session with key k at u, if it may, and says whether it did.
 func (t *table) leave(k sessionKey, u *upstream, may func(*session) bool) bool {
 	sh := t.shard(k)
 	sh.mu.Lock()
@@ -291,13 +292,13 @@ func (t *table) change(k sessionKey, u *upstream, f func(*session)) *session {
 	for s != nil && s.at.name != u.name {
 		s = s.next
 	}
-	if s == nil || s != first {
-		if s == nil {
-			s = &session{key: k, at: t.again(u)}
-		} else {
-			sh.remove(s)
-		}
-		s.next, sh.sessions[k] = first, s
+	switch {
+	case s == nil:
+		s = &session{key: k, at: t.again(u)}
+		sh.push(s)
+	case s != first:
+		sh.remove(s)
+		sh.push(s)
 	}
 	f(s)
 	t.settle(sh, s)
@@ -347,6 +348,9 @@ func (t *table) settle(sh *shard, s *session) {
 		t.release(s.at)
 	}
 }
+
+// push puts s before all others of its key.
+func (sh *shard) push(s *session) { s.next, sh.sessions[s.key] = sh.sessions[s.key], s }
 
 // remove takes s out of the chain of its key.
 func (sh *shard) remove(s *session) {

@@ -146,7 +146,8 @@ func (d *demo) prefixed(name string) io.Writer {
 	return w
 }
 
-// short makes of a line of Caddy's log what a visitor of the demo wants to know of it, and leaves others as they are.
+// short makes of a line of Caddy's log what a visitor of the demo wants to know of it. Trouble and other programs' lines
+// stay as they are.
 func short(line []byte) string {
 	var entry struct {
 		Level, Msg, Decision, Upstream string
@@ -154,10 +155,10 @@ func short(line []byte) string {
 		Request                        struct{ Method, URI string }
 	}
 	switch {
-	case json.Unmarshal(line, &entry) != nil:
+	case json.Unmarshal(line, &entry) != nil || entry.Level != "info":
 		return string(line)
-	case entry.Request.Method != "":
+	case entry.Msg == "handled request":
 		return fmt.Sprintf("%s %s: %d, %s at %s", entry.Request.Method, entry.Request.URI, entry.Status, entry.Decision, entry.Upstream)
 	}
-	return entry.Level + ": " + entry.Msg
+	return entry.Msg
 }
