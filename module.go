@@ -106,6 +106,7 @@ type Selection struct {
 
 	logger   *zap.Logger
 	table    *table
+	node     *node
 	members  *members
 	lifetime time.Duration // of a session without a socket
 	givesIDs bool          // whether a stamp may be a session's id
@@ -123,6 +124,12 @@ type Selection struct {
 // sessions is the one table of this process. It outlives configs, because sessions do: a reload
 // changes nothing about where documents live.
 var sessions = sync.OnceValue(newTable)
+
+// thisNode is this process among the Caddys that share its storage.
+var thisNode = sync.OnceValue(func() *node {
+	running := func() bool { return caddy.ActiveContext().Context != nil }
+	return newNode(sessions(), running, caddy.Log().Named("bokeh"))
+})
 
 // CaddyModule returns the Caddy module information.
 func (*Selection) CaddyModule() caddy.ModuleInfo {
@@ -152,7 +159,15 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 			s.warnOfHeaderLimit(parent)
 		}
 	}
+	s.join(thisNode(), ctx.Storage())
 	return nil
+}
+
+// join lets the node tell of the upstreams, and waits until it knows which of them are marked: the
+// first visitor must not be sent to a draining one.
+func (s *Selection) join(n *node, st recordStorage) {
+	s.node = n
+	<-n.attach(s, st)
 }
 
 // setDefaults fills in what the config leaves out.
@@ -176,6 +191,35 @@ func (s *Selection) attach(t *table) {
 	s.lifetime = time.Duration(s.UnusedSessionLifetime + s.CheckUnusedSessions)
 	s.givesIDs = s.SessionIDs == sessionIDsUnsigned || s.SessionIDs == sessionIDsSigned && len(s.SecretKey) > 0
 }
+
+// each calls yield with every upstream that s knows, and whether it is in its pool.
+func (s *Selection) each(yield func(m *member, inPool bool)) {
+	s.members.byDial.Range(func(_, value any) bool {
+		m := value.(*member)
+		yield(m, s.inPool(m))
+		return true
+	})
+}
+
+// inPool says whether m is in the pool. Where that depends on the request, it is if it was lately.
+func (s *Selection) inPool(m *member) bool {
+	last := s.last.Load()
+	switch {
+	case m.static:
+		return true
+	case !s.keepsPool:
+		return s.table.now()-time.Duration(m.seen.Load()) < memberMemory
+	case last == nil:
+		return false
+	}
+	return slices.ContainsFunc(*last, func(u *reverseproxy.Upstream) bool { return upstreamName(u.Dial) == m.name })
+}
+
+// stampKeys returns the keys of the stamps.
+func (s *Selection) stampKeys() *keyring { return s.ring.Load() }
+
+// settles returns how long a session lives without a socket.
+func (s *Selection) settles() time.Duration { return s.lifetime }
 
 // placeholder finds one in the JSON of a module's config.
 var placeholder = regexp.MustCompile(`\{[^"{}\s]+\}`)
@@ -280,6 +324,12 @@ func checkLifetime(option string, d time.Duration) error {
 
 // Cleanup lets go of the upstreams that s knows. After a Provision that failed it knows none.
 func (s *Selection) Cleanup() error {
+	if s.node != nil {
+		s.node.detach(s)
+		if caddy.Exiting() {
+			s.node.exit()
+		}
+	}
 	if s.members != nil {
 		s.members.close()
 	}

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -507,11 +508,22 @@ func TestBoundAfterRestart(t *testing.T) {
 // forget makes the process forget its sessions and its keys, as a new one would.
 func forget(t *testing.T) {
 	t.Helper()
-	oldSessions, oldKeys := sessions, held
+	oldSessions, oldKeys, oldNode := sessions, held, thisNode
 	fresh, keys := newTable(), newHeldKeys()
 	sessions = func() *table { return fresh }
 	held = func() *heldKeys { return keys }
-	t.Cleanup(func() { sessions, held = oldSessions, oldKeys })
+	thisNode = sync.OnceValue(func() *node {
+		return newNode(fresh, func() bool { return caddy.ActiveContext().Context != nil }, caddy.Log())
+	})
+	t.Cleanup(func() {
+		n := thisNode()
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, sh := range n.shares {
+			sh.halt()
+		}
+		sessions, held, thisNode = oldSessions, oldKeys, oldNode
+	})
 }
 
 func TestNewSessionSurvivesDeadUpstreams(t *testing.T) {

@@ -331,7 +331,7 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 	t, id := rn.s.table, rn.id
 	switch rn.kind {
 	case pageRequest:
-		stamp := (*rn.ring)[0].stamp(m.marksBy(rn.ring).tags[0])
+		stamp := (*rn.ring)[0].stamp(m.keyedBy(rn.ring).tags[0])
 		a.asID = rn.s.stampIsID(rn, m)
 		rn.stampRequest(r, stamp, a.asID)
 		if id == "" {

@@ -8,7 +8,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -77,6 +79,7 @@ type session struct {
 	hadOne   bool // a socket, once
 	claimed  bool // counted elsewhere from now on: under the id of its socket, or where it moved
 	previous state
+	began    time.Duration // on the table's clock
 }
 
 // upstream is one server by its name, in whatever handler or config it appears.
@@ -86,6 +89,8 @@ type upstream struct {
 
 	counts   [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
 	sessions atomic.Int64            // all that have not ended
+	begun    atomic.Int64            // all that there ever were, as long as somebody holds the upstream
+	ended    recent                  // those that have ended of late
 
 	holders   atomic.Int64 // policies that know it and sessions on it; it is forgotten at 0
 	failedAt  atomic.Int64 // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
@@ -339,11 +344,14 @@ func (t *table) settle(sh *shard, s *session) {
 	s.at.counts[s.previous].Add(-1)
 	s.at.counts[now].Add(1)
 	if s.previous == ended {
+		s.began = t.now()
 		s.at.sessions.Add(1)
+		s.at.begun.Add(1)
 	}
 	s.previous = now
 	if now == ended {
 		s.at.sessions.Add(-1)
+		s.at.ended.add(t.now())
 		sh.remove(s)
 		t.release(s.at)
 	}
@@ -368,6 +376,78 @@ func (sh *shard) remove(s *session) {
 			return
 		}
 	}
+}
+
+// oldest returns when the oldest session of each upstream began, on the table's clock. It holds up
+// requests for one shard at a time.
+func (t *table) oldest() map[*upstream]time.Duration {
+	oldest := make(map[*upstream]time.Duration)
+	for i := range t.shards {
+		t.shards[i].oldest(oldest)
+	}
+	return oldest
+}
+
+func (sh *shard) oldest(oldest map[*upstream]time.Duration) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for _, s := range sh.sessions {
+		for ; s != nil; s = s.next {
+			if began, ok := oldest[s.at]; !ok || s.began < began {
+				oldest[s.at] = s.began
+			}
+		}
+	}
+}
+
+// each calls yield with every upstream that somebody holds.
+func (t *table) each(yield func(*upstream)) {
+	t.mu.Lock()
+	all := slices.Collect(maps.Values(t.upstreams))
+	t.mu.Unlock()
+	for _, u := range all {
+		yield(u)
+	}
+}
+
+const (
+	recentSlots = 30
+	recentSlot  = 10 * time.Second
+)
+
+// recent counts what happened in the last five minutes, ten seconds sharp.
+type recent struct {
+	mu    sync.Mutex // guards all below
+	slots [recentSlots]int64
+	last  int64 // number of the newest slot
+}
+
+// add counts one at the given time.
+func (r *recent) add(now time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.moveOn(now)
+	r.slots[r.last%recentSlots]++
+}
+
+// count returns how many there were.
+func (r *recent) count(now time.Duration) (n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.moveOn(now)
+	for _, slot := range r.slots {
+		n += slot
+	}
+	return n
+}
+
+// moveOn empties the slots whose time has come again. r.mu is locked.
+func (r *recent) moveOn(now time.Duration) {
+	newest := int64(now / recentSlot)
+	for i := max(r.last+1, newest-recentSlots+1); i <= newest; i++ {
+		r.slots[i%recentSlots] = 0
+	}
+	r.last = max(r.last, newest)
 }
 
 // dialed tells how a dial of u ended.

@@ -93,7 +93,7 @@ func isLocal(name string) bool {
 type member struct {
 	*upstream
 	static bool // in the config, so known for as long as that lasts
-	marks  atomic.Pointer[marks]
+	keyed  atomic.Pointer[keyed]
 
 	seen      atomic.Int64                          // when it was last in the pool, on the table's clock
 	last      atomic.Pointer[reverseproxy.Upstream] // as discovery last had it
@@ -123,25 +123,25 @@ func (m *member) shookHands(now time.Duration, err error) {
 	m.noTLS.Store(int64(now))
 }
 
-// marks are what the keys of a ring make of an upstream's name.
-type marks struct {
+// keyed is what the keys of a ring make of an upstream's name.
+type keyed struct {
 	ring  *keyring
 	tags  []tag  // one for each key
 	order uint64 // by the first key, for the rendezvous order
 }
 
-// marksBy returns the member's marks by the given ring.
-func (m *member) marksBy(ring *keyring) *marks {
-	if ms := m.marks.Load(); ms != nil && ms.ring == ring {
-		return ms
+// keyedBy returns what the given ring makes of the name of m.
+func (m *member) keyedBy(ring *keyring) *keyed {
+	if x := m.keyed.Load(); x != nil && x.ring == ring {
+		return x
 	}
-	ms := &marks{ring: ring}
+	x := &keyed{ring: ring}
 	for _, k := range *ring {
-		ms.tags = append(ms.tags, k.tag(m.shared))
+		x.tags = append(x.tags, k.tag(m.shared))
 	}
-	ms.order = (*ring)[0].order(m.shared)
-	m.marks.Store(ms)
-	return ms
+	x.order = (*ring)[0].order(m.shared)
+	m.keyed.Store(x)
+	return x
 }
 
 // watch looks at an unhealthy member until it is healthy: requests may come seldom, and it may be
@@ -312,7 +312,7 @@ func newIndex(ms []*member, ring *keyring) *index {
 	x := &index{ring: ring, members: ms, byName: make(map[string]int), byTag: make(map[keyTag]int)}
 	for i, m := range ms {
 		x.byName[m.name] = i
-		for j, t := range m.marksBy(ring).tags {
+		for j, t := range m.keyedBy(ring).tags {
 			x.byTag[keyTag{(*ring)[j], t}] = i
 		}
 	}
@@ -345,7 +345,7 @@ func (v *view) named(k *key, t tag) int {
 	if j < 0 {
 		return -1
 	}
-	named := func(m *member) bool { return m.marksBy(v.ring).tags[j] == t }
+	named := func(m *member) bool { return m.keyedBy(v.ring).tags[j] == t }
 	if i := slices.IndexFunc(v.members, named); i >= 0 {
 		return i
 	}
@@ -443,7 +443,7 @@ func (v *view) first(id string, may func(int) bool) int {
 		if !may(i) {
 			continue
 		}
-		if s := mix(seed ^ m.marksBy(v.ring).order); best < 0 || s > highest {
+		if s := mix(seed ^ m.keyedBy(v.ring).order); best < 0 || s > highest {
 			best, highest = i, s
 		}
 	}

@@ -1,0 +1,631 @@
+// This file tests what nodes tell each other, and that an upstream is called drained only when it certainly is.
+
+package caddybokeh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// vault is a storage that several nodes share.
+type vault struct {
+	mu     sync.Mutex // guards values
+	values map[string][]byte
+}
+
+// door is one node's way to the vault.
+type door struct {
+	*vault
+	mu     sync.Mutex // guards all below
+	broken error
+	shut   chan struct{} // what uses the door waits until this is closed
+}
+
+func newVault() *vault { return &vault{values: map[string][]byte{}} }
+
+func (v *vault) holds(key string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.values[key] != nil
+}
+
+func (v *vault) door() *door { return &door{vault: v} }
+
+// fail makes every call through the door fail, or none.
+func (d *door) fail(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.broken = err
+}
+
+// hang makes every call through the door wait until what it returns is called.
+func (d *door) hang() (release func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	shut := make(chan struct{})
+	d.shut = shut
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.shut = nil
+		close(shut)
+	}
+}
+
+func (d *door) open() error {
+	d.mu.Lock()
+	shut, err := d.shut, d.broken
+	d.mu.Unlock()
+	if shut != nil {
+		<-shut
+	}
+	return err
+}
+
+func (d *door) Store(_ context.Context, key string, value []byte) error {
+	if err := d.open(); err != nil {
+		return err
+	}
+	d.vault.mu.Lock()
+	defer d.vault.mu.Unlock()
+	d.values[key] = value
+	return nil
+}
+
+func (d *door) Load(_ context.Context, key string) ([]byte, error) {
+	if err := d.open(); err != nil {
+		return nil, err
+	}
+	d.vault.mu.Lock()
+	defer d.vault.mu.Unlock()
+	value, ok := d.values[key]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return value, nil
+}
+
+func (d *door) Delete(_ context.Context, key string) error {
+	if err := d.open(); err != nil {
+		return err
+	}
+	d.vault.mu.Lock()
+	defer d.vault.mu.Unlock()
+	delete(d.values, key)
+	return nil
+}
+
+// List also shows what a file storage does: the temporary file of a writer.
+func (d *door) List(_ context.Context, prefix string, _ bool) ([]string, error) {
+	if err := d.open(); err != nil {
+		return nil, err
+	}
+	d.vault.mu.Lock()
+	defer d.vault.mu.Unlock()
+	keys := []string{prefix + "/3991498540"}
+	for key := range maps.Keys(d.values) {
+		if strings.HasPrefix(key, prefix+"/") {
+			keys = append(keys, key)
+		}
+	}
+	return keys, nil
+}
+
+// caddyNode is a Caddy with one policy, as far as it can be had without one.
+type caddyNode struct {
+	*node
+	t    *testing.T
+	s    *Selection
+	pool reverseproxy.UpstreamPool
+	door *door
+	logs *observer.ObservedLogs
+}
+
+// startNode starts a node on a host of its own, with a pool of three.
+func startNode(t *testing.T, v *vault) *caddyNode {
+	t.Helper()
+	return startNodeOn(t, randomName(), v.door(), testPool(3))
+}
+
+func startNodeOn(t *testing.T, host string, d *door, pool reverseproxy.UpstreamPool) *caddyNode {
+	t.Helper()
+	s := newTestSelection(pool)
+	core, logs := observer.New(zapcore.InfoLevel)
+	n := newNode(s.table, func() bool { return true }, zap.New(core))
+	n.host, n.process = host, process{}
+	c := &caddyNode{n, t, s, pool, d, logs}
+	s.join(n, d)
+	t.Cleanup(c.kill)
+	return c
+}
+
+// kill ends a node as kill -9 does.
+func (c *caddyNode) kill() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, sh := range c.shares {
+		sh.halt()
+	}
+}
+
+func (c *caddyNode) knowsMarks() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.marked) > 0
+}
+
+func (c *caddyNode) drain(addr string) {
+	c.t.Helper()
+	if _, err := c.say(c.t.Context(), upstreamName(addr), stateDraining, "test", ""); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// status returns the verdict on an upstream, and what it waits for.
+func (c *caddyNode) status(addr string) (drained bool, waits string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for u, v := range c.verdicts {
+		if u.name == upstreamName(addr) {
+			return v.drained, fmt.Sprint(v.waits)
+		}
+	}
+	return false, "it does not drain"
+}
+
+// wantDrained checks the verdict on an upstream.
+func (c *caddyNode) wantDrained(addr string, want bool, when string) {
+	c.t.Helper()
+	if drained, waits := c.status(addr); drained != want {
+		c.t.Errorf("%s: drained is %v, want %v; it waits for %s", when, drained, want, waits)
+	}
+}
+
+// wantWait checks that an upstream is not drained, and that the reason is told.
+func (c *caddyNode) wantWait(addr, why, when string) {
+	c.t.Helper()
+	if drained, waits := c.status(addr); drained || !strings.Contains(waits, why) {
+		c.t.Errorf("%s: drained is %v; it waits for %s, want %q", when, drained, waits, why)
+	}
+}
+
+// visit opens a page and says where it was made, and the token for its socket.
+func (c *caddyNode) visit() (home, token string) {
+	c.t.Helper()
+	return landed(c.t, c.s, c.pool)
+}
+
+// visitAt visits until a page is made at addr.
+func (c *caddyNode) visitAt(addr string) (token string) {
+	c.t.Helper()
+	for range 100 {
+		if home, token := c.visit(); home == addr {
+			return token
+		}
+	}
+	c.t.Fatal("no visit is sent to ", addr)
+	return ""
+}
+
+// socket opens a socket and returns where, and what closes it.
+func (c *caddyNode) socket(token string) (addr string, hangUp func()) {
+	c.t.Helper()
+	r := newSocket(c.s, token)
+	addr, _ = r.choose(c.pool)
+	rn := r.run()
+	rn.connected(rn.attempt)
+	rn.answered(rn.attempt)
+	r.repl.Set(placeholderStatus, http.StatusSwitchingProtocols)
+	return addr, func() {
+		r.end()
+		synctest.Wait()
+	}
+}
+
+const u0 = "u0:80"
+
+// pass lets time pass, and what happens then happen.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestMarkHoldsOnEveryNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		a.drain(u0)
+		for range 20 {
+			if home, _ := a.visit(); home == u0 {
+				t.Fatal("a new session went to the draining upstream on the node that was told")
+			}
+		}
+		pass(5 * time.Second)
+		for range 20 {
+			if home, _ := b.visit(); home == u0 {
+				t.Fatal("a new session went to the draining upstream through another node after 5 s")
+			}
+		}
+		c := startNode(t, v)
+		for range 20 {
+			if home, _ := c.visit(); home == u0 {
+				t.Fatal("a new session went to the draining upstream through a node that has just started")
+			}
+		}
+		if _, err := b.say(t.Context(), u0, stateReady, "test", ""); err != nil {
+			t.Fatal(err)
+		}
+		pass(5 * time.Second)
+		for _, n := range []*caddyNode{a, b, c} {
+			n.visitAt(u0)
+		}
+	})
+}
+
+func TestOneNodeDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		token := a.visitAt(u0)
+		home, hangUp := a.socket(token)
+		if home != u0 {
+			t.Fatal("the socket went to ", home)
+		}
+		pass(time.Hour)
+		a.drain(u0)
+		pass(time.Hour)
+		a.wantWait(u0, "it has 1 session", "with a socket open")
+		hangUp()
+		// A tab comes back at the last moment.
+		pass(31 * time.Second)
+		a.wantWait(u0, "it has 1 session", "31 s after the socket closed")
+		home, hangUp = a.socket(token)
+		if home != u0 {
+			t.Fatal("the socket came back to ", home)
+		}
+		pass(2 * time.Second)
+		a.wantWait(u0, "it has 1 session", "after the tab came back")
+		hangUp()
+		pass(31 * time.Second)
+		a.wantDrained(u0, false, "31 s after the last socket closed")
+		pass(4 * time.Second)
+		a.wantDrained(u0, true, "when the session has ended")
+		// Its token is valid still, but there is nothing left to come back to.
+		if home, _ = a.socket(token); home == u0 {
+			t.Error("a socket of an ended session went to the drained upstream")
+		}
+	})
+}
+
+// A node that has just started says nothing: browsers may come back to it.
+func TestDrainedNotBeforeANodeHasSettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		token := a.visitAt(u0)
+		_, _ = a.socket(token)
+		pass(time.Minute)
+		a.drain(u0)
+		pass(time.Second)
+		a.kill()
+		b := startNodeOn(t, a.host, v.door(), a.pool)
+		pass(14 * time.Second)
+		b.wantDrained(u0, false, "14 s after a restart")
+		home, hangUp := b.socket(token)
+		if home != u0 {
+			t.Fatal("the browser came back to ", home)
+		}
+		pass(2 * time.Minute)
+		b.wantWait(u0, "it has 1 session", "with the browser back")
+		hangUp()
+		pass(time.Minute)
+		// Whether the process before is dead cannot be told here, and it had a session.
+		b.wantWait(u0, a.name, "with the process before not known to be dead")
+		if err := b.giveUp(t.Context(), a.name); err != nil {
+			t.Fatal(err)
+		}
+		pass(20 * time.Second)
+		b.wantWait(u0, "it is gone", "shortly after it was said to be dead")
+		pass(20 * time.Second)
+		b.wantDrained(u0, true, "when its sessions must have ended")
+	})
+}
+
+func TestDrainedWhenAllNodesAreEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		_, hangUp := b.socket(b.visitAt(u0))
+		a.drain(u0)
+		pass(time.Hour)
+		a.wantWait(u0, b.name+" "+b.host+" it has 1 session", "with a session on the other node")
+		hangUp()
+		pass(32 * time.Second)
+		a.wantDrained(u0, false, "when the session has just ended")
+		pass(10 * time.Second)
+		a.wantDrained(u0, true, "ten seconds later")
+		b.wantDrained(u0, true, "on the other node")
+		// Nodes that come, and nodes that go, change nothing.
+		c := startNode(t, v)
+		pass(10 * time.Second)
+		a.wantDrained(u0, true, "with another node")
+		c.wantDrained(u0, false, "at a node that has just started")
+		pass(time.Minute)
+		c.wantDrained(u0, true, "when it has settled")
+		b.kill()
+		pass(time.Minute)
+		a.wantDrained(u0, true, "with a node that is missed")
+	})
+}
+
+// A session that goes from one node to another is never between them.
+func TestSessionThatWandersIsNotOverlooked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		nodes := []*caddyNode{startNode(t, v), startNode(t, v), startNode(t, v)}
+		pass(time.Minute)
+		token := nodes[0].visitAt(u0)
+		nodes[1].drain(u0)
+		for i := range 40 {
+			n := nodes[i%3]
+			home, hangUp := n.socket(token)
+			if home != u0 {
+				t.Fatal("the session went to ", home)
+			}
+			pass(time.Duration(i%7) * 100 * time.Millisecond)
+			hangUp()
+			for range 31 {
+				pass(time.Second)
+				for _, n := range nodes {
+					n.wantDrained(u0, false, "with a session under way")
+				}
+				if t.Failed() {
+					return
+				}
+			}
+		}
+		pass(time.Minute)
+		for _, n := range nodes {
+			n.wantDrained(u0, true, "when it has ended")
+		}
+	})
+}
+
+// A peer that reads the mark late may send a page after we have seen it empty.
+func TestPeerThatReadsTheMarkLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		release := b.door.hang()
+		pass(3 * time.Second)
+		a.drain(u0)
+		pass(20 * time.Second)
+		a.wantWait(u0, "it has not read the mark", "with a peer whose storage is slow")
+		_, hangUp := b.socket(b.visitAt(u0))
+		pass(20 * time.Second)
+		a.wantWait(u0, "it has not read the mark", "after the peer sent a page")
+		release()
+		pass(5 * time.Second)
+		a.wantWait(u0, "it has 1 session", "when the peer reports again")
+		hangUp()
+		pass(time.Minute)
+		a.wantDrained(u0, true, "when that has ended")
+	})
+}
+
+func TestPeerThatCannotReachTheStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		b.door.fail(errors.New("no route to host"))
+		a.drain(u0)
+		pass(50 * time.Minute)
+		a.wantWait(u0, b.name+" "+b.host+" it has not read the mark", "for as long as it may be alive")
+		a.wantWait(u0, "if it is dead, say so", "for as long as it may be alive")
+		if home, _ := b.visit(); home == "" {
+			t.Error("traffic stopped")
+		}
+		if n := b.logs.FilterMessageSnippet("the storage fails").Len(); n != 1 {
+			t.Errorf("it logged %d times that its storage fails", n)
+		}
+		b.wantDrained(u0, false, "at the node itself")
+		b.door.fail(nil)
+		pass(time.Minute)
+		if b.logs.FilterMessageSnippet("the storage is well again").Len() != 1 {
+			t.Error("it did not log that its storage is well again")
+		}
+		a.wantDrained(u0, true, "when it is back")
+	})
+}
+
+// What cannot be heard of is taken for dead after an hour, and what it had counts for as long as browsers come back.
+func TestPeerIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		_, _ = b.socket(b.visitAt(u0))
+		a.drain(u0)
+		pass(time.Minute)
+		b.kill()
+		pass(59 * time.Minute)
+		a.wantWait(u0, "it has not reported for", "before an hour is over")
+		pass(time.Minute + 32*time.Second)
+		a.wantDrained(u0, false, "while browsers may come back")
+		pass(10 * time.Second)
+		a.wantDrained(u0, true, "after that")
+		if keys, _ := a.door.List(t.Context(), "caddy-bokeh/nodes", false); len(keys) != 2 {
+			t.Errorf("reports of the dead are left: %v", keys)
+		}
+	})
+}
+
+// A node that ends in good order says so.
+func TestPeerThatLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		_, hangUp := b.socket(b.visitAt(u0))
+		a.drain(u0)
+		pass(time.Minute)
+		b.detach(b.s)
+		b.exit()
+		hangUp()
+		pass(20 * time.Second)
+		a.wantWait(u0, "it is gone", "while browsers may come back")
+		pass(20 * time.Second)
+		a.wantDrained(u0, true, "after that")
+	})
+}
+
+// The end of a process of the same machine is seen at once.
+func TestProcessOfTheSameMachine(t *testing.T) {
+	self := thisProcess()
+	if self.PID == 0 {
+		t.Skip("SKIP-REASON: this system does not tell of processes")
+	}
+	dead := self
+	dead.Started = "1"
+	none := self
+	none.PID = 1 << 30
+	elsewhere := none
+	elsewhere.Boot = "another"
+	for name, c := range map[string]struct {
+		p    process
+		want bool
+	}{
+		"itself":            {self, false},
+		"number used again": {dead, true},
+		"no such number":    {none, true},
+		"another machine":   {elsewhere, false},
+		"unknown":           {process{}, false},
+	} {
+		if got := c.p.isGone(self); got != c.want {
+			t.Errorf("%s: gone is %v", name, got)
+		}
+	}
+}
+
+// Clocks ten minutes apart change nothing: nobody compares them.
+func TestClocksApart(t *testing.T) {
+	for _, apart := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			v := newVault()
+			a, b := startNode(t, v), startNode(t, v)
+			pass(time.Minute)
+			m := newMark(u0, stateDraining, "test", "")
+			m.Since = m.Since.Add(apart)
+			if err := storeRecord(t.Context(), b.door, markKey(u0), m); err != nil {
+				t.Fatal(err)
+			}
+			pass(5 * time.Second)
+			if home, _ := a.visit(); home == u0 {
+				t.Error("the mark does not hold")
+			}
+			pass(time.Minute)
+			a.wantDrained(u0, true, "with clocks apart")
+		})
+	}
+}
+
+// An operator hears that the storage fails, and nothing has changed.
+func TestStorageFailsAnOperator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		a.door.fail(errors.New("disk full"))
+		if _, err := a.say(t.Context(), u0, stateDraining, "test", ""); err == nil || !strings.Contains(err.Error(), "disk full") {
+			t.Errorf("the operator hears %v", err)
+		}
+		a.visitAt(u0)
+		a.door.fail(nil)
+		release := a.door.hang()
+		if _, err := a.say(t.Context(), u0, stateDraining, "test", ""); err == nil || !strings.Contains(err.Error(), "has not answered") {
+			t.Errorf("the operator hears %v", err)
+		}
+		a.visitAt(u0)
+		release()
+		pass(time.Second)
+	})
+}
+
+// What the storage loses is not lost: only an operator takes a drain back.
+func TestMarkIsMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		a.drain(u0)
+		pass(time.Minute)
+		v.mu.Lock()
+		clear(v.values)
+		v.mu.Unlock()
+		pass(time.Hour)
+		if home, _ := a.visit(); home == u0 {
+			t.Error("the mark is forgotten")
+		}
+		for broken, value := range map[string]string{"empty": "", "no JSON": "{", "another's": `{"id":"x","upstream":"u1:80","state":"ready"}`} {
+			v.mu.Lock()
+			v.values[markKey(u0)] = []byte(value)
+			v.mu.Unlock()
+			pass(time.Minute)
+			if home, _ := a.visit(); home == u0 {
+				t.Errorf("%s: the mark is forgotten", broken)
+			}
+		}
+	})
+}
+
+// The next server at the address of one that was taken away is ready.
+func TestMarkOfAnUpstreamThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNodeOn(t, "a", v.door(), testPool(3)), startNodeOn(t, "b", v.door(), testPool(2))
+		a.drain("u2:80")
+		pass(time.Hour)
+		b.wantDrained("u2:80", true, "at a node that does not know it")
+		reload := newTestSelection(testPool(2))
+		reload.table = a.s.table
+		reload.members.t = a.s.table
+		reload.join(a.node, a.door)
+		_ = a.s.Cleanup()
+		pass(9 * time.Minute)
+		if !v.holds(markKey("u2:80")) {
+			t.Error("the mark is forgotten too early")
+		}
+		pass(2 * time.Minute)
+		if v.holds(markKey("u2:80")) || a.knowsMarks() || b.knowsMarks() {
+			t.Error("the mark is not forgotten")
+		}
+	})
+}
+
+func TestNodesWithDifferentKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		b.s.ring.Store(&keyring{newKey([]byte("another"))})
+		pass(time.Minute)
+		for _, n := range []*caddyNode{a, b} {
+			if got := n.logs.FilterMessageSnippet("another node signs").Len(); got != 1 {
+				t.Errorf("logged %d times that the keys differ", got)
+			}
+		}
+	})
+}

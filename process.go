@@ -1,0 +1,75 @@
+// This file holds how to tell that another process of this machine is gone.
+
+package caddybokeh
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// process names a process such that no other is meant, also after its number was given to another
+// one. It is empty where the system does not tell.
+type process struct {
+	Boot      string `json:"boot,omitempty"`      // of the machine
+	Namespace string `json:"namespace,omitempty"` // in which its number counts
+	PID       int    `json:"pid,omitempty"`
+	Started   string `json:"started,omitempty"` // in ticks since the boot
+}
+
+// proc is where Linux tells of processes.
+const proc = "/proc"
+
+// thisProcess returns the process that runs this.
+func thisProcess() process {
+	boot, err := os.ReadFile(filepath.Join(proc, "sys/kernel/random/boot_id"))
+	if err != nil {
+		return process{}
+	}
+	namespace, err := os.Readlink(filepath.Join(proc, "self/ns/pid"))
+	if err != nil {
+		return process{}
+	}
+	pid := os.Getpid()
+	started, err := startOf(pid)
+	if err != nil {
+		return process{}
+	}
+	return process{strings.TrimSpace(string(boot)), namespace, pid, started}
+}
+
+// startOf returns when a process was started.
+func startOf(pid int) (string, error) {
+	stat, err := os.ReadFile(filepath.Join(proc, fmt.Sprint(pid), "stat"))
+	if err != nil {
+		return "", err
+	}
+	// proc_pid_stat(5): the second field is the program's name in parentheses, which may hold anything;
+	// the start time is the 22nd.
+	_, rest, _ := cutLast(string(stat), ")")
+	fields := strings.Fields(rest)
+	if len(fields) < 20 {
+		return "", errors.New("unknown format of stat")
+	}
+	return fields[19], nil
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// isGone says whether p is certainly gone: it was a process of the same machine and namespace as
+// self, and is there no more. Of another machine's we cannot tell.
+func (p process) isGone(self process) bool {
+	if p.PID == 0 || p.Boot != self.Boot || p.Namespace != self.Namespace {
+		return false
+	}
+	started, err := startOf(p.PID)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && started != p.Started
+}

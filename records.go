@@ -1,0 +1,86 @@
+// This file holds how records are kept in Caddy's storage: JSON, one key for each, under a folder of ours.
+
+package caddybokeh
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+)
+
+// folder is where Caddy's storage keeps all that is ours.
+const folder = "caddy-bokeh/"
+
+// recordSuffix tells records from what else a listing may show: the file storage lists folders, and
+// the temporary files of writers.
+const recordSuffix = ".json"
+
+// recordStorage is the part of Caddy's storage that records need. None of it is locked: each record
+// is written whole, and the last one to write it has the say.
+type recordStorage interface {
+	Store(ctx context.Context, key string, value []byte) error
+	Load(ctx context.Context, key string) ([]byte, error)
+	Delete(ctx context.Context, key string) error
+	List(ctx context.Context, prefix string, recursive bool) ([]string, error)
+}
+
+func storeRecord(ctx context.Context, st recordStorage, key string, record any) error {
+	value, err := json.Marshal(record)
+	if err != nil {
+		return err
+	}
+	if err := st.Store(ctx, key, value); err != nil {
+		return fmt.Errorf("storing %s: %w", key, err)
+	}
+	return nil
+}
+
+// loadRecord returns the record at key, or nil if there is none.
+func loadRecord[T any](ctx context.Context, st recordStorage, key string) (*T, error) {
+	value, err := st.Load(ctx, key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("loading %s: %w", key, err)
+	}
+	record := new(T)
+	if err := json.Unmarshal(value, record); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", key, err)
+	}
+	return record, nil
+}
+
+// loadRecords returns all records under a prefix by their keys. With an error come those that could
+// be had: one that is broken does not hide the others.
+func loadRecords[T any](ctx context.Context, st recordStorage, prefix string) (map[string]*T, error) {
+	keys, err := st.List(ctx, strings.TrimSuffix(prefix, "/"), false)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Nothing was ever stored; or the file storage met a file that was gone a moment later.
+		if len(keys) == 0 {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("listing %s: %w", prefix, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing %s: %w", prefix, err)
+	}
+	records := make(map[string]*T)
+	var failed error
+	for _, key := range keys {
+		if !strings.HasSuffix(key, recordSuffix) {
+			continue
+		}
+		record, err := loadRecord[T](ctx, st, key)
+		switch {
+		case err != nil:
+			failed = errors.Join(failed, err)
+		case record != nil:
+			records[key] = record
+		}
+	}
+	return records, failed
+}

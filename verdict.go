@@ -1,0 +1,167 @@
+// This file holds the verdict on a draining upstream: whether it is certainly empty, and if not, what speaks against it.
+
+package caddybokeh
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// verdict says whether a draining upstream is certainly empty.
+//
+// Every node must have read the mark, so that no session begins, and all must have had no session
+// at one and the same moment, so that none was on its way from one to another. That moment is when
+// we find that every last report shows none. What a node said of it we know from a report that it
+// made after it had read one of ours that is younger: if that shows none either, and that none has
+// begun, there was none in between.
+type verdict struct {
+	mark    string // that it is about; empty if configs alone drain the upstream
+	moment  *moment
+	drained bool
+	waits   []wait // for what, where it is not drained
+}
+
+// moment is when no node showed a session.
+type moment struct {
+	seq   uint64           // of our next report
+	begun map[string]int64 // sessions that each node had until then
+}
+
+// wait is why an upstream is not called drained.
+type wait struct {
+	Node   string `json:"node"`
+	Host   string `json:"host"`
+	Reason string `json:"reason"`
+
+	certain bool // whether this shows that the upstream is not empty, or may not be
+}
+
+// judgeAll passes the verdict on every draining upstream. n.mu is locked.
+func (n *node) judgeAll(now time.Duration) {
+	verdicts := make(map[*upstream]verdict)
+	n.t.each(func(u *upstream) {
+		if u.draining.on() {
+			verdicts[u] = n.judge(u, n.verdicts[u], now)
+			u.draining.empty.Store(verdicts[u].drained)
+			u.draining.shared.Store(len(n.concerned(u)) > 0)
+		}
+	})
+	n.verdicts = verdicts
+}
+
+// judge passes the verdict on a draining upstream, given the one before. n.mu is locked.
+func (n *node) judge(u *upstream, v verdict, now time.Duration) verdict {
+	m := u.draining.mark.Load()
+	id := ""
+	if m.drains() {
+		id = m.ID
+	}
+	if v.mark != id {
+		v = verdict{mark: id}
+	}
+	begun := map[string]int64{n.name: u.begun.Load()}
+	v.waits = n.waitsHere(u, now)
+	peers := n.concerned(u)
+	for _, p := range peers {
+		begun[p.Node] = p.Upstreams[u.shared].Begun
+		v.waits = append(v.waits, n.waitsFor(p, p.Upstreams[u.shared], id, now)...)
+	}
+	if len(v.waits) > 0 {
+		// What was certain stays so while a node is late, or young.
+		if !v.drained || slices.ContainsFunc(v.waits, func(w wait) bool { return w.certain }) {
+			v.moment, v.drained = nil, false
+		}
+		return v
+	}
+	if v.drained && !grew(v.moment.begun, begun) {
+		return v
+	}
+	if v.drained || v.moment == nil || !maps.Equal(v.moment.begun, begun) {
+		v.moment, v.drained = &moment{n.seq + 1, begun}, false
+	}
+	for _, p := range peers {
+		if p.Heard[n.name] < v.moment.seq {
+			v.waits = append(v.waits, wait{p.Node, p.Host, "it must say so once more", false})
+		}
+	}
+	v.drained = len(v.waits) == 0
+	return v
+}
+
+// grew says whether a node has had a session since.
+func grew(before, now map[string]int64) bool {
+	for name, begun := range now {
+		if was, known := before[name]; known && was != begun {
+			return true
+		}
+	}
+	return false
+}
+
+// concerned returns the peers that may dial u, in the order of their names. n.mu is locked.
+func (n *node) concerned(u *upstream) (peers []*peer) {
+	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
+		if p := n.peers[key]; u.shared == u.name || p.Host == n.host {
+			peers = append(peers, p)
+		}
+	}
+	return peers
+}
+
+// waitsHere returns what this node waits for by itself. n.mu is locked.
+func (n *node) waitsHere(u *upstream, now time.Duration) (waits []wait) {
+	say := func(certain bool, format string, args ...any) {
+		waits = append(waits, wait{n.name, n.host, fmt.Sprintf(format, args...), certain})
+	}
+	if c := u.sessions.Load(); c > 0 {
+		say(true, "it has %s", inWords(c))
+	}
+	if left := n.start + n.settles() - now; left > 0 {
+		say(true, "it has just started; browsers may come back for another %s", seconds(left))
+	}
+	if now-n.round > overdueAfter {
+		say(true, "it cannot read the storage")
+	}
+	return waits
+}
+
+// waitsFor returns what is to be waited for from a peer, whose account of the upstream is given.
+func (n *node) waitsFor(p *peer, a account, mark string, now time.Duration) (waits []wait) {
+	say := func(certain bool, format string, args ...any) {
+		waits = append(waits, wait{p.Node, p.Host, fmt.Sprintf(format, args...), certain})
+	}
+	if p.gone != 0 {
+		say(false, "it is gone; browsers may come back for another %s", seconds(n.settling(p, now)))
+		return waits
+	}
+	switch {
+	case mark != "" && a.Mark != mark:
+		say(true, "it has not read the mark")
+	case mark == "" && a.InPool && !a.Draining:
+		say(true, "its config does not drain the upstream")
+	}
+	if c := a.Sessions.all(); c > 0 {
+		say(true, "it has %s", inWords(c))
+	}
+	if p.overdue(now) {
+		say(false, "it has not reported for %s; if it is dead, say so, else mend its storage", seconds(now-p.changed))
+	}
+	if !p.Settled {
+		say(false, "it has just started; browsers may come back to it")
+	}
+	return waits
+}
+
+func inWords(sessions int64) string {
+	if sessions == 1 {
+		return "1 session"
+	}
+	return fmt.Sprint(sessions, " sessions")
+}
+
+// seconds rounds up: what takes a moment yet is not said to be over.
+func seconds(d time.Duration) string {
+	return (d + time.Second - 1).Truncate(time.Second).String()
+}
