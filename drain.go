@@ -3,55 +3,9 @@
 package caddybokeh
 
 import (
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"sync"
 	"sync/atomic"
-	"time"
 )
-
-// marksFolder is where Caddy's storage keeps the marks.
-const marksFolder = folder + "marks/"
-
-// What a mark can say.
-const (
-	stateReady    = "ready"
-	stateDraining = "draining"
-)
-
-// mark is what an operator has last said of an upstream. Caddy's storage keeps it, one record for
-// each upstream, so that it outlives Caddy and holds on every node. Taking a drain back writes
-// another mark: a record that is missing, or cannot be read, changes nothing.
-type mark struct {
-	ID       string    `json:"id"`       // of this mark, by which nodes say that they have read it
-	Upstream string    `json:"upstream"` // its name between nodes, see sharedName
-	State    string    `json:"state"`
-	Since    time.Time `json:"since"` // by the clock of the node that wrote it
-	By       string    `json:"by"`
-	Reason   string    `json:"reason,omitempty"`
-}
-
-// newMark returns a mark with an id of its own.
-func newMark(shared, state, by, reason string) *mark {
-	return &mark{ID: randomName(), Upstream: shared, State: state, Since: time.Now(), By: by, Reason: reason}
-}
-
-// randomName is unlikely to be that of anything else.
-func randomName() string {
-	var raw [8]byte
-	rand.Read(raw[:])
-	return hex.EncodeToString(raw[:])
-}
-
-// drains says whether m, which may be nil, drains its upstream.
-func (m *mark) drains() bool { return m != nil && m.State == stateDraining }
-
-// markKey is where the storage keeps the mark of an upstream. A name may hold anything.
-func markKey(shared string) string {
-	sum := sha256.Sum256([]byte(shared))
-	return marksFolder + hex.EncodeToString(sum[:16]) + recordSuffix
-}
 
 // maxEnded bounds what is remembered of the sessions of a draining upstream. Only a client that
 // makes up ids for a stamp of its own gets there.

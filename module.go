@@ -237,6 +237,9 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 			return
 		}
 	}
+	for _, u := range h.Upstreams {
+		s.members.get(u.Dial).last.Store(u)
+	}
 	s.static = h.Upstreams
 }
 

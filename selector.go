@@ -608,7 +608,7 @@ func (s *Selection) membersOf(pool reverseproxy.UpstreamPool, repl *caddy.Replac
 			dial = repl.ReplaceAll(dial, "")
 		}
 		ms[i] = s.members.get(dial)
-		if s.keepsPool && ms[i].last.Load() != u {
+		if ms[i].last.Load() != u {
 			ms[i].last.Store(u)
 		}
 	}

@@ -68,10 +68,14 @@ func upstreamName(addr string) string {
 // sharedName is the name of an upstream in what several nodes read. A loopback or unix-socket
 // upstream is a different server on every machine, so its name takes the host's with it.
 func sharedName(name string) string {
+	host, _ := os.Hostname()
+	return sharedNameAt(name, host)
+}
+
+func sharedNameAt(name, host string) string {
 	if !isLocal(name) {
 		return name
 	}
-	host, _ := os.Hostname()
 	return name + "@" + host
 }
 

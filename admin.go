@@ -1,0 +1,367 @@
+// This file holds what operators can ask and say at Caddy's admin API.
+
+package caddybokeh
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+func init() {
+	caddy.RegisterModule(adminAPI{})
+}
+
+// adminAPI is a module that serves the state of Bokeh upstreams at Caddy's admin API, and takes them
+// out of service:
+//
+//	GET    /bokeh/upstreams
+//	GET    /bokeh/upstreams/<address>[?wait=<duration>]
+//	PUT    /bokeh/draining/<address>[?force=true]
+//	DELETE /bokeh/draining/<address>
+//	GET    /bokeh/nodes
+//	DELETE /bokeh/nodes/<node>
+//
+// It holds nothing: after a config that could not be loaded, Caddy serves the API of that one.
+type adminAPI struct{}
+
+// Where the API is.
+const (
+	upstreamsPath = "/bokeh/upstreams"
+	drainingPath  = "/bokeh/draining"
+	nodesPath     = "/bokeh/nodes"
+)
+
+// maxBody bounds the body of a request.
+const maxBody = 64 << 10
+
+// CaddyModule returns the Caddy module information.
+func (adminAPI) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "admin.api.bokeh",
+		New: func() caddy.Module { return new(adminAPI) },
+	}
+}
+
+// Provision ends what waits at the API of the config before: a reload is not held up.
+func (adminAPI) Provision(caddy.Context) error {
+	thisNode().interrupt()
+	return nil
+}
+
+// Routes returns the routes of the API.
+func (a adminAPI) Routes() []caddy.AdminRoute {
+	return []caddy.AdminRoute{
+		{Pattern: upstreamsPath, Handler: caddy.AdminHandlerFunc(a.serveUpstreams)},
+		{Pattern: upstreamsPath + "/", Handler: caddy.AdminHandlerFunc(a.serveUpstream)},
+		{Pattern: drainingPath + "/", Handler: caddy.AdminHandlerFunc(a.serveDraining)},
+		{Pattern: nodesPath, Handler: caddy.AdminHandlerFunc(a.serveNodes)},
+		{Pattern: nodesPath + "/", Handler: caddy.AdminHandlerFunc(a.serveNode)},
+	}
+}
+
+// serveUpstreams tells of all upstreams.
+func (adminAPI) serveUpstreams(w http.ResponseWriter, r *http.Request) error {
+	if err := allow(r, nil, http.MethodGet); err != nil {
+		return err
+	}
+	return respond(w, http.StatusOK, thisNode().upstreams())
+}
+
+// serveUpstream tells of one, at once or when it is drained.
+func (adminAPI) serveUpstream(w http.ResponseWriter, r *http.Request) error {
+	if err := allow(r, []string{"wait"}, http.MethodGet); err != nil {
+		return err
+	}
+	address, err := target(r, upstreamsPath)
+	if err != nil {
+		return err
+	}
+	n := thisNode()
+	if !r.URL.Query().Has("wait") {
+		st, err := n.upstream(address)
+		if err != nil {
+			return err
+		}
+		return respond(w, http.StatusOK, st)
+	}
+	patience, err := caddy.ParseDuration(r.URL.Query().Get("wait"))
+	if err != nil || patience <= 0 {
+		return apiError(http.StatusBadRequest, "malformed wait %q: it is a duration, like 30s", r.URL.Query().Get("wait"))
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	defer cancel()
+	st, err := n.awaitDrained(ctx, address)
+	switch {
+	case err != nil:
+		return err
+	case st.State != stateDrained:
+		return respond(w, http.StatusGatewayTimeout, st)
+	}
+	return respond(w, http.StatusOK, st)
+}
+
+// awaitDrained returns the status of an upstream when it is drained, or when the time is up.
+func (n *node) awaitDrained(ctx context.Context, address string) (*upstreamStatus, error) {
+	for {
+		news, interrupted := n.listen()
+		st, err := n.upstream(address)
+		switch {
+		case err != nil:
+			return nil, err
+		case st.Drain == nil:
+			return nil, apiError(http.StatusConflict, "%s is not draining; it would never be drained (PUT %s/%s)", st.Address, drainingPath, url.PathEscape(st.Address))
+		case st.State == stateDrained:
+			return st, nil
+		case caddy.Exiting():
+			return nil, errInterrupted
+		}
+		select {
+		case <-news:
+		case <-interrupted:
+			return nil, errInterrupted
+		case <-ctx.Done():
+			return st, nil
+		}
+	}
+}
+
+var errInterrupted = apiError(http.StatusServiceUnavailable, "Caddy is loading a config, or ends; ask again")
+
+// serveDraining lets an upstream drain, or takes that back.
+func (adminAPI) serveDraining(w http.ResponseWriter, r *http.Request) error {
+	params := []string{"force"}
+	if r.Method == http.MethodDelete {
+		params = nil
+	}
+	if err := allow(r, params, http.MethodPut, http.MethodDelete); err != nil {
+		return err
+	}
+	address, err := target(r, drainingPath)
+	if err != nil {
+		return err
+	}
+	force := false
+	if said := r.URL.Query().Get("force"); r.URL.Query().Has("force") {
+		if force, err = strconv.ParseBool(said); err != nil {
+			return apiError(http.StatusBadRequest, "malformed force %q: it is true or false", said)
+		}
+	}
+	var body struct {
+		Reason string `json:"reason"`
+	}
+	if err := readBody(w, r, &body); err != nil {
+		return err
+	}
+	n := thisNode()
+	var st *upstreamStatus
+	if r.Method == http.MethodPut {
+		st, err = n.drain(r.Context(), address, body.Reason, force)
+	} else {
+		st, err = n.undrain(r.Context(), address, body.Reason)
+	}
+	if err != nil {
+		return err
+	}
+	return respond(w, http.StatusOK, st)
+}
+
+// drain marks an upstream as draining. Unless forced it must be known, and another one must take new
+// sessions.
+func (n *node) drain(ctx context.Context, address, reason string, force bool) (*upstreamStatus, error) {
+	name, err := n.resolve(address)
+	switch {
+	case err != nil && !force:
+		return nil, err
+	case err != nil:
+		name = upstreamName(address)
+	case n.isLastReady(name) && !force:
+		return nil, apiError(http.StatusConflict, "%s is the last upstream of a reverse_proxy that takes new sessions; visitors would get 503"+
+			" (add another one, take a drain back, or say ?force=true)", name)
+	}
+	if _, err := n.say(ctx, sharedNameAt(name, n.host), stateDraining, n.signature(), reason); err != nil {
+		return nil, storageError(err)
+	}
+	return n.upstream(name)
+}
+
+// undrain takes a drain back. What a config drains it cannot.
+func (n *node) undrain(ctx context.Context, address, reason string) (*upstreamStatus, error) {
+	st, err := n.upstream(address)
+	switch {
+	case err != nil:
+		return nil, err
+	case st.Drain != nil && st.Drain.Config:
+		return nil, apiError(http.StatusConflict, "%s drains by this Caddy's config: take it off the drain line of lb_policy bokeh, and reload", st.Address)
+	}
+	if _, err := n.say(ctx, sharedNameAt(st.Address, n.host), stateReady, n.signature(), reason); err != nil {
+		return nil, storageError(err)
+	}
+	return n.upstream(st.Address)
+}
+
+// signature is what marks say they were made by.
+func (n *node) signature() string { return "admin API of node " + n.name + " on " + n.host }
+
+// serveNodes tells of the nodes.
+func (adminAPI) serveNodes(w http.ResponseWriter, r *http.Request) error {
+	if err := allow(r, nil, http.MethodGet); err != nil {
+		return err
+	}
+	return respond(w, http.StatusOK, thisNode().nodes())
+}
+
+// serveNode lets an operator say that a node is dead.
+func (adminAPI) serveNode(w http.ResponseWriter, r *http.Request) error {
+	if err := allow(r, nil, http.MethodDelete); err != nil {
+		return err
+	}
+	name, err := target(r, nodesPath)
+	if err != nil {
+		return err
+	}
+	n := thisNode()
+	switch err := n.giveUp(r.Context(), name); {
+	case errors.Is(err, errUnknownNode):
+		var known []string
+		for _, st := range n.nodes()[1:] {
+			known = append(known, st.Node)
+		}
+		return apiError(http.StatusNotFound, "no other node is named %q; known are: %s", name, strings.Join(known, ", "))
+	case err != nil:
+		return storageError(err)
+	}
+	return respond(w, http.StatusOK, n.nodes())
+}
+
+// upstream returns what there is to tell of the upstream that an operator means by an address.
+func (n *node) upstream(address string) (*upstreamStatus, error) {
+	all := n.upstreams()
+	for _, name := range spellings(address) {
+		if i := slices.IndexFunc(all, func(st *upstreamStatus) bool { return st.Address == name }); i >= 0 {
+			return all[i], nil
+		}
+	}
+	if len(all) == 0 {
+		return nil, apiError(http.StatusNotFound, "no upstream %q is known, nor any other: %v", address, errNoStorage)
+	}
+	known := make([]string, len(all))
+	for i, st := range all {
+		known[i] = st.Address
+	}
+	return nil, apiError(http.StatusNotFound, "no upstream %q is known; known are: %s", address, strings.Join(known, ", "))
+}
+
+// resolve returns the name of the upstream that an operator means by an address.
+func (n *node) resolve(address string) (string, error) {
+	st, err := n.upstream(address)
+	if err != nil {
+		return "", err
+	}
+	return st.Address, nil
+}
+
+// spellings returns the names that an address in a path may stand for. Caddy's router makes one
+// slash of two before we see them.
+func spellings(address string) []string {
+	names := []string{upstreamName(address)}
+	if path, ok := strings.CutPrefix(address, "unix/"); ok && !strings.HasPrefix(path, "/") {
+		names = append(names, upstreamName("unix//"+path))
+	}
+	return names
+}
+
+// listen returns what is closed when something may have changed, and what is closed when nobody
+// should wait here any longer.
+func (n *node) listen() (news, interrupted <-chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.news, n.interrupted
+}
+
+// interrupt ends all waiting.
+func (n *node) interrupt() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	close(n.interrupted)
+	n.interrupted = make(chan struct{})
+}
+
+// allow refuses methods and parameters that a route does not have.
+func allow(r *http.Request, params []string, methods ...string) error {
+	if !slices.Contains(methods, r.Method) {
+		return apiError(http.StatusMethodNotAllowed, "method %s is not allowed here; %s is", r.Method, strings.Join(methods, " or "))
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return apiError(http.StatusBadRequest, "malformed query: %v", err)
+	}
+	for param := range query {
+		if !slices.Contains(params, param) {
+			return apiError(http.StatusBadRequest, "unknown parameter %q", param)
+		}
+	}
+	return nil
+}
+
+// target returns what stands behind the path of a route.
+func target(r *http.Request, path string) (string, error) {
+	t, err := url.PathUnescape(strings.TrimPrefix(r.URL.EscapedPath(), path+"/"))
+	if err != nil || t == "" {
+		return "", apiError(http.StatusNotFound, "nothing is named in the path; it is %s/<name>", path)
+	}
+	return t, nil
+}
+
+// readBody reads the JSON in a body, if there is one.
+func readBody(w http.ResponseWriter, r *http.Request, into any) error {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	dec.DisallowUnknownFields()
+	err := dec.Decode(into)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err == nil {
+		if _, err = dec.Token(); errors.Is(err, io.EOF) {
+			return nil
+		}
+		err = errors.Join(errors.New("more than one value"), err)
+	}
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return apiError(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", tooLarge.Limit)
+	}
+	return apiError(http.StatusBadRequest, "malformed body: %v", err)
+}
+
+func respond(w http.ResponseWriter, status int, body any) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	return json.NewEncoder(w).Encode(body)
+}
+
+func apiError(status int, format string, args ...any) error {
+	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
+}
+
+// storageError is what an operator hears when the storage fails.
+func storageError(err error) error {
+	if errors.Is(err, errNoStorage) {
+		return apiError(http.StatusConflict, "%v", err)
+	}
+	return apiError(http.StatusServiceUnavailable, "nothing has changed, for the storage fails: %v", err)
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner = (*adminAPI)(nil)
+	_ caddy.AdminRouter = (*adminAPI)(nil)
+)

@@ -1,0 +1,268 @@
+// This file tests what operators can ask and say, at the admin API of a running Caddy.
+
+package caddybokeh
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// administered is a site whose Caddy has an admin API.
+type administered struct {
+	*site
+	api  string // how the config names it
+	base string
+	http *http.Client
+}
+
+// administer runs Caddy with one site and an admin API on a unix socket.
+func administer(t *testing.T, handlers string) *administered {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "admin") // a unix socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	a := &administered{site: newSite(t, t.TempDir()), api: "unix/" + socket, base: "http://caddy"}
+	a.config = strings.Replace(a.config, "admin off", "admin "+a.api, 1)
+	a.http = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
+	a.start(handlers)
+	return a
+}
+
+// ask sends a request to the API and returns the status and the body of the answer.
+func (a *administered) ask(method, path, body string) (int, string) {
+	a.t.Helper()
+	r, err := http.NewRequestWithContext(a.t.Context(), method, a.base+path, strings.NewReader(body))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	res, err := a.http.Do(r)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	if got := res.Header.Get("Content-Type"); got != "application/json" {
+		a.t.Errorf("%s %s: the answer is %s", method, path, got)
+	}
+	return res.StatusCode, string(text)
+}
+
+// want sends a request whose answer must have a status, and contain some text.
+func (a *administered) want(status int, text, method, path, body string) string {
+	a.t.Helper()
+	got, answer := a.ask(method, path, body)
+	if got != status || !strings.Contains(answer, text) {
+		a.t.Errorf("%s %s: %d %s, want %d and %q", method, path, got, answer, status, text)
+	}
+	if got >= 400 && got != http.StatusGatewayTimeout {
+		var e struct {
+			Error string `json:"error"`
+		}
+		if err := json.Unmarshal([]byte(answer), &e); err != nil || e.Error == "" {
+			a.t.Errorf("%s %s: no JSON error: %s", method, path, answer)
+		}
+	}
+	return answer
+}
+
+// status returns what the API tells of an upstream.
+func (a *administered) status(addr string) upstreamStatus {
+	a.t.Helper()
+	var st upstreamStatus
+	answer := a.want(200, addr, "GET", "/bokeh/upstreams/"+addr, "")
+	if err := json.Unmarshal([]byte(answer), &st); err != nil {
+		a.t.Fatal(err)
+	}
+	return st
+}
+
+// settleNow lets the node of this process be up for long enough that no browser comes back any more.
+func settleNow() {
+	n := thisNode()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.start -= time.Hour
+}
+
+// shortLived are the lines that make sessions end soon.
+const shortLived = "unused_session_lifetime 1s\n check_unused_sessions 1s\n"
+
+func TestAdminDrains(t *testing.T) {
+	a1, a2 := newBokeh(t, ""), newBokeh(t, "")
+	a := administer(t, "reverse_proxy "+a1.addr()+" "+a2.addr()+" {\n lb_policy bokeh {\n"+shortLived+"}\n}")
+	settleNow()
+	_, w := a.visit()
+	home := a1
+	if w.server == a2.addr() {
+		home = a2
+	}
+	st := a.status(home.addr())
+	if st.State != stateReady || st.Total != 1 || st.Sessions.Connected != 1 || !st.Healthy || st.NumRequests != 1 || st.Oldest <= 0 || len(st.Nodes) != 1 {
+		t.Errorf("before: %+v", st)
+	}
+	a.want(200, `"state":"draining"`, "PUT", "/bokeh/draining/"+home.addr(), `{"reason":"new version"}`)
+	a.want(200, `"reason":"new version"`, "PUT", "/bokeh/draining/"+home.addr(), "")
+	for range 10 {
+		if _, w := a.visit(); w.server == home.addr() {
+			t.Fatal("a new session went to the draining upstream")
+		}
+	}
+	a.want(504, "it has 1 session", "GET", "/bokeh/upstreams/"+home.addr()+"?wait=100ms", "")
+	w.Close()
+	answer := a.want(200, `"state":"drained"`, "GET", "/bokeh/upstreams/"+home.addr()+"?wait=15s", "")
+	if err := json.Unmarshal([]byte(answer), &st); err != nil || st.Total != 0 || st.EndedRecently != 1 || st.Drain.Since == nil || !st.Drain.Marked || st.Drain.Config {
+		t.Errorf("drained: %s", answer)
+	}
+	a.want(200, `"state":"ready"`, "DELETE", "/bokeh/draining/"+home.addr(), "")
+	a.want(200, `"state":"ready"`, "DELETE", "/bokeh/draining/"+home.addr(), "")
+	a.want(409, "is not draining", "GET", "/bokeh/upstreams/"+home.addr()+"?wait=15s", "")
+}
+
+func TestAdminRefuses(t *testing.T) {
+	b1, b2, configured := newBokeh(t, ""), newBokeh(t, ""), newBokeh(t, "")
+	a := administer(t, fmt.Sprintf("reverse_proxy %s %s %s {\n lb_policy bokeh {\n drain %s\n}\n}", b1.addr(), b2.addr(), configured.addr(), configured.addr()))
+	draining := "/bokeh/draining/" + b1.addr()
+	for _, c := range []struct {
+		status             int
+		text, method, path string
+		body               string
+	}{
+		{405, "GET is", "POST", "/bokeh/upstreams", ""},
+		{405, "GET is", "DELETE", "/bokeh/upstreams/" + b1.addr(), ""},
+		{405, "PUT or DELETE", "GET", draining, ""},
+		{405, "PUT or DELETE", "POST", draining, ""},
+		{405, "GET is", "PUT", "/bokeh/nodes", ""},
+		{405, "DELETE is", "PUT", "/bokeh/nodes/x", ""},
+		{404, "known are: 127.0.0.1:", "GET", "/bokeh/upstreams/127.0.0.1:1", ""},
+		{404, "known are: ", "PUT", "/bokeh/draining/127.0.0.1:1", ""},
+		{404, "known are: ", "DELETE", "/bokeh/draining/127.0.0.1:1", ""},
+		{404, "nothing is named", "PUT", "/bokeh/draining/", ""},
+		{404, "no other node", "DELETE", "/bokeh/nodes/x", ""},
+		{400, "malformed body", "PUT", draining, "{"},
+		{400, "malformed body", "PUT", draining, `"a"`},
+		{400, "more than one value", "PUT", draining, `{} {}`},
+		{400, `unknown field \"raeson\"`, "PUT", draining, `{"raeson":"x"}`},
+		{413, "larger than 65536", "PUT", draining, `{"reason":"` + strings.Repeat("x", 70_000) + `"}`},
+		{413, "larger than 65536", "PUT", draining, strings.Repeat(" ", 70_000)},
+		{400, "malformed force", "PUT", draining + "?force=yes", ""},
+		{400, `unknown parameter \"forced\"`, "PUT", draining + "?forced=true", ""},
+		{400, "malformed query", "PUT", draining + "?force=%zz", ""},
+		{400, "malformed wait", "GET", "/bokeh/upstreams/" + b1.addr() + "?wait=10", ""},
+		{400, "malformed wait", "GET", "/bokeh/upstreams/" + b1.addr() + "?wait=-1s", ""},
+		{400, "malformed wait", "GET", "/bokeh/upstreams/" + b1.addr() + "?wait=", ""},
+		{409, "config", "DELETE", "/bokeh/draining/" + configured.addr(), ""},
+	} {
+		a.want(c.status, c.text, c.method, c.path, c.body)
+	}
+	for _, b := range []*bokeh{b1, b2} {
+		if st := a.status(b.addr()); st.State != stateReady {
+			t.Errorf("after what was refused %s is %s", b.addr(), st.State)
+		}
+	}
+	if st := a.status(configured.addr()); st.State == stateReady || st.Drain == nil || !st.Drain.Config || st.Drain.Marked {
+		t.Errorf("drained by config: %+v", st)
+	}
+	a.want(200, "draining", "PUT", draining, "")
+	a.want(409, "last upstream", "PUT", "/bokeh/draining/"+b2.addr(), "")
+	a.want(200, "draining", "PUT", "/bokeh/draining/"+b2.addr()+"?force=true", "")
+	a.want(200, "draining", "PUT", "/bokeh/draining/127.0.0.1:1?force=true", "")
+	a.want(200, "127.0.0.1:1", "GET", "/bokeh/upstreams", "")
+	a.want(200, `"self":true`, "GET", "/bokeh/nodes", "")
+}
+
+// The mark outlives reloads, also one that fails, and a restart.
+func TestMarkOutlivesConfigs(t *testing.T) {
+	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
+	handlers := fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh\n%%s}", b1.addr(), b2.addr())
+	a := administer(t, fmt.Sprintf(handlers, ""))
+	a.want(200, "draining", "PUT", "/bokeh/draining/"+b1.addr(), "")
+	check := func(when string) {
+		t.Helper()
+		for range 5 {
+			if _, w := a.visit(); w.server == b1.addr() {
+				t.Errorf("%s: a new session went to the draining upstream", when)
+			}
+		}
+		if st := a.status(b1.addr()); st.State != stateDraining {
+			t.Errorf("%s: it is %s", when, st.State)
+		}
+	}
+	a.reload(fmt.Sprintf(handlers, "lb_try_duration 1s\n"))
+	check("after a reload")
+	if err := a.load(fmt.Sprintf(handlers, "") + "\nreverse_proxy x:1 {\n lb_policy bokeh {\n secret_key {env.NONE}\n}\n}"); err == nil {
+		t.Fatal("the config was loaded")
+	}
+	check("after a reload that failed")
+	// As in a new process.
+	forget(t)
+	a.reload(fmt.Sprintf(handlers, ""))
+	check("after a restart")
+}
+
+// Whoever waits holds up neither a reload nor the end.
+func TestWaitEnds(t *testing.T) {
+	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
+	handlers := fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh\n}", b1.addr(), b2.addr())
+	a := administer(t, handlers)
+	a.want(200, "draining", "PUT", "/bokeh/draining/"+b1.addr(), "")
+	for what, end := range map[string]func(){
+		"a reload": func() { a.reload(handlers) },
+		"the end":  func() { thisNode().exit() },
+	} {
+		done := make(chan string)
+		waiting := make(chan struct{})
+		go func() {
+			close(waiting)
+			status, answer := a.ask("GET", "/bokeh/upstreams/"+b1.addr()+"?wait=1h", "")
+			done <- fmt.Sprint(status, answer)
+		}()
+		<-waiting
+		soon(t, what+" ends the waiting", func() bool {
+			end() // once more where it came before the waiting
+			select {
+			case got := <-done:
+				if !strings.HasPrefix(got, "503") {
+					t.Errorf("%s: %s", what, got)
+				}
+				return true
+			case <-time.After(100 * time.Millisecond):
+				return false
+			}
+		})
+	}
+}
+
+// An upstream on a unix socket can be named as a path names it, in every spelling.
+func TestUnixUpstreamInAPath(t *testing.T) {
+	a := administer(t, "reverse_proxy unix//run/a.sock unix//run/b.sock {\n lb_policy bokeh\n}")
+	a.want(200, `"address":"unix//run/a.sock"`, "GET", "/bokeh/upstreams/unix%2F%2Frun%2Fa.sock", "")
+	a.want(200, `"address":"unix//run/a.sock"`, "GET", "/bokeh/upstreams/unix/run/a.sock", "")
+	a.want(200, `"state":"draining"`, "PUT", "/bokeh/draining/unix/run/a.sock", "")
+	var list []upstreamStatus
+	if err := json.NewDecoder(bytes.NewBufferString(a.want(200, "", "GET", "/bokeh/upstreams", ""))).Decode(&list); err != nil || len(list) != 2 {
+		t.Errorf("listed: %v %v", list, err)
+	}
+	a.want(200, `"state":"ready"`, "DELETE", "/bokeh/draining/"+url.PathEscape("unix//run/a.sock"), "")
+}

@@ -1,0 +1,128 @@
+// This file holds the other nodes, as their reports show them.
+
+package caddybokeh
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+const (
+	// overdueAfter is when a node is missed whose report does not change.
+	overdueAfter = 30 * time.Second
+
+	// givenUpAfter is when a node that is missed is taken for dead. It may be cut off from the storage
+	// and well otherwise, so this is long.
+	givenUpAfter = time.Hour
+)
+
+// peer is another node as its reports show it.
+type peer struct {
+	*report
+	changed  time.Duration // when its report changed last, on our table's clock: the clocks of two nodes are never compared
+	gone     time.Duration // when it was found to be gone; 0 if it may be alive
+	strayKey bool          // it was logged that it signs with a key that we cannot verify
+}
+
+// hear takes note of what the other nodes report; all says whether every report could be read.
+// n.mu is locked.
+func (n *node) hear(reports map[string]*report, all bool, now time.Duration) {
+	verifiable := n.verifiable()
+	for key, r := range reports {
+		if r.Node == n.name || key != nodeKey(r.Node) {
+			continue
+		}
+		p := n.peers[key]
+		if p == nil {
+			p = &peer{report: r, changed: now}
+			n.peers[key] = p
+		}
+		if p.Seq != r.Seq {
+			p.changed = now
+		}
+		p.report = r
+		lost := p.Left || p.Process.isGone(n.process) || now-p.changed > givenUpAfter
+		switch {
+		case !lost:
+			p.gone = 0
+		case p.gone == 0:
+			p.gone = now
+		}
+		n.compareKeys(p, verifiable)
+	}
+	for key, p := range n.peers {
+		if all && reports[key] == nil && p.gone == 0 {
+			p.gone = now
+		}
+	}
+}
+
+// overdue says whether p is missed.
+func (p *peer) overdue(now time.Duration) bool { return now-p.changed > overdueAfter }
+
+// settling returns how long browsers may still come back to sessions that p had, which is gone.
+func (n *node) settling(p *peer, now time.Duration) time.Duration {
+	return p.gone + max(p.Settles, n.settles()) - now
+}
+
+// forget drops what need not be known any more, and returns the keys of the records to delete.
+// n.mu is locked.
+func (n *node) forget(now time.Duration) (keys []string) {
+	for key, p := range n.peers {
+		if p.gone != 0 && n.settling(p, now) <= 0 {
+			delete(n.peers, key)
+			keys = append(keys, key)
+		}
+	}
+	if len(n.marked) == 0 {
+		return keys
+	}
+	own := n.accounts(now)
+	for shared, md := range n.marked {
+		switch {
+		case n.wanted(shared, own[shared], now):
+			md.lonely = 0
+		case md.lonely == 0:
+			md.lonely = now
+		case now-md.lonely > lonelyFor:
+			n.unset(shared)
+			keys = append(keys, markKey(shared))
+		}
+	}
+	return keys
+}
+
+// wanted says whether an upstream may be in the pool of a node, or have sessions. n.mu is locked.
+func (n *node) wanted(shared string, own account, now time.Duration) bool {
+	if own.InPool || own.Sessions.all() > 0 {
+		return true
+	}
+	for _, p := range n.peers {
+		if a := p.Upstreams[shared]; a.InPool || a.Sessions.all() > 0 || p.overdue(now) {
+			return true
+		}
+	}
+	return false
+}
+
+// giveUp says for a node that it is dead. If it is not, its next report says so.
+func (n *node) giveUp(ctx context.Context, name string) error {
+	st, err := n.storage()
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	p := n.peers[nodeKey(name)]
+	n.mu.Unlock()
+	if p == nil {
+		return errUnknownNode
+	}
+	last := *p.report
+	last.Left = true
+	return within(ctx, func(ctx context.Context) error { return storeRecord(ctx, st, nodeKey(name), last) })
+}
+
+var errUnknownNode = errors.New("no such node")
+
+func nodeKey(name string) string { return nodesFolder + name + recordSuffix }

@@ -1,0 +1,138 @@
+// This file holds what a node tells the others: itself, and what it has of each upstream.
+
+package caddybokeh
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// report is what a node tells of itself.
+type report struct {
+	Node    string  `json:"node"` // a random name for each process
+	Host    string  `json:"host"`
+	Process process `json:"process"`
+
+	Seq     uint64            `json:"seq"`             // counts its reports
+	Heard   map[string]uint64 `json:"heard,omitempty"` // the last report of each other node that it had read before it made this one
+	Settles time.Duration     `json:"settles"`         // how long browsers come back to sessions that it had
+	Settled bool              `json:"settled"`         // whether it is up for longer than that
+	Left    bool              `json:"left,omitempty"`  // whether this is its last report
+
+	Upstreams map[string]account `json:"upstreams"` // by their names between nodes
+}
+
+// account is what a node tells of an upstream.
+type account struct {
+	InPool   bool     `json:"in_pool,omitempty"`
+	Draining bool     `json:"draining,omitempty"`
+	Mark     string   `json:"mark,omitempty"` // the id of the mark that it has read
+	Sessions counts   `json:"sessions"`
+	Begun    int64    `json:"begun"`            // sessions so far, so that none is overlooked between two reports
+	Ended    int64    `json:"ended,omitempty"`  // in the last five minutes
+	Oldest   float64  `json:"oldest,omitempty"` // age of its oldest session in seconds
+	Keys     []string `json:"keys,omitempty"`   // fingerprints of those that sign its stamps
+}
+
+// counts are sessions by what they are doing.
+type counts struct {
+	Building  int64 `json:"building"`
+	Waiting   int64 `json:"waiting"`
+	Connected int64 `json:"connected"`
+	Unused    int64 `json:"unused"`
+}
+
+func (c counts) all() int64 { return c.Building + c.Waiting + c.Connected + c.Unused }
+
+func (c counts) plus(d counts) counts {
+	return counts{c.Building + d.Building, c.Waiting + d.Waiting, c.Connected + d.Connected, c.Unused + d.Unused}
+}
+
+// makeReport returns what there is to tell. n.mu is locked.
+func (n *node) makeReport(now time.Duration) *report {
+	r := &report{
+		Node: n.name, Host: n.host, Process: n.process,
+		Seq: n.seq, Heard: make(map[string]uint64), Settles: n.settles(),
+		Upstreams: n.accounts(now),
+	}
+	r.Settled = now-n.start >= r.Settles
+	for _, p := range n.peers {
+		r.Heard[p.Node] = p.Seq
+	}
+	return r
+}
+
+// accounts returns what there is to tell of the upstreams. n.mu is locked.
+func (n *node) accounts(now time.Duration) map[string]account {
+	as := make(map[string]account)
+	n.t.each(func(u *upstream) { as[u.shared] = u.account(now) })
+	n.eachPool(func(p pool) {
+		key := fingerprint((*p.stampKeys())[0])
+		p.each(func(m *member, inPool bool) {
+			a := as[m.shared]
+			a.InPool = a.InPool || inPool
+			if !slices.Contains(a.Keys, key) {
+				a.Keys = append(a.Keys, key)
+			}
+			as[m.shared] = a
+		})
+	})
+	for u, began := range n.t.oldest() {
+		a := as[u.shared]
+		a.Oldest = (now - began).Seconds()
+		as[u.shared] = a
+	}
+	return as
+}
+
+// account returns what there is to tell of u alone.
+func (u *upstream) account(now time.Duration) account {
+	a := account{Begun: u.begun.Load(), Sessions: u.sessionCounts(), Ended: u.ended.count(now), Draining: u.draining.on()}
+	if m := u.draining.mark.Load(); m != nil {
+		a.Mark = m.ID
+	}
+	return a
+}
+
+func (u *upstream) sessionCounts() counts {
+	return counts{u.counts[building].Load(), u.counts[waiting].Load(), u.counts[connected].Load(), u.counts[unused].Load()}
+}
+
+func fingerprint(k *key) string { return fmt.Sprintf("%016x", k.print) }
+
+// verifiable returns the fingerprints of the keys that can be verified here, by upstream. n.mu is
+// locked.
+func (n *node) verifiable() map[string][]string {
+	prints := make(map[string][]string)
+	n.eachPool(func(p pool) {
+		ring := *p.stampKeys()
+		own := make([]string, 0, len(ring))
+		for _, k := range ring {
+			own = append(own, fingerprint(k))
+		}
+		p.each(func(m *member, _ bool) { prints[m.shared] = append(prints[m.shared], own...) })
+	})
+	return prints
+}
+
+// compareKeys logs when another node signs with a key that cannot be verified here: its sessions
+// would not be found through this one. n.mu is locked.
+func (n *node) compareKeys(p *peer, verifiable map[string][]string) {
+	stray := ""
+	for shared, a := range p.Upstreams {
+		prints, ok := verifiable[shared]
+		for _, print := range a.Keys {
+			if ok && !slices.Contains(prints, print) {
+				stray = shared
+			}
+		}
+	}
+	if stray != "" && !p.strayKey && p.gone == 0 {
+		n.logger.Error("another node signs its stamps with a key that this one does not have; each takes the other's sessions for strange ones"+
+			" (give all the same secret_key, or the same storage)", zap.String("node", p.Node), zap.String("host", p.Host), zap.String("upstream", stray))
+	}
+	p.strayKey = stray != ""
+}

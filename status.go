@@ -1,0 +1,233 @@
+// This file holds what is told of upstreams and nodes to whoever asks.
+
+package caddybokeh
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+)
+
+// States of an upstream that no mark says, and states of a node.
+const (
+	stateDrained = "drained" // draining, and certainly empty
+	stateGone    = "gone"    // in no pool, kept for its sessions
+
+	nodeUp       = "up"
+	nodeSettling = "settling" // browsers may come back to sessions from before it started
+	nodeOverdue  = "overdue"  // not heard of for too long; it may be alive
+	nodeGone     = "gone"     // dead, or said to be; its sessions may come back elsewhere
+)
+
+// upstreamStatus is what is told of an upstream: of all nodes together, and of each.
+type upstreamStatus struct {
+	Address string `json:"address"`
+
+	// State is ready, draining, drained, or gone: in no pool, and kept for its sessions.
+	State string `json:"state"`
+
+	// Healthy, Full, NumRequests and Fails are what this Caddy's reverse proxies say of it.
+	Healthy     bool `json:"healthy"`
+	Full        bool `json:"full"`
+	NumRequests int  `json:"num_requests"`
+	Fails       int  `json:"fails"`
+
+	// Sessions are those of all nodes.
+	Sessions      counts  `json:"sessions"`
+	Total         int64   `json:"total_sessions"`
+	Oldest        float64 `json:"oldest_session_seconds"` // 0 if there is none
+	EndedRecently int64   `json:"sessions_ended_in_5m"`
+
+	Drain *drainStatus `json:"drain,omitempty"` // while it drains
+	Nodes []nodeShare  `json:"nodes"`           // this one first
+
+	// WaitingFor is why it is not called drained while it drains.
+	WaitingFor []wait `json:"waiting_for,omitempty"`
+}
+
+// drainStatus says since when an upstream drains, by what and why.
+type drainStatus struct {
+	Config bool       `json:"config"`          // a config of this Caddy drains it
+	Marked bool       `json:"marked"`          // an operator has said so
+	Since  *time.Time `json:"since,omitempty"` // of the mark, by the clock of the node that wrote it
+	By     string     `json:"by,omitempty"`
+	Reason string     `json:"reason,omitempty"`
+}
+
+// nodeShare is what one node has of an upstream.
+type nodeShare struct {
+	Node          string  `json:"node"`
+	Host          string  `json:"host"`
+	InPool        bool    `json:"in_pool"`
+	Sessions      counts  `json:"sessions"`
+	Total         int64   `json:"total_sessions"`
+	Oldest        float64 `json:"oldest_session_seconds"`
+	EndedRecently int64   `json:"sessions_ended_in_5m"`
+}
+
+// nodeStatus is what is told of a node.
+type nodeStatus struct {
+	Node    string  `json:"node"`
+	Host    string  `json:"host"`
+	Self    bool    `json:"self"`                    // whether it is the one that tells
+	State   string  `json:"state"`                   // up, settling, overdue or gone
+	Heard   float64 `json:"last_heard_seconds"`      // how long ago its report changed last
+	Storage string  `json:"storage_error,omitempty"` // why this node cannot use the storage
+}
+
+// upstreams returns what there is to tell of every known upstream, in the order of their addresses.
+func (n *node) upstreams() []*upstreamStatus {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := n.t.now()
+	n.judgeAll(now)
+	all := make(map[string]*upstreamStatus)
+	of := func(address string) *upstreamStatus {
+		st := all[address]
+		if st == nil {
+			st = &upstreamStatus{Address: address, Healthy: true}
+			all[address] = st
+		}
+		return st
+	}
+	inPool := make(map[string]bool)
+	count := func(name, host, shared string, a account) {
+		address := n.here(shared)
+		if address == "" {
+			return
+		}
+		inPool[address] = inPool[address] || a.InPool
+		of(address).add(nodeShare{name, host, a.InPool, a.Sessions, a.Sessions.all(), a.Oldest, a.Ended})
+	}
+	for shared, a := range n.accounts(now) {
+		count(n.name, n.host, shared, a)
+	}
+	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
+		p := n.peers[key]
+		for shared, a := range p.Upstreams {
+			if p.gone == 0 || a.Sessions.all() > 0 {
+				count(p.Node, p.Host, shared, a)
+			}
+		}
+	}
+	n.addHealth(of)
+	n.t.each(func(u *upstream) { of(u.name).judge(u, n.verdicts[u], inPool[u.name]) })
+	for address, st := range all {
+		if st.State == "" {
+			st.State = stateOf(nil, verdict{}, inPool[address])
+		}
+	}
+	return slices.SortedFunc(maps.Values(all), func(a, b *upstreamStatus) int { return cmp.Compare(a.Address, b.Address) })
+}
+
+// addHealth adds what the reverse proxies of this Caddy say of their upstreams. n.mu is locked.
+func (n *node) addHealth(of func(address string) *upstreamStatus) {
+	n.eachPool(func(p pool) {
+		p.each(func(m *member, inPool bool) {
+			u := m.last.Load()
+			if u == nil || u.Host == nil {
+				return
+			}
+			st := of(m.name)
+			st.NumRequests = max(st.NumRequests, u.NumRequests())
+			st.Fails = max(st.Fails, u.Fails())
+			if inPool {
+				st.Healthy = st.Healthy && u.Healthy()
+				st.Full = st.Full || full(u)
+			}
+		})
+	})
+}
+
+// add counts what one node has.
+func (st *upstreamStatus) add(share nodeShare) {
+	st.Nodes = append(st.Nodes, share)
+	st.Sessions = st.Sessions.plus(share.Sessions)
+	st.Total += share.Total
+	st.Oldest = max(st.Oldest, share.Oldest)
+	st.EndedRecently += share.EndedRecently
+}
+
+// judge says what state the upstream is in.
+func (st *upstreamStatus) judge(u *upstream, v verdict, inPool bool) {
+	st.State = stateOf(u, v, inPool)
+	if !u.draining.on() {
+		return
+	}
+	if st.Total > 0 {
+		st.State = stateDraining // a session has come since the verdict
+	}
+	st.Drain = &drainStatus{Config: u.draining.configs.Load() > 0}
+	if m := u.draining.mark.Load(); m.drains() {
+		st.Drain.Marked, st.Drain.Since, st.Drain.By, st.Drain.Reason = true, &m.Since, m.By, m.Reason
+	}
+	if st.State == stateDraining {
+		st.WaitingFor = v.waits
+	}
+}
+
+// stateOf returns the state of an upstream; u is nil where only other nodes know it.
+func stateOf(u *upstream, v verdict, inPool bool) string {
+	switch {
+	case u != nil && u.draining.on() && v.drained:
+		return stateDrained
+	case u != nil && u.draining.on():
+		return stateDraining
+	case !inPool:
+		return stateGone
+	}
+	return stateReady
+}
+
+// nodes returns what there is to tell of the nodes, this one first.
+func (n *node) nodes() []nodeStatus {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := n.t.now()
+	self := nodeStatus{Node: n.name, Host: n.host, Self: true, State: nodeUp, Heard: (now - n.round).Seconds()}
+	if now-n.start < n.settles() {
+		self.State = nodeSettling
+	}
+	if n.failure != nil {
+		self.Storage = n.failure.Error()
+	}
+	all := make([]nodeStatus, 0, 1+len(n.peers))
+	all = append(all, self)
+	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
+		p := n.peers[key]
+		st := nodeStatus{Node: p.Node, Host: p.Host, State: nodeUp, Heard: (now - p.changed).Seconds()}
+		switch {
+		case p.gone != 0:
+			st.State = nodeGone
+		case p.overdue(now):
+			st.State = nodeOverdue
+		case !p.Settled:
+			st.State = nodeSettling
+		}
+		all = append(all, st)
+	}
+	return all
+}
+
+// isLastReady says whether u takes new sessions, and is the only one that does in a pool of this
+// Caddy.
+func (n *node) isLastReady(name string) (last bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.eachPool(func(p pool) {
+		itself, others := false, 0
+		p.each(func(m *member, inPool bool) {
+			u := m.last.Load()
+			switch {
+			case !inPool || m.draining.on() || u != nil && u.Host != nil && !u.Healthy():
+			case m.name == name:
+				itself = true
+			default:
+				others++
+			}
+		})
+		last = last || itself && others == 0
+	})
+	return last
+}
