@@ -118,7 +118,7 @@ func (n *node) awaitDrained(ctx context.Context, address string) (*upstreamStatu
 		switch {
 		case err != nil:
 			return nil, err
-		case st.Drain == nil:
+		case st.Drain == nil && st.State != stateUnknown:
 			return nil, apiError(http.StatusConflict, "%s is not draining; it would never be drained (PUT %s/%s)", st.Address, drainingPath, url.PathEscape(st.Address))
 		case st.State == stateDrained:
 			return st, nil

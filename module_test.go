@@ -28,6 +28,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"golang.org/x/net/dns/dnsmessage"
@@ -35,7 +36,7 @@ import (
 )
 
 // TestMain sees to it that Go's HTTP/2 offers websockets: that is read from the environment
-// before any test can set it.
+// before any test can set it. With asCaddy in the environment the program is a Caddy with this module.
 func TestMain(m *testing.M) {
 	if !strings.Contains(os.Getenv("GODEBUG"), "http2xconnect=1") {
 		os.Setenv("GODEBUG", strings.TrimPrefix(os.Getenv("GODEBUG")+",http2xconnect=1", ","))
@@ -44,6 +45,10 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "cannot start again with GODEBUG set:", err)
 			os.Exit(1)
 		}
+	}
+	if os.Getenv(asCaddy) != "" {
+		caddycmd.Main()
+		return
 	}
 	os.Exit(m.Run())
 }

@@ -13,6 +13,7 @@ import (
 const (
 	stateDrained = "drained" // draining, and certainly empty
 	stateGone    = "gone"    // in no pool, kept for its sessions
+	stateUnknown = "unknown" // the marks have not been read since Caddy started
 
 	nodeUp       = "up"
 	nodeSettling = "settling" // browsers may come back to sessions from before it started
@@ -24,7 +25,8 @@ const (
 type upstreamStatus struct {
 	Address string `json:"address"`
 
-	// State is ready, draining, drained, or gone: in no pool, and kept for its sessions.
+	// State is ready, draining, drained, gone (in no pool, kept for its sessions), or unknown: the
+	// storage could not be read since Caddy started.
 	State string `json:"state"`
 
 	// Healthy, Full, NumRequests and Fails are what this Caddy's reverse proxies say of it.
@@ -112,10 +114,20 @@ func (n *node) upstreams() []*upstreamStatus {
 		}
 	}
 	n.addHealth(of)
-	n.t.each(func(u *upstream) { of(u.name).judge(u, n.verdicts[u], inPool[u.name]) })
+	n.t.each(func(u *upstream) {
+		if u.draining.on() {
+			of(u.name).judge(u, n.verdicts[u])
+		}
+	})
 	for address, st := range all {
-		if st.State == "" {
-			st.State = stateOf(nil, verdict{}, inPool[address])
+		switch {
+		case st.State != "":
+		case n.round == 0:
+			st.State = stateUnknown
+		case !inPool[address]:
+			st.State = stateGone
+		default:
+			st.State = stateReady
 		}
 	}
 	return slices.SortedFunc(maps.Values(all), func(a, b *upstreamStatus) int { return cmp.Compare(a.Address, b.Address) })
@@ -149,14 +161,11 @@ func (st *upstreamStatus) add(share nodeShare) {
 	st.EndedRecently += share.EndedRecently
 }
 
-// judge says what state the upstream is in.
-func (st *upstreamStatus) judge(u *upstream, v verdict, inPool bool) {
-	st.State = stateOf(u, v, inPool)
-	if !u.draining.on() {
-		return
-	}
-	if st.Total > 0 {
-		st.State = stateDraining // a session has come since the verdict
+// judge says in what state a draining upstream is.
+func (st *upstreamStatus) judge(u *upstream, v verdict) {
+	st.State = stateDraining
+	if v.drained && st.Total == 0 { // unless a session has come since the verdict
+		st.State = stateDrained
 	}
 	st.Drain = &drainStatus{Config: u.draining.configs.Load() > 0}
 	if m := u.draining.mark.Load(); m.drains() {
@@ -165,19 +174,6 @@ func (st *upstreamStatus) judge(u *upstream, v verdict, inPool bool) {
 	if st.State == stateDraining {
 		st.WaitingFor = v.waits
 	}
-}
-
-// stateOf returns the state of an upstream; u is nil where only other nodes know it.
-func stateOf(u *upstream, v verdict, inPool bool) string {
-	switch {
-	case u != nil && u.draining.on() && v.drained:
-		return stateDrained
-	case u != nil && u.draining.on():
-		return stateDraining
-	case !inPool:
-		return stateGone
-	}
-	return stateReady
 }
 
 // nodes returns what there is to tell of the nodes, this one first.

@@ -1,0 +1,506 @@
+// This file holds the command line: caddy bokeh status, drain and undrain.
+
+package caddybokeh
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// What the commands exit with, beside 0 and 1: as timeout(1) and shells do.
+const (
+	exitTimeout     = 124
+	exitInterrupted = 130
+)
+
+const (
+	// pollPause is how often --wait asks. Each time is a request of its own, so that Caddy may reload
+	// or restart meanwhile.
+	pollPause = time.Second
+
+	// plainPause is how often --wait says at least that it is still waiting, where there is no terminal.
+	plainPause = 30 * time.Second
+
+	// answerWait is how long the admin API may take to answer.
+	answerWait = 15 * time.Second
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:      "bokeh",
+		Usage:     "<command>",
+		Short:     "Shows the Bokeh servers behind Caddy, and takes them out of service",
+		CobraFunc: buildCommand,
+	})
+}
+
+// buildCommand adds the commands to the one named bokeh.
+func buildCommand(cmd *cobra.Command) {
+	cmd.Long = `
+Shows the upstreams of every reverse_proxy that has 'lb_policy bokeh', and
+takes them out of service without cutting anyone off.
+
+The commands talk to the admin API of a running Caddy. It tells of all Caddys
+that share a storage, and what is said to one of them holds for all.`
+	flags := cmd.PersistentFlags()
+	flags.String("address", "", "The address of the administration listener, if different from config")
+	flags.StringP("config", "c", "", "Configuration file to find the administration listener in")
+	flags.StringP("adapter", "a", "", "Name of config adapter to apply (when --config is used)")
+
+	status := &cobra.Command{
+		Use:   "status",
+		Short: "Shows every known upstream, its state and its sessions",
+		Long: `
+Shows every known upstream: its state, its sessions on all Caddys that share a
+storage, how old the oldest is, how many ended in the last five minutes; and
+for a draining one what it still waits for.
+
+A state is ready, draining (no new session, keeps its own), drained (draining,
+and certainly empty), gone (in no pool, kept for its sessions) or unknown (the
+storage could not be read since Caddy started).`,
+		Example: `  $ caddy bokeh status
+  $ caddy bokeh status --json | jq -r '.[] | select(.state == "drained").address'`,
+		Args: cobra.NoArgs,
+	}
+	status.Flags().Bool("json", false, "Print what the admin API answers")
+	status.RunE = caddycmd.WrapCommandFuncForCobra(commandStatus)
+
+	drain := &cobra.Command{
+		Use:   "drain <address>...",
+		Short: "Lets upstreams keep their sessions and get no other",
+		Long: `
+Marks upstreams as draining: they get no new session and keep their own. The
+mark is kept in Caddy's storage: it outlives reloads and restarts, and holds on
+every Caddy that shares the storage. 'caddy bokeh undrain' takes it back.
+
+With --wait the command returns when every one of them is drained: no session
+is left there, through any Caddy, and none can come. Then the server can be
+stopped. It goes on waiting while Caddy reloads or restarts.
+
+Exits with 0 when done, 1 on an error, 124 when the --timeout is over, and 130
+when interrupted. The upstreams go on draining in all but the second case, and
+there the message says what was done.`,
+		Example: `  $ caddy bokeh drain localhost:5006 --wait && systemctl stop bokeh@5006
+  $ caddy bokeh drain 10.0.0.7:5006 10.0.0.8:5006 --wait --timeout 8h --reason 'new version'`,
+		Args: cobra.MinimumNArgs(1),
+	}
+	drain.Flags().Bool("wait", false, "Return when the upstreams are drained")
+	drain.Flags().String("timeout", "", "How long to wait at most, like 90s, 8h or 2d (with --wait; default: for ever)")
+	drain.Flags().String("reason", "", "Why, to be shown with the status")
+	drain.Flags().Bool("force", false, "Drain also what is not known, and the last upstream that takes new sessions")
+	drain.RunE = withArgs(commandDrain)
+
+	undrain := &cobra.Command{
+		Use:   "undrain <address>...",
+		Short: "Lets draining upstreams get new sessions again",
+		Long: `
+Takes back what 'caddy bokeh drain' said. Upstreams on the drain line of a config
+go on draining until they are taken off it.`,
+		Example: `  $ caddy bokeh undrain localhost:5006`,
+		Args:    cobra.MinimumNArgs(1),
+	}
+	undrain.Flags().String("reason", "", "Why, to be shown in the log")
+	undrain.RunE = withArgs(commandUndrain)
+
+	cmd.AddCommand(status, drain, undrain)
+}
+
+// withArgs hands the arguments on, which Caddy's wrapper does only by the flags.
+func withArgs(f func(caddycmd.Flags, []string) (int, error)) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		return caddycmd.WrapCommandFuncForCobra(func(fl caddycmd.Flags) (int, error) { return f(fl, args) })(cmd, args)
+	}
+}
+
+func commandStatus(fl caddycmd.Flags) (int, error) {
+	api, err := newAdminClient(fl)
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	var raw json.RawMessage
+	if err := api.do(context.Background(), http.MethodGet, upstreamsPath, nil, &raw); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if fl.Bool("json") {
+		fmt.Println(strings.TrimSpace(string(raw)))
+		return caddy.ExitCodeSuccess, nil
+	}
+	var all []upstreamStatus
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return caddy.ExitCodeFailedStartup, fmt.Errorf("reading the answer: %w", err)
+	}
+	return caddy.ExitCodeSuccess, printStatus(os.Stdout, all)
+}
+
+// printStatus writes a table, and beneath it what draining upstreams wait for.
+func printStatus(w io.Writer, all []upstreamStatus) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "ADDRESS\tSTATE\tHEALTHY\tSESSIONS\tBUILDING\tWAITING\tCONNECTED\tUNUSED\tOLDEST\tENDED IN 5M")
+	for _, st := range all {
+		healthy := "yes"
+		if !st.Healthy {
+			healthy = "no"
+		}
+		s := st.Sessions
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%d\n",
+			st.Address, st.State, healthy, st.Total, s.Building, s.Waiting, s.Connected, s.Unused, st.age(), st.EndedRecently)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, st := range all {
+		if st.Drain == nil {
+			continue
+		}
+		fmt.Fprintf(w, "\n%s drains %s\n", st.Address, st.Drain)
+		for _, wait := range st.WaitingFor {
+			fmt.Fprintf(w, "  waits for node %s on %s: %s\n", wait.Node, wait.Host, wait.Reason)
+		}
+	}
+	return nil
+}
+
+// String says by what and why.
+func (d *drainStatus) String() string {
+	if !d.Marked {
+		return "by the config"
+	}
+	s := fmt.Sprintf("since %s by the %s", d.Since.Format(time.DateTime), d.By)
+	if d.Reason != "" {
+		s += ": " + d.Reason
+	}
+	if d.Config {
+		s += "; and by the config"
+	}
+	return s
+}
+
+// age returns how old the oldest session is, for people.
+func (st *upstreamStatus) age() string {
+	if st.Total == 0 {
+		return "-"
+	}
+	return time.Duration(st.Oldest * float64(time.Second)).Truncate(time.Second).String()
+}
+
+func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
+	timeout, err := timeoutOf(fl)
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	api, err := newAdminClient(fl)
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	query := ""
+	if fl.Bool("force") {
+		query = "?force=true"
+	}
+	names, err := api.mark(ctx, http.MethodPut, query, fl.String("reason"), addresses)
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if !fl.Bool("wait") {
+		return caddy.ExitCodeSuccess, nil
+	}
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	return api.awaitDrained(ctx, newProgress(os.Stderr), names)
+}
+
+// timeoutOf returns the value of --timeout, or 0 if there is none.
+func timeoutOf(fl caddycmd.Flags) (time.Duration, error) {
+	value := fl.String("timeout")
+	if value == "" {
+		return 0, nil
+	}
+	if !fl.Bool("wait") {
+		return 0, errors.New("--timeout needs --wait")
+	}
+	d, err := caddy.ParseDuration(value)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("malformed --timeout %q: it is a duration, like 90s or 8h", value)
+	}
+	return d, nil
+}
+
+func commandUndrain(fl caddycmd.Flags, addresses []string) (int, error) {
+	api, err := newAdminClient(fl)
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if _, err := api.mark(context.Background(), http.MethodDelete, "", fl.String("reason"), addresses); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	return caddy.ExitCodeSuccess, nil
+}
+
+// adminClient talks to the admin API of a running Caddy.
+type adminClient struct {
+	address string
+}
+
+func newAdminClient(fl caddycmd.Flags) (*adminClient, error) {
+	address, err := caddycmd.DetermineAdminAPIAddress(fl.String("address"), nil, fl.String("config"), fl.String("adapter"))
+	if err != nil {
+		return nil, fmt.Errorf("finding the admin API: %w", err)
+	}
+	return &adminClient{address}, nil
+}
+
+// do sends a request and reads the answer.
+func (c *adminClient) do(ctx context.Context, method, uri string, body, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	var reader io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		reader = bytes.NewReader(text)
+	}
+	type answer struct {
+		text []byte
+		err  error
+	}
+	answered := make(chan answer, 1)
+	go func() { // Caddy's client cannot be told to give up.
+		// It makes connections of its own for every request, which nobody would close.
+		res, err := caddycmd.AdminAPIRequest(c.address, method, uri, http.Header{"Connection": {"close"}}, reader)
+		if err != nil {
+			answered <- answer{err: err}
+			return
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		answered <- answer{text, err}
+	}()
+	select {
+	case a := <-answered:
+		if a.err != nil {
+			return fmt.Errorf("asking Caddy at %s: %w", c.address, a.err)
+		}
+		return json.Unmarshal(a.text, into)
+	case <-ctx.Done():
+		return fmt.Errorf("asking Caddy at %s: %w", c.address, ctx.Err())
+	}
+}
+
+// mark says of each upstream that it drains, or not, and returns their names. An error says what was
+// done before.
+func (c *adminClient) mark(ctx context.Context, method, query, reason string, addresses []string) (names []string, err error) {
+	body := map[string]string{}
+	if reason != "" {
+		body["reason"] = reason
+	}
+	for _, address := range addresses {
+		var st upstreamStatus
+		if err := c.do(ctx, method, drainingPath+"/"+url.PathEscape(address)+query, body, &st); err != nil {
+			if len(names) > 0 {
+				err = fmt.Errorf("%w (done before: %s)", err, strings.Join(names, ", "))
+			}
+			return nil, err
+		}
+		fmt.Printf("%s is %s, with %s\n", st.Address, st.State, inWords(st.Total))
+		names = append(names, st.Address)
+	}
+	return names, nil
+}
+
+// awaitDrained returns when the named upstreams are drained, or ctx ends, and how to exit then.
+func (c *adminClient) awaitDrained(ctx context.Context, p progress, names []string) (int, error) {
+	tick := time.NewTicker(pollPause)
+	defer tick.Stop()
+	for {
+		left, err := c.left(ctx, names)
+		switch {
+		case err == nil && len(left) == 0:
+			p.done()
+			return caddy.ExitCodeSuccess, nil
+		case errors.Is(err, errNotDraining):
+			p.end()
+			return caddy.ExitCodeFailedStartup, err
+		case err != nil:
+			p.trouble(err)
+		default:
+			p.show(left)
+		}
+		select {
+		case <-tick.C:
+			continue
+		case <-ctx.Done():
+		}
+		p.end()
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return exitTimeout, fmt.Errorf("the time is up; still draining: %s", p.last())
+		}
+		return exitInterrupted, fmt.Errorf("interrupted; the drain stays on, caddy bokeh undrain takes it back: %s", strings.Join(names, " "))
+	}
+}
+
+var errNotDraining = errors.New("is not draining any more; somebody has taken it back")
+
+// left returns those of the named upstreams that are not drained.
+func (c *adminClient) left(ctx context.Context, names []string) (left []upstreamStatus, err error) {
+	var all []upstreamStatus
+	if err := c.do(ctx, http.MethodGet, upstreamsPath, nil, &all); err != nil {
+		return nil, err
+	}
+	known := make(map[string]upstreamStatus)
+	for _, st := range all {
+		known[st.Address] = st
+	}
+	for _, name := range names {
+		switch st, ok := known[name]; {
+		case !ok || st.State == stateUnknown:
+			return nil, fmt.Errorf("no word of %s at present", name)
+		case st.Drain == nil:
+			return nil, fmt.Errorf("%s %w", name, errNotDraining)
+		case st.State != stateDrained:
+			left = append(left, st)
+		}
+	}
+	return left, nil
+}
+
+// progress shows how a drain goes on.
+type progress interface {
+	show(left []upstreamStatus)
+	trouble(err error) // that may pass
+	done()
+	end()         // before an error is written
+	last() string // what was shown last
+}
+
+// newProgress returns a bar for a terminal, and lines for all else.
+func newProgress(f *os.File) progress {
+	if term.IsTerminal(int(f.Fd())) {
+		return &bar{w: f}
+	}
+	return &lines{w: f}
+}
+
+// describe says in words what is left.
+func describe(left []upstreamStatus) string {
+	parts := make([]string, 0, len(left))
+	for _, st := range left {
+		part := fmt.Sprintf("%s at %s", inWords(st.Total), st.Address)
+		switch {
+		case st.Total > 0:
+			part += fmt.Sprintf(", the oldest of %s", st.age())
+		case len(st.WaitingFor) > 0:
+			w := st.WaitingFor[0]
+			part += fmt.Sprintf(", waiting for node %s on %s: %s", w.Node, w.Host, w.Reason)
+		}
+		parts = append(parts, part)
+	}
+	return strings.Join(parts, "; ")
+}
+
+func totalOf(left []upstreamStatus) (sum int64) {
+	for _, st := range left {
+		sum += st.Total
+	}
+	return sum
+}
+
+// bar is a progress bar: of the sessions at the start, how many are left.
+type bar struct {
+	w     io.Writer
+	bar   *progressbar.ProgressBar
+	first int64
+	text  string
+}
+
+func (b *bar) show(left []upstreamStatus) {
+	now := totalOf(left)
+	if b.bar == nil {
+		b.first = now
+		b.bar = progressbar.NewOptions64(max(b.first, 1),
+			progressbar.OptionSetWriter(b.w),
+			progressbar.OptionSetWidth(20),
+			progressbar.OptionSetPredictTime(false),
+			progressbar.OptionSetElapsedTime(true),
+			progressbar.OptionShowCount(),
+		)
+	}
+	b.text = describe(left)
+	b.bar.Describe(b.text)
+	_ = b.bar.Set64(max(b.first-now, 0))
+}
+
+func (b *bar) trouble(err error) {
+	if b.bar != nil {
+		b.bar.Describe("still waiting: " + err.Error())
+	} else {
+		fmt.Fprintln(b.w, "still waiting:", err)
+	}
+}
+
+func (b *bar) done() {
+	b.end()
+	fmt.Fprintln(b.w, "drained")
+}
+
+func (b *bar) end() {
+	if b.bar != nil {
+		_ = b.bar.Exit()
+		fmt.Fprintln(b.w)
+	}
+}
+
+func (b *bar) last() string { return b.text }
+
+// lines says what is left whenever that changes, and from time to time.
+type lines struct {
+	w    io.Writer
+	text string
+	sum  int64
+	at   time.Time
+}
+
+func (l *lines) show(left []upstreamStatus) {
+	l.text = describe(left)
+	if sum := totalOf(left); sum != l.sum || time.Since(l.at) >= plainPause {
+		l.sum = sum
+		l.write(l.text)
+	}
+}
+
+func (l *lines) write(text string) {
+	l.at = time.Now()
+	fmt.Fprintln(l.w, text)
+}
+
+func (l *lines) trouble(err error) {
+	if time.Since(l.at) >= plainPause || l.at.IsZero() {
+		l.write("still waiting: " + err.Error())
+	}
+}
+
+func (l *lines) done()        { l.write("drained") }
+func (l *lines) end()         {}
+func (l *lines) last() string { return l.text }

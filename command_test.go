@@ -1,0 +1,146 @@
+// This file tests the command line, each command in a process of its own, against a running Caddy.
+
+package caddybokeh
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// asCaddy in the environment makes the test's program a Caddy with this module, see TestMain.
+const asCaddy = "CADDY_BOKEH_TEST_AS_CADDY"
+
+// command is a run of the command line.
+type command struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	mu  sync.Mutex // guards out
+	out bytes.Buffer
+}
+
+// Write takes what the command writes.
+func (c *command) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out.Write(p)
+}
+
+func (c *command) output() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.out.String()
+}
+
+// begin starts a command that talks to the site's admin API.
+func (a *administered) begin(args ...string) *command {
+	a.t.Helper()
+	ctx, cancel := context.WithTimeout(a.t.Context(), time.Minute)
+	a.t.Cleanup(cancel)
+	c := &command{t: a.t, cmd: exec.CommandContext(ctx, os.Args[0], append([]string{"bokeh", "--address", a.api}, args...)...)}
+	c.cmd.Env = append(os.Environ(), asCaddy+"=1")
+	c.cmd.Stdout, c.cmd.Stderr = c, c
+	if err := c.cmd.Start(); err != nil {
+		a.t.Fatal(err)
+	}
+	return c
+}
+
+// end waits for the command, which must exit with a code and have written some text.
+func (c *command) end(code int, text string) {
+	c.t.Helper()
+	err := c.cmd.Wait()
+	if exit, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+		c.t.Fatal(err)
+	} else if got := c.cmd.ProcessState.ExitCode(); got != code || !strings.Contains(c.output(), text) {
+		c.t.Errorf("%v: exit code %d %v, want %d and %q; it wrote:\n%s", c.cmd.Args[4:], got, exit, code, text, c.output())
+	}
+}
+
+// says waits until the command has written some text.
+func (c *command) says(text string) {
+	c.t.Helper()
+	soon(c.t, fmt.Sprintf("said %q by %v", text, c.cmd.Args[4:]), func() bool { return strings.Contains(c.output(), text) })
+}
+
+func TestCommands(t *testing.T) {
+	b1, b2, configured := newBokeh(t, ""), newBokeh(t, ""), newBokeh(t, "")
+	handlers := fmt.Sprintf("reverse_proxy %s %s %s {\n lb_policy bokeh {\n"+shortLived+"drain %s\n}\nstream_close_delay 1h\n}",
+		b1.addr(), b2.addr(), configured.addr(), configured.addr())
+	a := administer(t, handlers)
+	settleNow()
+	_, w := a.visit()
+	home := w.server
+
+	a.begin("status").end(0, home)
+	c := a.begin("status", "--json")
+	c.end(0, "")
+	var all []upstreamStatus
+	if err := json.Unmarshal([]byte(c.output()), &all); err != nil || len(all) != 3 {
+		t.Errorf("%v: %s", err, c.output())
+	}
+	a.begin("status", "extra").end(1, "unknown command")
+	a.begin("drain").end(1, "requires at least 1 arg")
+	a.begin("drain", "127.0.0.1:1").end(1, "known are: 127.0.0.1:")
+	a.begin("drain", home, "--timeout", "3s").end(1, "--timeout needs --wait")
+	a.begin("drain", home, "--wait", "--timeout", "3").end(1, "malformed --timeout")
+	a.begin("undrain", configured.addr()).end(1, "drain line")
+	if st := a.status(home); st.State != stateReady {
+		t.Errorf("after what failed it is %s", st.State)
+	}
+	a.begin("drain", home, "127.0.0.1:1").end(1, "done before: "+home)
+	a.begin("undrain", home).end(0, home+" is ready, with 1 session")
+	a.begin("drain", home, "--wait", "--timeout", "100ms", "--reason", "new version").end(exitTimeout, "still draining: 1 session at "+home)
+	a.begin("status").end(0, "new version")
+	a.begin("status").end(0, "drains by the config")
+
+	c = a.begin("drain", home, "--wait")
+	c.says("the oldest of")
+	if err := c.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	c.end(exitInterrupted, "the drain stays on")
+	if st := a.status(home); st.State != stateDraining {
+		t.Errorf("after an interrupted wait it is %s", st.State)
+	}
+
+	// The waiting outlives a reload, and ends when the session does.
+	c = a.begin("drain", home, "--wait")
+	c.says("1 session at " + home + ", the oldest of")
+	a.reload(handlers)
+	w.Close()
+	c.end(0, "drained\n")
+	a.begin("status").end(0, "drained")
+	c = a.begin("drain", b1.addr(), b2.addr(), "--force", "--wait")
+	c.end(0, "drained\n")
+	a.begin("undrain", b1.addr(), b2.addr()).end(0, "is ready")
+
+	// Somebody else takes it back.
+	_, w = a.visit()
+	c = a.begin("drain", w.server, "--wait")
+	c.says("the oldest of")
+	a.want(200, "ready", "DELETE", "/bokeh/draining/"+w.server, "")
+	c.end(1, "somebody has taken it back")
+}
+
+// The command finds the admin API by a config, as Caddy's own commands do, and says where it looked.
+func TestCommandFindsCaddy(t *testing.T) {
+	b := newBokeh(t, "")
+	a := administer(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n}")
+	config := t.TempDir() + "/Caddyfile"
+	if err := os.WriteFile(config, []byte("{\n\tadmin "+a.api+"\n}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.begin("status", "--address", "", "--config", config).end(0, b.addr())
+	nobody := freeAddr(t)
+	a.begin("status", "--address", nobody).end(1, nobody)
+	a.begin("status", "--address", "", "--config", config+"x").end(1, "no such file")
+}
