@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -301,10 +302,9 @@ func (n *node) storage() (recordStorage, error) {
 
 // settles returns how long a session lives without a socket, in the policy where that is longest.
 // n.mu is locked.
-func (n *node) settles() time.Duration {
-	longest := defaultUnusedSessionLifetime + defaultCheckUnusedSessions
+func (n *node) settles() (longest time.Duration) {
 	n.eachPool(func(p pool) { longest = max(longest, p.settles()) })
-	return longest
+	return cmp.Or(longest, defaultUnusedSessionLifetime+defaultCheckUnusedSessions)
 }
 
 // eachPool calls yield with every policy. n.mu is locked.

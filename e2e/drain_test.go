@@ -3,8 +3,15 @@
 package e2e
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"net/http"
+	"os/exec"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 )
 
 // Nobody who works on a draining server notices: neither the reload, nor a cut connection, nor a restart of Caddy.
@@ -14,18 +21,7 @@ func TestDrainByConfig(t *testing.T) {
 	draining := tabs[0].place()
 	f.plan.policy = fmt.Sprintf("bokeh {\n\t\t\tdrain %s\n\t\t}", f.server(draining).Addr())
 	f.reload()
-	newcomers := func() {
-		t.Helper()
-		for range 4 {
-			b := f.visit()
-			b.click(1)
-			if b.place() == draining {
-				t.Error("a new visit went to the draining server")
-			}
-			b.close()
-		}
-	}
-	newcomers()
+	f.newcomers(4, draining)
 	for _, b := range tabs {
 		b.click(3)
 		if !b.kept() {
@@ -46,6 +42,220 @@ func TestDrainByConfig(t *testing.T) {
 	if tabs[0].place() != draining {
 		t.Errorf("the document moved from server %s to %s", draining, tabs[0].place())
 	}
-	newcomers()
+	f.newcomers(4, draining)
 	f.wantRuns(3 + 2*4)
+}
+
+// newcomers visits n times, and never may be sent to the named server.
+func (f *fleet) newcomers(n int, never string) {
+	f.t.Helper()
+	for range n {
+		b := f.visit()
+		b.click(1)
+		if b.place() == never {
+			f.t.Error("a new visit went to the draining server")
+		}
+		b.close()
+	}
+}
+
+// quick are servers that drop unused sessions soon, and a policy that knows.
+func quick(p plan) plan {
+	p.policy = "bokeh {\n\t\t\tunused_session_lifetime 3s\n\t\t\tcheck_unused_sessions 1s\n\t\t}"
+	p.serve = append(p.serve, "--unused-session-lifetime", "3000", "--check-unused-sessions", "1000")
+	return p
+}
+
+// command is a run of caddy bokeh.
+type command struct {
+	f    *fleet
+	args []string
+	out  bytes.Buffer
+	done chan struct{}
+	err  error
+}
+
+// bokeh starts a command that talks to the fleet's Caddy.
+func (f *fleet) bokeh(args ...string) *command {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 3*time.Minute)
+	f.t.Cleanup(cancel)
+	c := &command{f: f, args: args, done: make(chan struct{})}
+	cmd := exec.CommandContext(ctx, kit.caddy, append([]string{"bokeh", "--address", fmt.Sprint("localhost:", f.admin)}, args...)...)
+	cmd.Stdout, cmd.Stderr = &c.out, &c.out
+	if err := cmd.Start(); err != nil {
+		f.t.Fatal(err)
+	}
+	go func() {
+		c.err = cmd.Wait()
+		close(c.done)
+	}()
+	return c
+}
+
+// ended says whether the command has ended.
+func (c *command) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// wait waits for the end of the command, which must be good.
+func (c *command) wait() {
+	c.f.t.Helper()
+	<-c.done
+	if c.err != nil {
+		c.f.t.Fatalf("%v: %v\n%s", c.args, c.err, c.out.String())
+	}
+}
+
+// A drain outlives kill -9 of Caddy: nobody who works there notices more than a reconnect, newcomers stay away, and who
+// waits for the drain goes on waiting.
+func TestDrainOutlivesKill(t *testing.T) {
+	f := start(t, quick(plan{keepAlive: true}))
+	tabs := f.atWork(3)
+	draining := tabs[0].place()
+	drain := f.bokeh("drain", f.server(draining).Addr(), "--wait")
+	f.awaitLog("marked draining")
+	f.newcomers(2, draining)
+	f.caddy.Kill()
+	f.startCaddy()
+	f.newcomers(2, draining)
+	for _, b := range tabs {
+		b.reconnected()
+		b.click(3)
+	}
+	if tabs[0].place() != draining {
+		t.Errorf("the document moved from server %s to %s", draining, tabs[0].place())
+	}
+	f.newcomers(2, draining)
+	if drain.ended() {
+		t.Errorf("the drain ended with a session open: %v %s", drain.err, drain.out.String())
+	}
+	for _, b := range tabs {
+		b.close()
+	}
+	drain.wait()
+	f.wantEmpty(draining)
+	f.wantRuns(3 + 6)
+}
+
+// wantEmpty checks that a server that was called drained has none of the documents that it made.
+func (f *fleet) wantEmpty(name string) {
+	f.t.Helper()
+	_, runs := f.appRuns()
+	_, ends := f.lines(f.runs + ".ends")
+	if runs[name] != ends[name] {
+		f.t.Errorf("server %s is called drained: it ran the app %d times, and %d documents have ended", name, runs[name], ends[name])
+	}
+}
+
+// Two Caddys on one storage: what one is told holds on the other, and drained is what both call so.
+func TestDrainOnTwoNodes(t *testing.T) {
+	p := quick(plan{keepAlive: true, origins: []string{"*"}})
+	p.global = "\tstorage file_system " + t.TempDir()
+	f := start(t, p)
+	g := f.another()
+	b := g.visit()
+	b.clicks(2)
+	b.mark()
+	draining := b.place()
+	drain := f.bokeh("drain", f.server(draining).Addr(), "--wait")
+	begun := time.Now()
+	g.awaitLog("marked draining")
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("the other node heard of it after %v", took)
+	}
+	g.newcomers(3, draining)
+	f.newcomers(3, draining)
+	b.click(3)
+	// The browser comes back through the first node, as behind a balancer that knows nothing.
+	g.front.to = f.front.to
+	g.front.cut()
+	b.reconnected()
+	b.click(4)
+	if b.place() != draining {
+		t.Errorf("the document moved from server %s to %s", draining, b.place())
+	}
+	g.caddy.Kill()
+	b.click(5)
+	if drain.ended() {
+		t.Error("the drain ended with a session open")
+	}
+	b.close()
+	drain.wait()
+	f.wantEmpty(draining)
+	f.wantRuns(1 + 6)
+}
+
+// Every server is restarted, one after the other, while people visit and click all along, and once each time all their
+// connections are cut: nobody notices.
+func TestRollingRestart(t *testing.T) {
+	f := start(t, quick(plan{keepAlive: true, proxy: "\t\tlb_try_duration 5s"}))
+	c := f.gather(3)
+	for i, b := range f.servers {
+		f.bokeh("drain", b.Addr(), "--reason", "rolling restart").wait()
+		c.cut()
+		f.bokeh("drain", b.Addr(), "--wait").wait()
+		f.wantEmpty(fmt.Sprint(":", b.Port))
+		b.Stop()
+		f.startServer(i, b.Port)
+		f.bokeh("undrain", b.Addr()).wait()
+	}
+	c.disperse()
+	t.Log(c)
+	if c.visits < 10 || c.failed+c.lost+c.closed > 0 {
+		t.Errorf("people noticed: %s", c)
+	}
+	f.wantRuns(c.visits)
+}
+
+// The same with what Caddy has: an operator takes a server off the config, waits until Caddy tells of no request to it, and
+// restarts it. Page and websocket are pinned by a cookie, or not at all.
+func TestRollingRestartOfOthers(t *testing.T) {
+	for _, policy := range []string{"cookie", "least_conn"} {
+		t.Run(policy, func(t *testing.T) {
+			f := start(t, plan{policy: policy, keepAlive: true, proxy: "\t\tlb_try_duration 5s"})
+			c := f.gather(3)
+			all := slices.Clone(f.servers)
+			for i, b := range all {
+				f.servers = slices.Delete(slices.Clone(all), i, i+1)
+				f.reload()
+				c.cut()
+				f.await(func() error {
+					if list := f.caddyLists(); strings.Contains(list, fmt.Sprintf(`"address":"%s"`, b.Addr())) {
+						return fmt.Errorf("Caddy still lists %s: %s", b.Addr(), list)
+					}
+					return nil
+				})
+				b.Stop()
+				f.servers = slices.Clone(all)
+				f.startServer(i, b.Port)
+				all[i] = f.servers[i]
+				f.reload()
+			}
+			c.disperse()
+			runs, _ := f.appRuns()
+			t.Logf("%s: %s, %d runs of the app", policy, c, runs)
+			if c.lost == 0 && runs == c.visits {
+				t.Errorf("nobody noticed: %s", c)
+			}
+		})
+	}
+}
+
+// caddyLists returns what Caddy tells of its upstreams.
+func (f *fleet) caddyLists() string {
+	f.t.Helper()
+	res, err := http.Get(fmt.Sprintf("http://localhost:%d/reverse_proxy/upstreams", f.admin))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var buf bytes.Buffer
+	_, _ = buf.ReadFrom(res.Body)
+	return buf.String()
 }

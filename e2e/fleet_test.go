@@ -22,6 +22,7 @@ type plan struct {
 	proxy     string   // more lines in reverse_proxy
 	scheme    string   // of the site
 	site      string   // more lines in the site
+	global    string   // more global options
 	env       []string // of Caddy
 	serve     []string // more arguments of bokeh serve
 	serveEnv  []string
@@ -94,7 +95,7 @@ func (f *fleet) startServer(i, port int) {
 	b, err := kit.python.StartBokeh(kit.root, stack.BokehConfig{
 		Port: port,
 		Args: append(args, f.plan.serve...),
-		Env:  append([]string{"RUNS_FILE=" + f.runs}, f.plan.serveEnv...),
+		Env:  append([]string{"RUNS_FILE=" + f.runs, "ENDS_FILE=" + f.runs + ".ends"}, f.plan.serveEnv...),
 	})
 	if err != nil {
 		f.t.Error(err)
@@ -138,6 +139,20 @@ func (f *fleet) reachable() error {
 	return c.Close()
 }
 
+// another starts another Caddy in front of the same servers. The storage is the same if the plan says so.
+func (f *fleet) another() *fleet {
+	f.t.Helper()
+	ports, err := stack.FreePorts(2)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	g := *f
+	g.home, g.port, g.admin = f.t.TempDir(), ports[0], ports[1]
+	g.front = newFront(f.t, fmt.Sprint("127.0.0.1:", g.port))
+	g.startCaddy()
+	return &g
+}
+
 // restartCaddy ends Caddy and starts a new one with the same storage.
 func (f *fleet) restartCaddy() {
 	f.t.Helper()
@@ -164,7 +179,7 @@ func (f *fleet) caddyfile() string {
 	if !ok || !strings.Contains(global, "\tlog {\n") {
 		f.t.Fatal("testdata/Caddyfile is not as expected")
 	}
-	global = strings.Replace(global, "\tlog {\n", fmt.Sprintf("\tadmin localhost:%d\n\tskip_install_trust\n\tauto_https disable_redirects\n\tlog {\n\t\tlevel DEBUG\n", f.admin), 1)
+	global = strings.Replace(global, "\tlog {\n", fmt.Sprintf("\tadmin localhost:%d\n\tskip_install_trust\n\tauto_https disable_redirects\n%s\n\tlog {\n\t\tlevel DEBUG\n", f.admin, f.plan.global), 1)
 	var addrs []string
 	for _, b := range f.servers {
 		addrs = append(addrs, b.Addr())
@@ -185,7 +200,13 @@ func (f *fleet) url(path string) string { return f.plan.scheme + "://" + f.host(
 // appRuns returns how often the app ran, by server.
 func (f *fleet) appRuns() (total int, by map[string]int) {
 	f.t.Helper()
-	text, err := os.ReadFile(f.runs)
+	return f.lines(f.runs)
+}
+
+// lines counts the lines of a file, in all and by what they say.
+func (f *fleet) lines(path string) (total int, by map[string]int) {
+	f.t.Helper()
+	text, err := os.ReadFile(path)
 	if err != nil && !os.IsNotExist(err) {
 		f.t.Fatal(err)
 	}

@@ -8,11 +8,22 @@ from bokeh.models import Button, Div
 
 server = os.environ.get("SERVER_NAME", f"process {os.getpid()}")
 
-# The end-to-end tests count app runs by the lines of this file.
-runs = os.environ.get("RUNS_FILE")
-if runs:
-    with open(runs, "a", encoding="utf-8") as file:
-        file.write(f"{server}\n")
+
+def noter(variable, line):
+    """Returns what adds a line to the file that a variable names: so the end-to-end tests count app runs and their ends."""
+    path = os.environ.get(variable)
+
+    def note(*_):
+        # When a session ends Bokeh has emptied this module: only what is local is left.
+        if path:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(f"{line}\n")
+
+    return note
+
+
+noter("RUNS_FILE", server)()
+curdoc().on_session_destroyed(noter("ENDS_FILE", server))
 
 clicks = 0
 place = Div(name="place", text=f"This document lives on server <b>{server}</b>.")
