@@ -328,3 +328,128 @@ func TestDrainOfAStrangerIsWarnedOf(t *testing.T) {
 		t.Errorf("%d warnings: %v", n, logs.All())
 	}
 }
+
+// An upstream that a reload takes out of every pool keeps its sessions until they end, and gets no other.
+func TestUpstreamGoneByReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNodeOn(t, "a", v.door(), testPool(3))
+		token := a.visitAt(u0)
+		_, hangUp := a.socket(token)
+		others := testPool(3)[1:]
+		reload := func(pool reverseproxy.UpstreamPool) {
+			t.Helper()
+			s := newTestSelection(pool)
+			s.table = a.s.table
+			s.members.close()
+			s.members = &members{t: s.table}
+			s.knowPool(&reverseproxy.Handler{Upstreams: pool})
+			s.join(a.node, a.door)
+			if err := a.s.Cleanup(); err != nil {
+				t.Fatal(err)
+			}
+			a.s, a.pool = s, pool
+		}
+		state := func() string {
+			st, err := a.upstream(u0)
+			if err != nil {
+				return "unknown"
+			}
+			return st.State
+		}
+		reload(others)
+		pass(time.Hour)
+		if got := state(); got != stateGone {
+			t.Errorf("it is %s", got)
+		}
+		for range 20 {
+			r := newRequest(a.s, "/app")
+			if addr, _ := r.choose(others); addr == u0 {
+				t.Fatal("a new session went to the gone upstream")
+			}
+			r.end()
+		}
+		hangUp()
+		pass(30 * time.Second)
+		home, hangUp := a.socket(token)
+		if home != u0 {
+			t.Fatal("the session went to ", home)
+		}
+		// The token opens no door elsewhere.
+		for what, r := range map[string]*request{
+			"another path": newRequest(a.s, "/other/ws", "Upgrade", "websocket", "Connection", "Upgrade", "Sec-Websocket-Protocol", "bokeh, "+token),
+			"another host": newRequest(a.s, "http://other/app/ws", "Upgrade", "websocket", "Connection", "Upgrade", "Sec-Websocket-Protocol", "bokeh, "+token),
+		} {
+			if addr, _ := r.choose(others); addr == u0 {
+				t.Errorf("%s: the session's token leads to the gone upstream", what)
+			}
+			r.end()
+		}
+		// It comes back with its count.
+		reload(testPool(3))
+		if st, err := a.upstream(u0); err != nil || st.State != stateReady || st.Total != 1 {
+			t.Errorf("back: %+v %v", st, err)
+		}
+		reload(others)
+		hangUp()
+		pass(33 * time.Second)
+		if got := state(); got != "unknown" {
+			t.Errorf("without sessions it is %s", got)
+		}
+		if home, _ := a.socket(token); home == u0 {
+			t.Error("a session that has ended went to the gone upstream")
+		}
+	})
+}
+
+// A gone upstream that refuses a connection is lost at once, as any.
+func TestGoneUpstreamThatIsDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		home, token := landed(t, s, pool)
+		next := newTestSelection(nil)
+		next.table, next.members = s.table, &members{t: s.table}
+		var others reverseproxy.UpstreamPool
+		for _, u := range pool {
+			if u.Dial != home {
+				others = append(others, u)
+			}
+		}
+		next.knowPool(&reverseproxy.Handler{Upstreams: others})
+		_ = s.Cleanup()
+		r := newSocket(next, token)
+		if addr, why := r.choose(others); addr != home || why != "bound" {
+			t.Fatalf("the socket is %s at %s", why, addr)
+		}
+		r.refuse()
+		if addr, why := r.choose(others); addr == home || why != "moved" {
+			t.Errorf("after a refusal the socket is %s at %s", why, addr)
+		}
+	})
+}
+
+// Through a running Caddy: the config does not name the server any more, and its visitors notice nothing.
+func TestReloadTakesAnUpstreamOut(t *testing.T) {
+	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
+	config := "reverse_proxy %s {\n lb_policy bokeh\n stream_close_delay 1h\n}"
+	s := serve(t, fmt.Sprintf(config, b1.addr()))
+	p, w := s.visit()
+	if err := s.load(fmt.Sprintf(config, b2.addr())); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "a second socket", func() bool {
+		second, err := s.tryOpen("/app/ws", "bokeh, "+p.Token)
+		if err == nil && second.server != b1.addr() {
+			t.Fatalf("a session of %s went to %s", b1.addr(), second.server)
+		}
+		return err == nil
+	})
+	if _, next := s.visit(); next.server != b2.addr() {
+		t.Errorf("a visit went to %s", next.server)
+	}
+	w.Close()
+	if n := b1.appRuns() + b2.appRuns(); n != 2 {
+		t.Errorf("the app ran %d times", n)
+	}
+}

@@ -130,6 +130,7 @@ type run struct {
 	repl       *caddy.Replacer
 	ctx        context.Context // of the request, with this run in it
 	path       string
+	terms      terms
 	header     http.Header // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header // the map on the request after our last change
 	tried      []*member
@@ -163,6 +164,7 @@ func (s *Selection) run(r *http.Request) *run {
 	}
 	ring := s.ring.Load()
 	rn := &run{s: s, ring: ring, claim: readClaim(r, *ring), path: r.URL.Path, header: r.Header, sent: r.Header}
+	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
 	r.Header.Del(stampHeader) // a client's own is never passed on
 	rn.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	// Where one handler takes over the answer of another, this run's status is not that one's.
@@ -179,6 +181,16 @@ func (s *Selection) run(r *http.Request) *run {
 	rn.ctx = context.WithValue(r.Context(), runKey{s}, rn)
 	*r = *r.WithContext(rn.ctx)
 	return rn
+}
+
+// appPath returns the path of the app that a page or a socket belongs to.
+func appPath(path string) string {
+	for _, end := range []string{"/ws", "/autoload.js", "/embed.json", "/"} {
+		if app, ok := strings.CutSuffix(path, end); ok {
+			return app
+		}
+	}
+	return path
 }
 
 // choose returns the place of the upstream for this attempt, or -1 if there is none.
@@ -211,11 +223,17 @@ func (rn *run) choose(v *view) (int, decision) {
 func (rn *run) home(v *view) int {
 	var room [4]int
 	places := room[:0]
-	rn.s.table.find(rn.s.table.key(rn.id), func(u *upstream) {
+	var stray *upstream // in no pool any more, since a reload, while the session lives
+	rn.s.table.find(rn.s.table.key(rn.id), func(u *upstream, of app) {
 		if i := v.at(u); i >= 0 {
 			places = append(places, i)
+		} else if stray == nil && of == rn.terms.app && u.policies.Load() == 0 {
+			stray = u
 		}
 	})
+	if len(places) == 0 && stray != nil {
+		return v.adopt(stray)
+	}
 	alive := slices.IndexFunc(places, func(i int) bool { return !v.lost(i) })
 	switch {
 	case len(places) == 0 && rn.stamp != "":
@@ -338,7 +356,7 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 			id = stamp
 		}
 		rn.shown = id
-		rn.begin(a, func() load { return t.page(t.key(id), m.upstream, rn.s.lifetime) })
+		rn.begin(a, func() load { return t.page(t.key(id), m.upstream, rn.terms) })
 	case socket:
 		k := t.key(id)
 		page := k
@@ -346,7 +364,7 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 			page = t.key(rn.stamp)
 		}
 		rn.shown = id
-		rn.begin(a, func() load { return t.socket(k, page, m.upstream, rn.s.lifetime) })
+		rn.begin(a, func() load { return t.socket(k, page, m.upstream, rn.terms) })
 	case other:
 		rn.begin(a, nil)
 	}

@@ -826,7 +826,7 @@ func BenchmarkSessions(b *testing.B) {
 		pool := testPool(3)
 		s := newTestSelection(pool)
 		for i := range n - 1 {
-			s.table.page(s.table.key(fmt.Sprint(i)), s.members.get("u0:80").upstream, time.Hour)
+			s.table.page(s.table.key(fmt.Sprint(i)), s.members.get("u0:80").upstream, terms{lifetime: time.Hour})
 		}
 		token := makeToken(b, stampOf("u1:80"), nil)
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

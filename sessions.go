@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"hash/maphash"
 	"io"
 	"maps"
 	"net"
@@ -48,9 +49,20 @@ const (
 	numStates
 )
 
+// app is the app that a session belongs to, as visitors name it: a hash of the site's host and a
+// path.
+type app uint64
+
+// terms are what a session is counted by.
+type terms struct {
+	lifetime time.Duration // without a socket
+	app      app
+}
+
 // table holds every live session of this process and the load of every upstream.
 type table struct {
 	salt   [16]byte
+	seed   maphash.Seed // of apps
 	start  time.Time
 	shards [tableShards]shard
 
@@ -80,6 +92,7 @@ type session struct {
 	claimed  bool // counted elsewhere from now on: under the id of its socket, or where it moved
 	previous state
 	began    time.Duration // on the table's clock
+	app      app           // that it belongs to
 }
 
 // upstream is one server by its name, in whatever handler or config it appears.
@@ -92,6 +105,7 @@ type upstream struct {
 	begun    atomic.Int64            // all that there ever were, as long as somebody holds the upstream
 	ended    recent                  // those that have ended of late
 
+	policies  atomic.Int64 // that have it in their pool, or had it lately
 	holders   atomic.Int64 // policies that know it and sessions on it; it is forgotten at 0
 	failedAt  atomic.Int64 // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
 	builtAt   atomic.Int64 // when it last answered a page request with 200
@@ -104,7 +118,7 @@ type upstream struct {
 
 // newTable returns an empty table.
 func newTable() *table {
-	t := &table{start: time.Now(), upstreams: make(map[string]*upstream)}
+	t := &table{seed: maphash.MakeSeed(), start: time.Now(), upstreams: make(map[string]*upstream)}
 	rand.Read(t.salt[:])
 	for i := range t.shards {
 		t.shards[i].sessions = make(map[sessionKey]*session)
@@ -123,6 +137,16 @@ func (t *table) key(id string) sessionKey {
 	var sum [sha256.Size]byte
 	h.Sum(sum[:0])
 	return sessionKey(sum[:16])
+}
+
+// app returns what stands for the app at a path of a host.
+func (t *table) app(host, path string) app {
+	var h maphash.Hash
+	h.SetSeed(t.seed)
+	h.WriteString(host)
+	h.WriteByte(0)
+	h.WriteString(path)
+	return app(h.Sum64())
 }
 
 // shard returns the shard that holds k.
@@ -163,14 +187,14 @@ func (t *table) release(u *upstream) {
 	}
 }
 
-// find calls yield with the upstream of each live session with the key, the last used first. It
-// must not call back into the table.
-func (t *table) find(k sessionKey, yield func(*upstream)) {
+// find calls yield with the upstream and the app of each live session with the key, the last used
+// first. It must not call back into the table.
+func (t *table) find(k sessionKey, yield func(*upstream, app)) {
 	sh := t.shard(k)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	for s := sh.sessions[k]; s != nil; s = s.next {
-		yield(s.at)
+		yield(s.at, s.app)
 	}
 }
 
@@ -183,8 +207,8 @@ type load struct {
 }
 
 // page counts a page request for the session at u.
-func (t *table) page(k sessionKey, u *upstream, lifetime time.Duration) load {
-	return load{t: t, lifetime: lifetime, s: t.change(k, u, func(s *session) { s.pages++ })}
+func (t *table) page(k sessionKey, u *upstream, by terms) load {
+	return load{t: t, lifetime: by.lifetime, s: t.change(k, u, by.app, func(s *session) { s.pages++ })}
 }
 
 // built tells that the first byte of the page has come.
@@ -212,8 +236,8 @@ func (l load) pageEnded(built, ok bool) {
 
 // socket counts a socket for the session at u. If the page began the session under another key,
 // page, that one is over: the two are one session.
-func (t *table) socket(k, page sessionKey, u *upstream, lifetime time.Duration) load {
-	l := load{t: t, lifetime: lifetime, s: t.change(k, u, func(s *session) {
+func (t *table) socket(k, page sessionKey, u *upstream, by terms) load {
+	l := load{t: t, lifetime: by.lifetime, s: t.change(k, u, by.app, func(s *session) {
 		s.sockets++
 		s.claimed = false
 	})}
@@ -287,8 +311,8 @@ func (t *table) expire(s *session) {
 	}
 }
 
-// change finds or makes the session with key k at u and lets f change it.
-func (t *table) change(k sessionKey, u *upstream, f func(*session)) *session {
+// change finds the session with key k at u, or makes one of the given app, and lets f change it.
+func (t *table) change(k sessionKey, u *upstream, of app, f func(*session)) *session {
 	sh := t.shard(k)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -299,7 +323,7 @@ func (t *table) change(k sessionKey, u *upstream, f func(*session)) *session {
 	}
 	switch {
 	case s == nil:
-		s = &session{key: k, at: t.again(u)}
+		s = &session{key: k, at: t.again(u), app: of}
 		sh.push(s)
 	case s != first:
 		sh.remove(s)

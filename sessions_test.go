@@ -20,6 +20,8 @@ import (
 
 const testLifetime = 32 * time.Second
 
+var testTerms = terms{lifetime: testLifetime}
+
 // tally is the sessions of an upstream by state, as in {building, waiting, connected, unused}.
 type tally [4]int64
 
@@ -61,7 +63,7 @@ func TestVisit(t *testing.T) {
 		u := tb.hold("a:80")
 		k := tb.key("id")
 
-		page := tb.page(k, u, testLifetime)
+		page := tb.page(k, u, testTerms)
 		wantTally(t, "page requested", u, tally{1, 0, 0, 0})
 		page.built()
 		wantTally(t, "first byte", u, tally{0, 1, 0, 0})
@@ -71,9 +73,9 @@ func TestVisit(t *testing.T) {
 		wantTally(t, "page served", u, tally{0, 1, 0, 0})
 
 		time.Sleep(20 * time.Second)
-		first := tb.socket(k, k, u, testLifetime)
+		first := tb.socket(k, k, u, testTerms)
 		wantTally(t, "socket", u, tally{0, 0, 1, 0})
-		second := tb.socket(k, k, u, testLifetime)
+		second := tb.socket(k, k, u, testTerms)
 		first.socketEnded(true)
 		time.Sleep(time.Hour)
 		wantTally(t, "one of two sockets closed", u, tally{0, 0, 1, 0})
@@ -93,7 +95,7 @@ func TestSocketNeverCame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tb := newTable()
 		u := tb.hold("a:80")
-		page := tb.page(tb.key("id"), u, testLifetime)
+		page := tb.page(tb.key("id"), u, testTerms)
 		page.built()
 		page.pageEnded(true, true)
 		time.Sleep(testLifetime - time.Second)
@@ -108,7 +110,7 @@ func TestPageWithoutSessionFreesAtOnce(t *testing.T) {
 	tb := newTable()
 	u := tb.hold("a:80")
 	for name, built := range map[string]bool{"redirect or error": true, "aborted before the first byte": false} {
-		page := tb.page(tb.key("id"), u, testLifetime)
+		page := tb.page(tb.key("id"), u, testTerms)
 		if built {
 			page.built()
 		}
@@ -123,10 +125,10 @@ func TestFailedPageLeavesTheSessionItsTime(t *testing.T) {
 	tb := newTable()
 	u := tb.hold("a:80")
 	k := tb.key("id")
-	one := tb.page(k, u, testLifetime)
+	one := tb.page(k, u, testTerms)
 	one.built()
 	one.pageEnded(true, true)
-	two := tb.page(k, u, testLifetime)
+	two := tb.page(k, u, testTerms)
 	two.pageEnded(false, false)
 	wantTally(t, "second page failed", u, tally{0, 1, 0, 0})
 }
@@ -136,13 +138,13 @@ func TestFailedHandshake(t *testing.T) {
 		tb := newTable()
 		u := tb.hold("a:80")
 		k := tb.key("id")
-		tb.socket(k, k, u, testLifetime).socketEnded(false)
+		tb.socket(k, k, u, testTerms).socketEnded(false)
 		wantTally(t, "of an unknown session", u, tally{})
 
-		page := tb.page(k, u, testLifetime)
+		page := tb.page(k, u, testTerms)
 		page.built()
 		page.pageEnded(true, true)
-		tb.socket(k, k, u, testLifetime).socketEnded(false)
+		tb.socket(k, k, u, testTerms).socketEnded(false)
 		wantTally(t, "of a waiting session", u, tally{0, 1, 0, 0})
 		time.Sleep(testLifetime + 2*time.Second)
 		wantTally(t, "and its time is over", u, tally{})
@@ -156,15 +158,15 @@ func TestSocketTakesOverItsPage(t *testing.T) {
 		tb := newTable()
 		u := tb.hold("a:80")
 		stamp, id := tb.key("stamp"), tb.key("id")
-		page := tb.page(stamp, u, testLifetime)
+		page := tb.page(stamp, u, testTerms)
 		page.built()
-		ws := tb.socket(id, stamp, u, testLifetime)
+		ws := tb.socket(id, stamp, u, testTerms)
 		wantTally(t, "socket before the page's last byte", u, tally{0, 0, 1, 0})
 		page.pageEnded(true, true)
 		wantTally(t, "page served", u, tally{0, 0, 1, 0})
 		ws.socketEnded(true)
 		wantTally(t, "socket closed", u, tally{0, 0, 0, 1})
-		again := tb.socket(id, stamp, u, testLifetime)
+		again := tb.socket(id, stamp, u, testTerms)
 		wantTally(t, "reconnected", u, tally{0, 0, 1, 0})
 		again.socketEnded(true)
 		time.Sleep(testLifetime + 2*time.Second)
@@ -178,12 +180,12 @@ func TestSocketOfASessionTakenOver(t *testing.T) {
 		tb := newTable()
 		u := tb.hold("a:80")
 		stamp, id := tb.key("stamp"), tb.key("id")
-		first := tb.page(stamp, u, testLifetime)
+		first := tb.page(stamp, u, testTerms)
 		first.built()
 		first.pageEnded(true, true)
-		second := tb.page(stamp, u, testLifetime)
-		tb.socket(id, stamp, u, testLifetime).socketEnded(false)
-		tb.socket(stamp, stamp, u, testLifetime).socketEnded(true)
+		second := tb.page(stamp, u, testTerms)
+		tb.socket(id, stamp, u, testTerms).socketEnded(false)
+		tb.socket(stamp, stamp, u, testTerms).socketEnded(true)
 		second.pageEnded(false, false)
 		time.Sleep(2 * testLifetime)
 		wantTally(t, "in the end", u, tally{})
@@ -196,17 +198,17 @@ func TestMovedSession(t *testing.T) {
 	tb := newTable()
 	a, b := tb.hold("a:80"), tb.hold("b:80")
 	k := tb.key("id")
-	tb.socket(k, k, a, testLifetime).socketEnded(true)
-	refused := tb.socket(k, k, a, testLifetime)
+	tb.socket(k, k, a, testTerms).socketEnded(true)
+	refused := tb.socket(k, k, a, testTerms)
 	tb.move(k, a)
-	moved := tb.socket(k, k, b, testLifetime)
+	moved := tb.socket(k, k, b, testTerms)
 	wantTally(t, "still dialling", a, tally{0, 0, 1, 0})
 	refused.socketEnded(false)
 	wantTally(t, "left", a, tally{})
 	wantTally(t, "moved", b, tally{0, 0, 1, 0})
 	// It may come back.
 	tb.move(k, b)
-	back := tb.socket(k, k, a, testLifetime)
+	back := tb.socket(k, k, a, testTerms)
 	moved.socketEnded(true)
 	wantTally(t, "left again", b, tally{})
 	back.socketEnded(true)
@@ -218,10 +220,10 @@ func TestFailedHandshakeKeepsTheSessionTakenOver(t *testing.T) {
 	tb := newTable()
 	u := tb.hold("a:80")
 	stamp, id := tb.key("stamp"), tb.key("id")
-	page := tb.page(stamp, u, testLifetime)
+	page := tb.page(stamp, u, testTerms)
 	page.built()
 	page.pageEnded(true, true)
-	tb.socket(id, stamp, u, testLifetime).socketEnded(false)
+	tb.socket(id, stamp, u, testTerms).socketEnded(false)
 	wantTally(t, "handshake failed", u, tally{0, 1, 0, 0})
 }
 
@@ -230,15 +232,15 @@ func TestOneIDAtTwoUpstreams(t *testing.T) {
 	a, b := tb.hold("a:80"), tb.hold("b:80")
 	k := tb.key("id")
 	found := func() (names []string) {
-		tb.find(k, func(u *upstream) { names = append(names, u.name) })
+		tb.find(k, func(u *upstream, _ app) { names = append(names, u.name) })
 		return names
 	}
-	one := tb.socket(k, k, a, testLifetime)
-	two := tb.socket(k, k, b, testLifetime)
+	one := tb.socket(k, k, a, testTerms)
+	two := tb.socket(k, k, b, testTerms)
 	if got := fmt.Sprint(found()); got != "[b:80 a:80]" {
 		t.Errorf("found %v, want the last used first", got)
 	}
-	again := tb.socket(k, k, a, testLifetime)
+	again := tb.socket(k, k, a, testTerms)
 	if got := fmt.Sprint(found()); got != "[a:80 b:80]" {
 		t.Errorf("found %v after it moved back", got)
 	}
@@ -256,7 +258,7 @@ func TestUpstreamRemovedAndAddedBack(t *testing.T) {
 	tb := newTable()
 	u := tb.hold("a:80")
 	k := tb.key("id")
-	ws := tb.socket(k, k, u, testLifetime)
+	ws := tb.socket(k, k, u, testTerms)
 	tb.release(u)
 	if again := tb.hold("a:80"); again != u {
 		t.Fatal("an upstream with a live session was forgotten")
@@ -268,7 +270,7 @@ func TestUpstreamRemovedAndAddedBack(t *testing.T) {
 
 	// A request that outlived its config still holds the old one.
 	fresh := tb.hold("a:80")
-	late := tb.socket(k, k, u, testLifetime)
+	late := tb.socket(k, k, u, testTerms)
 	wantTally(t, "the late socket", fresh, tally{0, 0, 1, 0})
 	late.socketEnded(false)
 	tb.release(fresh)
@@ -294,7 +296,7 @@ func TestTableAgainstModel(t *testing.T) {
 					page := tb.key(fmt.Sprint("page", rnd.IntN(40)))
 					switch rnd.IntN(3) {
 					case 0:
-						l := tb.page(page, u, testLifetime)
+						l := tb.page(page, u, testTerms)
 						time.Sleep(time.Duration(rnd.IntN(2000)) * time.Millisecond)
 						built := rnd.IntN(2) == 0
 						if built {
@@ -303,7 +305,7 @@ func TestTableAgainstModel(t *testing.T) {
 						}
 						l.pageEnded(built, built && rnd.IntN(4) > 0)
 					default:
-						l := tb.socket(id, page, u, testLifetime)
+						l := tb.socket(id, page, u, testTerms)
 						time.Sleep(time.Duration(rnd.IntN(5000)) * time.Millisecond)
 						l.socketEnded(rnd.IntN(4) > 0)
 					}
@@ -352,7 +354,7 @@ func TestFlappingSession(t *testing.T) {
 		u := tb.hold("a:80")
 		k := tb.key("id")
 		for range 1000 {
-			tb.socket(k, k, u, testLifetime).socketEnded(true)
+			tb.socket(k, k, u, testTerms).socketEnded(true)
 			time.Sleep(10 * time.Millisecond)
 		}
 		wantTally(t, "flapping", u, tally{0, 0, 0, 1})
@@ -406,7 +408,7 @@ func BenchmarkTable(b *testing.B) {
 		tb := newTable()
 		u := tb.hold("a:80")
 		for i := range n {
-			l := tb.page(tb.key(fmt.Sprint(i)), u, testLifetime)
+			l := tb.page(tb.key(fmt.Sprint(i)), u, testTerms)
 			l.built()
 			l.pageEnded(true, true)
 		}

@@ -246,6 +246,7 @@ func (ms *members) add(dial string, now time.Duration) any {
 	}
 	ms.swept = now
 	ms.byDial.Store(dial, m)
+	m.policies.Add(1)
 	ms.n++
 	return m
 }
@@ -263,6 +264,7 @@ func (ms *members) forget(before time.Duration) {
 func (ms *members) drop(dial any, m *member) {
 	m.dropped.Store(true)
 	ms.byDial.Delete(dial)
+	m.policies.Add(-1)
 	ms.n--
 	ms.t.release(m.upstream)
 }
@@ -373,6 +375,15 @@ func (v *view) gone(is func(*member) bool) int {
 		return false
 	})
 	return place
+}
+
+// adopt returns the place of an upstream that is in no pool any more, for a session that lives there.
+func (v *view) adopt(u *upstream) int {
+	m := &member{upstream: u}
+	// Its name is an address that Caddy can dial.
+	v.pool = append(slices.Clip(v.pool), &reverseproxy.Upstream{Dial: u.name, Host: new(reverseproxy.Host)})
+	v.members = append(slices.Clip(v.members), m)
+	return len(v.members) - 1
 }
 
 // leaving says whether the upstream at i keeps its sessions and gets no other: it drains, or is gone.
