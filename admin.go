@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -156,18 +157,20 @@ func (adminAPI) serveDraining(w http.ResponseWriter, r *http.Request) error {
 			return apiError(http.StatusBadRequest, "malformed force %q: it is true or false", said)
 		}
 	}
-	var body struct {
-		Reason string `json:"reason"`
-	}
+	n := thisNode()
+	var body drainBody
 	if err := readBody(w, r, &body); err != nil {
 		return err
 	}
-	n := thisNode()
+	said, err := body.word(r.Method, n.signature())
+	if err != nil {
+		return err
+	}
 	var st *upstreamStatus
 	if r.Method == http.MethodPut {
-		st, err = n.drain(r.Context(), address, body.Reason, force)
+		st, err = n.drain(r.Context(), address, said, force)
 	} else {
-		st, err = n.undrain(r.Context(), address, body.Reason)
+		st, err = n.undrain(r.Context(), address, said)
 	}
 	if err != nil {
 		return err
@@ -175,9 +178,35 @@ func (adminAPI) serveDraining(w http.ResponseWriter, r *http.Request) error {
 	return respond(w, http.StatusOK, st)
 }
 
+// drainBody is what an operator may say beside that an upstream drains.
+type drainBody struct {
+	Reason string `json:"reason"`
+
+	// GracePeriod is after what time the upstream is closed, counted from when this is said: nothing
+	// goes there any more, and its websockets are closed over Span. 0 means never.
+	GracePeriod *caddy.Duration `json:"grace_period"`
+	Span        *caddy.Duration `json:"span"`
+}
+
+// word returns what a request with the body says.
+func (b drainBody) word(method, by string) (word, error) {
+	w := word{state: stateDraining, by: by, reason: b.Reason, grace: (*time.Duration)(b.GracePeriod), span: (*time.Duration)(b.Span)}
+	switch {
+	case method == http.MethodDelete && (w.grace != nil || w.span != nil):
+		return w, apiError(http.StatusBadRequest, "what is taken back has no grace_period and no span")
+	case method == http.MethodDelete:
+		w.state = stateReady
+	case w.grace != nil && *w.grace < 0:
+		return w, apiError(http.StatusBadRequest, "malformed grace_period: it is a duration like 30m, or 0")
+	case w.span != nil && *w.span <= 0:
+		return w, apiError(http.StatusBadRequest, "malformed span: it is a duration like 30s")
+	}
+	return w, nil
+}
+
 // drain marks an upstream as draining. Unless forced it must be known, and another one must take new
 // sessions.
-func (n *node) drain(ctx context.Context, address, reason string, force bool) (*upstreamStatus, error) {
+func (n *node) drain(ctx context.Context, address string, said word, force bool) (*upstreamStatus, error) {
 	name, err := n.resolve(address)
 	switch {
 	case err != nil && !force:
@@ -188,14 +217,14 @@ func (n *node) drain(ctx context.Context, address, reason string, force bool) (*
 		return nil, apiError(http.StatusConflict, "%s is the last upstream of a reverse_proxy that takes new sessions; visitors would get 503"+
 			" (add another one, take a drain back, or say ?force=true)", name)
 	}
-	if _, err := n.say(ctx, sharedNameAt(name, n.host), stateDraining, n.signature(), reason); err != nil {
+	if err := n.say(ctx, sharedNameAt(name, n.host), said); err != nil {
 		return nil, storageError(err)
 	}
 	return n.upstream(name)
 }
 
 // undrain takes a drain back. What a config drains it cannot.
-func (n *node) undrain(ctx context.Context, address, reason string) (*upstreamStatus, error) {
+func (n *node) undrain(ctx context.Context, address string, said word) (*upstreamStatus, error) {
 	st, err := n.upstream(address)
 	switch {
 	case err != nil:
@@ -203,7 +232,7 @@ func (n *node) undrain(ctx context.Context, address, reason string) (*upstreamSt
 	case st.Drain != nil && st.Drain.Config:
 		return nil, apiError(http.StatusConflict, "%s drains by this Caddy's config: take it off the drain line of lb_policy bokeh, and reload", st.Address)
 	}
-	if _, err := n.say(ctx, sharedNameAt(st.Address, n.host), stateReady, n.signature(), reason); err != nil {
+	if err := n.say(ctx, sharedNameAt(st.Address, n.host), said); err != nil {
 		return nil, storageError(err)
 	}
 	return n.upstream(st.Address)

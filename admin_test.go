@@ -172,6 +172,10 @@ func TestAdminRefuses(t *testing.T) {
 		{400, "malformed wait", "GET", "/bokeh/upstreams/" + b1.addr() + "?wait=10", ""},
 		{400, "malformed wait", "GET", "/bokeh/upstreams/" + b1.addr() + "?wait=-1s", ""},
 		{400, "malformed wait", "GET", "/bokeh/upstreams/" + b1.addr() + "?wait=", ""},
+		{400, "malformed grace_period", "PUT", draining, `{"grace_period":"-1s"}`},
+		{400, "malformed span", "PUT", draining, `{"span":"0s"}`},
+		{400, "malformed body", "PUT", draining, `{"grace_period":"soon"}`},
+		{400, "no grace_period", "DELETE", draining, `{"grace_period":"1h"}`},
 		{409, "config", "DELETE", "/bokeh/draining/" + configured.addr(), ""},
 	} {
 		a.want(c.status, c.text, c.method, c.path, c.body)

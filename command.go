@@ -90,6 +90,11 @@ Marks upstreams as draining: they get no new session and keep their own. The
 mark is kept in Caddy's storage: it outlives reloads and restarts, and holds on
 every Caddy that shares the storage. 'caddy bokeh undrain' takes it back.
 
+With --grace-period upstreams are closed when that is over: nothing goes there
+any more, and the websockets that are still open are closed, over 30 seconds.
+Their browsers reconnect to other servers, which run the app anew. Without it
+nobody is ever cut off.
+
 With --wait the command returns when every one of them is drained: no session
 is left there, through any Caddy, and none can come. Then the server can be
 stopped. It goes on waiting while Caddy reloads or restarts.
@@ -98,11 +103,13 @@ Exits with 0 when done, 1 on an error, 124 when the --timeout is over, and 130
 when interrupted. The upstreams go on draining in all but the second case, and
 there the message says what was done.`,
 		Example: `  $ caddy bokeh drain localhost:5006 --wait && systemctl stop bokeh@5006
-  $ caddy bokeh drain 10.0.0.7:5006 10.0.0.8:5006 --wait --timeout 8h --reason 'new version'`,
+  $ caddy bokeh drain 10.0.0.7:5006 10.0.0.8:5006 --wait --timeout 8h --reason 'new version'
+  $ caddy bokeh drain localhost:5006 --grace-period 8h --wait`,
 		Args: cobra.MinimumNArgs(1),
 	}
 	drain.Flags().Bool("wait", false, "Return when the upstreams are drained")
 	drain.Flags().String("timeout", "", "How long to wait at most, like 90s, 8h or 2d (with --wait; default: for ever)")
+	drain.Flags().String("grace-period", "", "Close the upstreams after this time, like 30m or 8h (default: never; 0 takes it back)")
 	drain.Flags().String("reason", "", "Why, to be shown with the status")
 	drain.Flags().Bool("force", false, "Drain also what is not known, and the last upstream that takes new sessions")
 	drain.RunE = withArgs(commandDrain)
@@ -186,6 +193,9 @@ func (d *drainStatus) String() string {
 	if d.Reason != "" {
 		s += ": " + d.Reason
 	}
+	if d.Deadline != nil {
+		s += fmt.Sprintf("; it is closed at %s", d.Deadline.Format(time.DateTime))
+	}
 	if d.Config {
 		s += "; and by the config"
 	}
@@ -215,7 +225,15 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 	if fl.Bool("force") {
 		query = "?force=true"
 	}
-	names, err := api.mark(ctx, http.MethodPut, query, fl.String("reason"), addresses)
+	body := bodyOf(fl)
+	if value := fl.String("grace-period"); value != "" {
+		grace, err := caddy.ParseDuration(value)
+		if err != nil || grace < 0 {
+			return caddy.ExitCodeFailedStartup, fmt.Errorf("malformed --grace-period %q: it is a duration, like 30m or 8h", value)
+		}
+		body["grace_period"] = grace
+	}
+	names, err := api.mark(ctx, http.MethodPut, query, body, addresses)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
@@ -228,6 +246,15 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 		defer cancel()
 	}
 	return api.awaitDrained(ctx, newProgress(os.Stderr), names)
+}
+
+// bodyOf returns what is said beside which upstreams.
+func bodyOf(fl caddycmd.Flags) map[string]any {
+	body := make(map[string]any)
+	if reason := fl.String("reason"); reason != "" {
+		body["reason"] = reason
+	}
+	return body
 }
 
 // timeoutOf returns the value of --timeout, or 0 if there is none.
@@ -251,7 +278,7 @@ func commandUndrain(fl caddycmd.Flags, addresses []string) (int, error) {
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	if _, err := api.mark(context.Background(), http.MethodDelete, "", fl.String("reason"), addresses); err != nil {
+	if _, err := api.mark(context.Background(), http.MethodDelete, "", bodyOf(fl), addresses); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	return caddy.ExitCodeSuccess, nil
@@ -311,11 +338,7 @@ func (c *adminClient) do(ctx context.Context, method, uri string, body, into any
 
 // mark says of each upstream that it drains, or not, and returns their names. An error says what was
 // done before.
-func (c *adminClient) mark(ctx context.Context, method, query, reason string, addresses []string) (names []string, err error) {
-	body := map[string]string{}
-	if reason != "" {
-		body["reason"] = reason
-	}
+func (c *adminClient) mark(ctx context.Context, method, query string, body map[string]any, addresses []string) (names []string, err error) {
 	for _, address := range addresses {
 		var st upstreamStatus
 		if err := c.do(ctx, method, drainingPath+"/"+url.PathEscape(address)+query, body, &st); err != nil {

@@ -92,6 +92,7 @@ func TestCommands(t *testing.T) {
 	a.begin("drain", "127.0.0.1:1").end(1, "known are: 127.0.0.1:")
 	a.begin("drain", home, "--timeout", "3s").end(1, "--timeout needs --wait")
 	a.begin("drain", home, "--wait", "--timeout", "3").end(1, "malformed --timeout")
+	a.begin("drain", home, "--grace-period", "3").end(1, "malformed --grace-period")
 	a.begin("undrain", configured.addr()).end(1, "drain line")
 	if st := a.status(home); st.State != stateReady {
 		t.Errorf("after what failed it is %s", st.State)
@@ -122,6 +123,13 @@ func TestCommands(t *testing.T) {
 	c = a.begin("drain", b1.addr(), b2.addr(), "--force", "--wait")
 	c.end(0, "drained\n")
 	a.begin("undrain", b1.addr(), b2.addr()).end(0, "is ready")
+
+	// When the grace period is over, what is left is closed.
+	_, w = a.visit()
+	a.want(200, "draining", "PUT", "/bokeh/draining/"+w.server, `{"grace_period":"1h","span":"1s"}`)
+	a.begin("status").end(0, "it is closed at")
+	a.begin("drain", w.server, "--grace-period", "1ms", "--wait").end(0, "drained\n")
+	a.begin("undrain", w.server).end(0, "is ready")
 
 	// Somebody else takes it back.
 	_, w = a.visit()

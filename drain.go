@@ -3,8 +3,11 @@
 package caddybokeh
 
 import (
+	"context"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // maxEnded bounds what is remembered of the sessions of a draining upstream. Only a client that
@@ -17,6 +20,7 @@ type draining struct {
 	mark    atomic.Pointer[mark] // by which an operator drains it, or nil
 	empty   atomic.Bool          // it is certain that no session is left, on any node
 	shared  atomic.Bool          // other nodes may have sessions there
+	sockets sockets
 
 	mu sync.Mutex // guards ended
 	// ended are the sessions that have ended since it drains. Their stamps still name the
@@ -27,6 +31,9 @@ type draining struct {
 // on says whether the upstream is draining.
 func (d *draining) on() bool { return d.configs.Load() > 0 || d.mark.Load().drains() }
 
+// closed says whether nothing may go to the upstream.
+func (d *draining) closed() bool { return d.mark.Load().closes() }
+
 // add counts a config that drains the upstream, or one less.
 func (d *draining) add(n int64) {
 	d.configs.Add(n)
@@ -36,6 +43,9 @@ func (d *draining) add(n int64) {
 // set makes m the mark by which an operator drains the upstream; nil takes that back.
 func (d *draining) set(m *mark) {
 	d.mark.Store(m)
+	if !m.closes() {
+		d.sockets.reopen()
+	}
 	d.changed()
 }
 
@@ -89,4 +99,75 @@ func (d *draining) hasEnded(keys ...sessionKey) bool {
 		}
 	}
 	return false
+}
+
+// sockets are the open websockets of an upstream, so that they can be closed.
+type sockets struct {
+	mu   sync.Mutex // guards all below
+	open map[*tunnel]struct{}
+	late time.Time // by when all are closed; zero if they are not to be
+}
+
+// tunnel is an open websocket.
+type tunnel struct {
+	opened time.Time
+	end    context.CancelFunc
+}
+
+// tunnelRest is how long a websocket is let be after its first byte: before the browser has that, the
+// end of it would be a failed request.
+const tunnelRest = time.Second
+
+// add takes note of a websocket that has been opened, and of what closes it.
+func (s *sockets) add(end context.CancelFunc) *tunnel {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open = make(map[*tunnel]struct{})
+	}
+	tn := &tunnel{time.Now(), end}
+	s.open[tn] = struct{}{}
+	if !s.late.IsZero() {
+		// It was being opened when the others were told to close.
+		s.closeIn(tn, rand.N(max(time.Until(s.late), 1)))
+	}
+	return tn
+}
+
+// remove forgets a websocket that is closed.
+func (s *sockets) remove(tn *tunnel) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, tn)
+}
+
+// closeAll closes all, evenly spread over a span, and says how many they are.
+func (s *sockets) closeAll(span time.Duration) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.late = time.Now().Add(span)
+	n, i := len(s.open), 0
+	for tn := range s.open {
+		s.closeIn(tn, span/time.Duration(n)*time.Duration(i))
+		i++
+	}
+	return n
+}
+
+// closeIn closes one in a while, unless that is not to be any more. s.mu is locked.
+func (s *sockets) closeIn(tn *tunnel, d time.Duration) {
+	time.AfterFunc(max(d, time.Until(tn.opened.Add(tunnelRest))), func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if _, open := s.open[tn]; open && !s.late.IsZero() {
+			tn.end()
+		}
+	})
+}
+
+// reopen lets those be that are still open.
+func (s *sockets) reopen() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.late = time.Time{}
 }

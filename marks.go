@@ -3,10 +3,12 @@
 package caddybokeh
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -21,6 +23,7 @@ const marksFolder = folder + "marks/"
 const (
 	stateReady    = "ready"
 	stateDraining = "draining"
+	stateClosed   = "closed" // past its grace period: nothing goes there
 )
 
 // mark is what an operator has last said of an upstream. Caddy's storage keeps it, one record for
@@ -33,11 +36,47 @@ type mark struct {
 	Since    time.Time `json:"since"` // by the clock of the node that wrote it
 	By       string    `json:"by"`
 	Reason   string    `json:"reason,omitempty"`
+
+	// Left is how long after it was written the upstream is closed; 0 if never. Each node counts from
+	// when it reads that. On the machine that wrote it, clocks can be compared.
+	Left    time.Duration `json:"left,omitempty"`
+	Written time.Time     `json:"written"`
+	Host    string        `json:"host"`
+	Span    time.Duration `json:"span,omitempty"` // over which the sockets are closed then
 }
 
-// newMark returns a mark with an id of its own.
-func newMark(shared, state, by, reason string) *mark {
-	return &mark{ID: randomName(), Upstream: shared, State: state, Since: time.Now(), By: by, Reason: reason}
+// drains says whether m, which may be nil, drains its upstream.
+func (m *mark) drains() bool { return m != nil && m.State != stateReady }
+
+// id returns the id of m, or nothing if m is nil.
+func (m *mark) id() string {
+	if m == nil {
+		return ""
+	}
+	return m.ID
+}
+
+// closes says whether m, which may be nil, lets nothing go to its upstream.
+func (m *mark) closes() bool { return m != nil && m.State == stateClosed }
+
+// closed returns the mark that follows m when its time is up. Nodes that find so at once write the
+// same.
+func (m *mark) closed() *mark {
+	c := *m
+	c.ID, c.State, c.Left = m.ID+closedSuffix, stateClosed, 0
+	return &c
+}
+
+// closedSuffix is what the id of a mark gets when its time is up.
+const closedSuffix = "-closed"
+
+// deadline returns when the upstream is closed, by the clock of the node that wrote m.
+func (m *mark) deadline() *time.Time {
+	if m.Left == 0 {
+		return nil
+	}
+	at := m.Written.Add(m.Left)
+	return &at
 }
 
 // randomName is unlikely to be that of anything else.
@@ -46,9 +85,6 @@ func randomName() string {
 	rand.Read(raw[:])
 	return hex.EncodeToString(raw[:])
 }
-
-// drains says whether m, which may be nil, drains its upstream.
-func (m *mark) drains() bool { return m != nil && m.State == stateDraining }
 
 // markKey is where the storage keeps the mark of an upstream. A name may hold anything.
 func markKey(shared string) string {
@@ -60,48 +96,100 @@ const (
 	// lonelyFor is how long an upstream is in no pool until what was said of it is forgotten, so that
 	// the next server at its address is ready.
 	lonelyFor = 10 * time.Minute
+
+	// defaultSpan is over which the sockets of a closed upstream are closed: browsers reconnect at
+	// once, and every one of them lets another server run the app.
+	defaultSpan = 30 * time.Second
 )
 
 // marked is an upstream that an operator has said something of.
 type marked struct {
 	*mark
 	u      *upstream     // held while it drains; nil where it is another machine's
+	until  time.Duration // when it is closed, on the table's clock; 0 if never
 	lonely time.Duration // since when it is in no pool, on the table's clock; 0 if it is in one
 }
 
+// word is what an operator says of an upstream. What is left out stays as it was.
+type word struct {
+	state  string
+	by     string
+	reason string
+	grace  *time.Duration // after which the upstream is closed; 0 for never
+	span   *time.Duration // over which its sockets are closed then
+}
+
+// follows returns the mark by which w holds after another one, which may be nil. It is that one if
+// nothing changes. Of its grace period so much is left.
+func (w word) follows(before *mark, shared, host string, left time.Duration) *mark {
+	m := &mark{ID: randomName(), Upstream: shared, State: w.state, Since: time.Now(), By: w.by, Reason: w.reason, Written: time.Now(), Host: host}
+	if before != nil && before.drains() == m.drains() {
+		if (w.reason == "" || w.reason == before.Reason) && w.grace == nil && w.span == nil {
+			return before
+		}
+		m.State, m.Since, m.Reason, m.Left, m.Span = before.State, before.Since, cmp.Or(w.reason, before.Reason), left, before.Span
+	}
+	if w.grace != nil {
+		m.State, m.Left = w.state, *w.grace
+	}
+	if w.span != nil {
+		m.Span = *w.span
+	}
+	return m
+}
+
 // say writes what an operator says of an upstream, and makes it hold here. Nothing changes if the
-// storage has that already, or fails. What the operator does not say again stays: an empty reason
-// is that of the mark before.
-func (n *node) say(ctx context.Context, shared, state, by, reason string) (*mark, error) {
+// storage has that already, or fails.
+func (n *node) say(ctx context.Context, shared string, w word) error {
 	st, err := n.storage()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var m *mark
 	err = within(ctx, func(ctx context.Context) error {
 		before, err := loadRecord[mark](ctx, st, markKey(shared))
-		if err != nil {
+		if err != nil && !errors.Is(err, errBroken) {
 			return err
 		}
-		if before != nil && before.State == state && (reason == "" || reason == before.Reason) {
-			m = before
+		if m = w.follows(before, shared, n.host, n.left(shared)); m == before {
 			return nil
-		}
-		m = newMark(shared, state, by, reason)
-		if before != nil && before.State == state {
-			m.Since = before.Since
 		}
 		return storeRecord(ctx, st, markKey(shared), m)
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.said++
 	n.set(m)
 	n.tell()
-	return m, nil
+	return nil
+}
+
+// left returns how much is left of the grace period of an upstream, or 0 if it has none.
+func (n *node) left(shared string) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	md := n.marked[shared]
+	if md == nil || md.until == 0 {
+		return 0
+	}
+	return max(md.until-n.t.now(), 1)
+}
+
+// closeDue closes the upstreams whose grace period is over, and returns what the storage does not
+// have of that yet; has is what it has. n.mu is locked.
+func (n *node) closeDue(has map[string]*mark, now time.Duration) (unsaid []*mark) {
+	for shared, md := range n.marked {
+		if md.until != 0 && now >= md.until {
+			n.set(md.closed())
+		}
+		if before := has[markKey(shared)]; md.closes() && before != nil && before.closed().ID == md.ID {
+			unsaid = append(unsaid, md.mark)
+		}
+	}
+	return unsaid
 }
 
 // within lets f use the storage for as long as an operator waits. Not every storage heeds a context.
@@ -122,7 +210,9 @@ func within(ctx context.Context, f func(context.Context) error) error {
 // upstream is in no pool: then another node has deleted them. n.mu is locked.
 func (n *node) take(marks map[string]*mark, all bool) {
 	for key, m := range marks {
-		if markKey(m.Upstream) == key {
+		md := n.marked[m.Upstream]
+		overtaken := md != nil && md.mark != nil && md.closes() && md.ID == m.closed().ID
+		if markKey(m.Upstream) == key && !overtaken {
 			n.set(m)
 		}
 	}
@@ -143,8 +233,14 @@ func (n *node) set(m *mark) {
 	if md.mark != nil && md.ID == m.ID {
 		return
 	}
-	before := md.drains()
-	md.mark = m
+	before := md.mark
+	md.mark, md.until = m, 0
+	if m.drains() && m.Left != 0 {
+		md.until = n.t.now() + m.Left
+		if m.Host == n.host {
+			md.until -= min(max(time.Since(m.Written), 0), m.Left)
+		}
+	}
 	name := n.here(m.Upstream)
 	switch {
 	case name == "":
@@ -158,8 +254,21 @@ func (n *node) set(m *mark) {
 	case md.u != nil:
 		n.let(md)
 	}
-	if before != m.drains() {
+	if m.closes() && !before.closes() {
+		n.evict(md)
+	}
+	if before.drains() != m.drains() || before.closes() != m.closes() {
 		n.logger.Info("upstream is marked "+m.State, zap.String("upstream", name), zap.String("by", m.By), zap.String("reason", m.Reason))
+	}
+}
+
+// evict closes the sockets of a closed upstream. n.mu is locked.
+func (n *node) evict(md *marked) {
+	n.t.abandon(md.u)
+	span := cmp.Or(md.Span, defaultSpan)
+	if sockets := md.u.draining.sockets.closeAll(span); sockets > 0 {
+		n.logger.Warn("grace period is over; closing the remaining websockets",
+			zap.String("upstream", md.u.name), zap.Int("websockets", sockets), zap.Duration("over", span))
 	}
 }
 

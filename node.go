@@ -198,6 +198,7 @@ func (n *node) exchange(ctx context.Context, sh *share) {
 	if err == nil {
 		n.round = now
 	}
+	unsaid := n.closeDue(marks, now)
 	n.judgeAll(now)
 	r := n.dueReport(now)
 	forgotten := n.forget(now)
@@ -205,6 +206,9 @@ func (n *node) exchange(ctx context.Context, sh *share) {
 
 	if r != nil {
 		err = errors.Join(err, storeRecord(ctx, sh.st, nodeKey(n.name), r))
+	}
+	for _, m := range unsaid {
+		err = errors.Join(err, storeRecord(ctx, sh.st, markKey(m.Upstream), m))
 	}
 	for _, key := range forgotten {
 		err = errors.Join(err, sh.st.Delete(ctx, key))

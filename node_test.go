@@ -37,11 +37,13 @@ type door struct {
 
 func newVault() *vault { return &vault{values: map[string][]byte{}} }
 
-func (v *vault) holds(key string) bool {
+func (v *vault) value(key string) []byte {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.values[key] != nil
+	return v.values[key]
 }
+
+func (v *vault) holds(key string) bool { return v.value(key) != nil }
 
 func (v *vault) door() *door { return &door{vault: v} }
 
@@ -168,11 +170,17 @@ func (c *caddyNode) knowsMarks() bool {
 	return len(c.marked) > 0
 }
 
-func (c *caddyNode) drain(addr string) {
+// tell says something of an upstream to the node.
+func (c *caddyNode) tell(addr string, w word) {
 	c.t.Helper()
-	if _, err := c.say(c.t.Context(), upstreamName(addr), stateDraining, "test", ""); err != nil {
+	if err := c.say(c.t.Context(), upstreamName(addr), w); err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+func (c *caddyNode) drain(addr string) {
+	c.t.Helper()
+	c.tell(addr, word{state: stateDraining})
 }
 
 // status returns the verdict on an upstream, and what it waits for.
@@ -230,6 +238,8 @@ func (c *caddyNode) socket(token string) (addr string, hangUp func()) {
 	rn.connected(rn.attempt)
 	rn.answered(rn.attempt)
 	r.repl.Set(placeholderStatus, http.StatusSwitchingProtocols)
+	// As the reverse proxy does, it ends when the context ends that Select has put on the request.
+	context.AfterFunc(r.Context(), r.end)
 	return addr, func() {
 		r.end()
 		synctest.Wait()
@@ -266,9 +276,7 @@ func TestMarkHoldsOnEveryNode(t *testing.T) {
 				t.Fatal("a new session went to the draining upstream through a node that has just started")
 			}
 		}
-		if _, err := b.say(t.Context(), u0, stateReady, "test", ""); err != nil {
-			t.Fatal(err)
-		}
+		b.tell(u0, word{state: stateReady})
 		pass(5 * time.Second)
 		for _, n := range []*caddyNode{a, b, c} {
 			n.visitAt(u0)
@@ -530,7 +538,7 @@ func TestClocksApart(t *testing.T) {
 			v := newVault()
 			a, b := startNode(t, v), startNode(t, v)
 			pass(time.Minute)
-			m := newMark(u0, stateDraining, "test", "")
+			m := word{state: stateDraining}.follows(nil, u0, "elsewhere", 0)
 			m.Since = m.Since.Add(apart)
 			if err := storeRecord(t.Context(), b.door, markKey(u0), m); err != nil {
 				t.Fatal(err)
@@ -550,13 +558,13 @@ func TestStorageFailsAnOperator(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := startNode(t, newVault())
 		a.door.fail(errors.New("disk full"))
-		if _, err := a.say(t.Context(), u0, stateDraining, "test", ""); err == nil || !strings.Contains(err.Error(), "disk full") {
+		if err := a.say(t.Context(), u0, word{state: stateDraining}); err == nil || !strings.Contains(err.Error(), "disk full") {
 			t.Errorf("the operator hears %v", err)
 		}
 		a.visitAt(u0)
 		a.door.fail(nil)
 		release := a.door.hang()
-		if _, err := a.say(t.Context(), u0, stateDraining, "test", ""); err == nil || !strings.Contains(err.Error(), "has not answered") {
+		if err := a.say(t.Context(), u0, word{state: stateDraining}); err == nil || !strings.Contains(err.Error(), "has not answered") {
 			t.Errorf("the operator hears %v", err)
 		}
 		a.visitAt(u0)
@@ -627,5 +635,195 @@ func TestNodesWithDifferentKeys(t *testing.T) {
 				t.Errorf("logged %d times that the keys differ", got)
 			}
 		}
+	})
+}
+
+// When the grace period is over nothing goes to the upstream through any node, and what is open there is closed over the
+// span; each session moves to the same other upstream, through whichever node it comes.
+func TestGracePeriod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		nodes := []*caddyNode{startNode(t, v), startNode(t, v)}
+		pass(time.Minute)
+		const n = 40
+		var tokens []string
+		for i := range n {
+			token := nodes[i%2].visitAt(u0)
+			if home, _ := nodes[i%2].socket(token); home != u0 {
+				t.Fatal("a socket went to ", home)
+			}
+			tokens = append(tokens, token)
+		}
+		grace, span := 10*time.Minute, 20*time.Second
+		nodes[0].tell(u0, word{state: stateDraining, grace: &grace, span: &span})
+		open := func() (sum int64) {
+			for _, c := range nodes {
+				for _, st := range c.upstreams() {
+					if st.Address == u0 {
+						sum = st.Sessions.Connected
+						if st.Drain.Deadline == nil && st.State == stateDraining {
+							t.Error("the deadline is not told")
+						}
+					}
+				}
+			}
+			return sum
+		}
+		pass(grace - 5*time.Second)
+		if got := open(); got != n {
+			t.Fatalf("before the grace period is over %d of %d sockets are open", got, n)
+		}
+		other := nodes[0].visitAt("u1:80")
+		pass(5*time.Second + span/2)
+		if got := open(); got < n/4 || got > n*3/4 {
+			t.Errorf("in the middle of the span %d of %d sockets are open", got, n)
+		}
+		for _, token := range tokens {
+			a, hangUpA := nodes[0].socket(token)
+			b, hangUpB := nodes[1].socket(token)
+			if a == u0 || a != b {
+				t.Errorf("a session goes to %s through one node, to %s through the other", a, b)
+			}
+			hangUpA()
+			hangUpB()
+		}
+		pass(span/2 + 5*time.Second)
+		if got := open(); got != 0 {
+			t.Errorf("5 s after the span %d sockets are open", got)
+		}
+		pass(5 * time.Second)
+		for i, c := range nodes {
+			c.wantDrained(u0, true, fmt.Sprint("after the span, node ", i))
+			if got := c.logs.FilterMessageSnippet("grace period is over").Len(); got != 1 {
+				t.Errorf("node %d logged %d times that it closes websockets", i, got)
+			}
+		}
+		if home, _ := nodes[1].socket(other); home != "u1:80" {
+			t.Errorf("a session of another upstream went to %s", home)
+		}
+		for range 20 {
+			if addr, _ := newRequest(nodes[0].s, "/static/js/bokeh.js").choose(nodes[0].pool); addr == u0 {
+				t.Fatal("a file was asked of the closed upstream")
+			}
+		}
+		// It stays closed over a restart, and is ready when that is taken back.
+		c := startNode(t, v)
+		if home, _ := c.socket(tokens[0]); home == u0 {
+			t.Error("after a restart a socket went to the closed upstream")
+		}
+		c.tell(u0, word{state: stateReady})
+		pass(5 * time.Second)
+		nodes[1].visitAt(u0)
+	})
+}
+
+// Nobody is cut without a grace period, nor when it is taken back, put off, or removed.
+func TestGracePeriodTakenBack(t *testing.T) {
+	hour, long, none := time.Hour, 10*time.Hour, time.Duration(0)
+	for what, w := range map[string]word{
+		"taken back": {state: stateReady},
+		"put off":    {state: stateDraining, grace: &long},
+		"removed":    {state: stateDraining, grace: &none},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			v := newVault()
+			a, b := startNode(t, v), startNode(t, v)
+			pass(time.Minute)
+			token := b.visitAt(u0)
+			_, _ = b.socket(token)
+			a.tell(u0, word{state: stateDraining, grace: &hour})
+			pass(50 * time.Minute)
+			b.tell(u0, w)
+			pass(time.Hour)
+			if n := b.s.members.get(u0).counts[connected].Load(); n != 1 {
+				t.Errorf("%s: %d sockets are open", what, n)
+			}
+		})
+	}
+}
+
+// What is said once more does not begin the grace period anew, also where only the reason is new.
+func TestGracePeriodSaidOnceMore(t *testing.T) {
+	hour := time.Hour
+	for what, w := range map[string]word{
+		"the same":     {state: stateDraining},
+		"a new reason": {state: stateDraining, reason: "another"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			v := newVault()
+			a, b := startNode(t, v), startNode(t, v)
+			pass(time.Minute)
+			_, _ = b.socket(b.visitAt(u0))
+			a.tell(u0, word{state: stateDraining, grace: &hour})
+			pass(50 * time.Minute)
+			b.tell(u0, w)
+			pass(5 * time.Minute)
+			if n := b.s.members.get(u0).counts[connected].Load(); n != 1 {
+				t.Errorf("%s: before the hour is over %d sockets are open", what, n)
+			}
+			pass(6 * time.Minute)
+			a.wantDrained(u0, true, what)
+		})
+	}
+}
+
+// A node that cannot reach the storage closes the upstream by itself, and so does one that was started since, on the same
+// machine.
+func TestGracePeriodWithoutTheStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		token := a.visitAt(u0)
+		hour := time.Hour
+		a.tell(u0, word{state: stateDraining, grace: &hour})
+		pass(30 * time.Minute)
+		a.kill()
+		b := startNodeOn(t, a.host, v.door(), a.pool)
+		_, _ = b.socket(token)
+		b.door.fail(errors.New("disk full"))
+		pass(29 * time.Minute)
+		if n := b.s.members.get(u0).counts[connected].Load(); n != 1 {
+			t.Errorf("before the hour is over %d sockets are open", n)
+		}
+		pass(2 * time.Minute)
+		if n := b.s.members.get(u0).sessions.Load(); n != 0 {
+			t.Errorf("after it %d sessions are left", n)
+		}
+		b.door.fail(nil)
+		pass(5 * time.Second)
+		if !strings.Contains(string(v.value(markKey(u0))), stateClosed) {
+			t.Errorf("the storage does not have that it is closed: %s", v.value(markKey(u0)))
+		}
+	})
+}
+
+// A websocket that is being opened when the upstream is closed is closed later, not failed.
+func TestGracePeriodWhileASocketOpens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		token := a.visitAt(u0)
+		r := newSocket(a.s, token)
+		if addr, _ := r.choose(a.pool); addr != u0 {
+			t.Fatal("it went to ", addr)
+		}
+		moment, span := time.Nanosecond, time.Second
+		a.tell(u0, word{state: stateDraining, grace: &moment, span: &span})
+		pass(time.Minute)
+		if r.Context().Err() != nil {
+			t.Fatal("it was ended before it was open")
+		}
+		rn := r.run()
+		rn.connected(rn.attempt)
+		rn.answered(rn.attempt)
+		pass(tunnelRest - time.Millisecond)
+		if r.Context().Err() != nil {
+			t.Error("it was ended before the browser had the answer")
+		}
+		pass(2 * time.Millisecond)
+		if r.Context().Err() == nil {
+			t.Error("it was not ended")
+		}
+		r.end()
 	})
 }

@@ -38,6 +38,9 @@ func storeRecord(ctx context.Context, st recordStorage, key string, record any) 
 	return nil
 }
 
+// errBroken is a record that cannot be read.
+var errBroken = errors.New("the record is broken")
+
 // loadRecord returns the record at key, or nil if there is none.
 func loadRecord[T any](ctx context.Context, st recordStorage, key string) (*T, error) {
 	value, err := st.Load(ctx, key)
@@ -49,7 +52,7 @@ func loadRecord[T any](ctx context.Context, st recordStorage, key string) (*T, e
 	}
 	record := new(T)
 	if err := json.Unmarshal(value, record); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", key, err)
+		return nil, fmt.Errorf("reading %s: %w: %w", key, errBroken, err)
 	}
 	return record, nil
 }

@@ -91,9 +91,7 @@ func (n *node) accounts(now time.Duration) map[string]account {
 // account returns what there is to tell of u alone.
 func (u *upstream) account(now time.Duration) account {
 	a := account{Begun: u.begun.Load(), Sessions: u.sessionCounts(), Ended: u.ended.count(now), Draining: u.draining.on()}
-	if m := u.draining.mark.Load(); m != nil {
-		a.Mark = m.ID
-	}
+	a.Mark = u.draining.mark.Load().id()
 	return a
 }
 

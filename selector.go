@@ -66,7 +66,8 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 		run.try(r, v, i)
 		// Whoever drains an upstream marks it and then counts; we count and then look for the mark.
 		// So one of us sees the other.
-		if begins := d == decisionNew || d == decisionMoved; begins && v.members[i].draining.on() {
+		dr := &v.members[i].draining
+		if begins := d == decisionNew || d == decisionMoved; begins && dr.on() || dr.closed() {
 			run.failed()
 			continue
 		}
@@ -131,8 +132,9 @@ type run struct {
 	ctx        context.Context // of the request, with this run in it
 	path       string
 	terms      terms
-	header     http.Header // the map that Caddy copies from for each attempt where there are header operations
-	sent       http.Header // the map on the request after our last change
+	hangUp     context.CancelFunc // ends a websocket; nil for all else
+	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
+	sent       http.Header        // the map on the request after our last change
 	tried      []*member
 	turnedAway bool   // w has been told when to come back
 	shown      string // the session's id as far as it is known, for the hash that may be shown
@@ -155,6 +157,7 @@ type attempt struct {
 	dialErr   error // of the last dial that failed, while none has succeeded
 	firstByte bool
 	settled   bool
+	tunnel    *tunnel // of a websocket that was answered
 }
 
 // run returns the run that r is part of; the first Select for a request in a handler begins it.
@@ -179,6 +182,9 @@ func (s *Selection) run(r *http.Request) *run {
 	// The request's context ends when its handler returns, upgraded or not, and by panic too.
 	context.AfterFunc(r.Context(), rn.end)
 	rn.ctx = context.WithValue(r.Context(), runKey{s}, rn)
+	if rn.kind == socket {
+		rn.ctx, rn.hangUp = context.WithCancel(rn.ctx)
+	}
 	*r = *r.WithContext(rn.ctx)
 	return rn
 }
@@ -292,7 +298,7 @@ func (rn *run) elsewhere(v *view, home int) int {
 	}
 	// No other is any better, and one that has just refused a connection may be back. But a
 	// process that comes back has lost its sessions, so to one that takes no other this is a new one.
-	if home >= 0 && (!v.leaving(home) || !v.members[home].failing(v.now)) {
+	if home >= 0 && !v.members[home].draining.closed() && (!v.leaving(home) || !v.members[home].failing(v.now)) {
 		return home
 	}
 	return v.first(rn.id, may)
@@ -440,8 +446,12 @@ func (rn *run) answered(a *attempt) {
 		return
 	}
 	a.firstByte = true
-	if rn.kind == pageRequest {
+	switch rn.kind {
+	case pageRequest:
 		a.load.built()
+	case socket:
+		a.tunnel = a.m.draining.sockets.add(rn.hangUp)
+	case other: // weighs nothing
 	}
 }
 
@@ -506,6 +516,7 @@ func (rn *run) settle(a *attempt, status int) {
 			a.m.pageFailed()
 		}
 	case socket:
+		a.m.draining.sockets.remove(a.tunnel)
 		a.load.socketEnded(status == http.StatusSwitchingProtocols)
 	case other: // weighs nothing
 	}

@@ -259,6 +259,23 @@ func (t *table) move(k sessionKey, u *upstream) {
 	t.leave(k, u, func(*session) bool { return true })
 }
 
+// abandon ends the waiting of all sessions at u, to which nothing goes any more: what is open there
+// counts until it closes.
+func (t *table) abandon(u *upstream) {
+	for i := range t.shards {
+		sh := &t.shards[i]
+		sh.mu.Lock()
+		for _, s := range sh.sessions {
+			for ; s != nil; s = s.next {
+				if s.at == u {
+					t.quit(sh, s)
+				}
+			}
+		}
+		sh.mu.Unlock()
+	}
+}
+
 // leave ends the waiting of the session with key k at u, if it may, and says whether it did.
 func (t *table) leave(k sessionKey, u *upstream, may func(*session) bool) bool {
 	sh := t.shard(k)
@@ -266,16 +283,21 @@ func (t *table) leave(k sessionKey, u *upstream, may func(*session) bool) bool {
 	defer sh.mu.Unlock()
 	for s := sh.sessions[k]; s != nil; s = s.next {
 		if s.at == u && may(s) {
-			s.claimed, s.until = true, 0
-			if s.timer != nil {
-				s.timer.Stop()
-				s.timer = nil
-			}
-			t.settle(sh, s)
+			t.quit(sh, s)
 			return true
 		}
 	}
 	return false
+}
+
+// quit ends the waiting of s, now and when what is open of it closes. The shard is locked.
+func (t *table) quit(sh *shard, s *session) {
+	s.claimed, s.until = true, 0
+	if s.timer != nil {
+		s.timer.Stop()
+		s.timer = nil
+	}
+	t.settle(sh, s)
 }
 
 // socketEnded tells that a socket is closed, or failed to open.
@@ -291,6 +313,9 @@ func (l load) socketEnded(opened bool) {
 
 // keep lets s live for d from now though it has no socket. The shard is locked.
 func (t *table) keep(s *session, d time.Duration) {
+	if s.at.draining.closed() {
+		return
+	}
 	s.until = max(s.until, t.now()+d)
 	if s.timer == nil {
 		s.timer = time.AfterFunc(d, func() { t.update(s, t.expire) })

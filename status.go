@@ -25,7 +25,7 @@ const (
 type upstreamStatus struct {
 	Address string `json:"address"`
 
-	// State is ready, draining, drained, gone (in no pool, kept for its sessions), or unknown: the
+	// State is ready, draining, drained, closed (past its grace period), gone (in no pool, kept for its sessions), or unknown: the
 	// storage could not be read since Caddy started.
 	State string `json:"state"`
 
@@ -55,6 +55,8 @@ type drainStatus struct {
 	Since  *time.Time `json:"since,omitempty"` // of the mark, by the clock of the node that wrote it
 	By     string     `json:"by,omitempty"`
 	Reason string     `json:"reason,omitempty"`
+
+	Deadline *time.Time `json:"deadline,omitempty"` // when it is closed, by the same clock
 }
 
 // nodeShare is what one node has of an upstream.
@@ -163,15 +165,20 @@ func (st *upstreamStatus) add(share nodeShare) {
 
 // judge says in what state a draining upstream is.
 func (st *upstreamStatus) judge(u *upstream, v verdict) {
-	st.State = stateDraining
-	if v.drained && st.Total == 0 { // unless a session has come since the verdict
+	switch {
+	case v.drained && st.Total == 0: // unless a session has come since the verdict
 		st.State = stateDrained
+	case u.draining.closed():
+		st.State = stateClosed
+	default:
+		st.State = stateDraining
 	}
 	st.Drain = &drainStatus{Config: u.draining.configs.Load() > 0}
 	if m := u.draining.mark.Load(); m.drains() {
 		st.Drain.Marked, st.Drain.Since, st.Drain.By, st.Drain.Reason = true, &m.Since, m.By, m.Reason
+		st.Drain.Deadline = m.deadline()
 	}
-	if st.State == stateDraining {
+	if st.State != stateDrained {
 		st.WaitingFor = v.waits
 	}
 }

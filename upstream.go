@@ -408,11 +408,13 @@ func (v *view) isHealthy(i int) bool {
 // lost says whether the sessions of the upstream at i have to go elsewhere.
 func (v *view) lost(i int) bool {
 	m := v.members[i]
-	return m.failing(v.now) || !v.isHealthy(i) && v.now-time.Duration(m.downSince.Load()) > unhealthyGrace
+	return m.draining.closed() || m.failing(v.now) || !v.isHealthy(i) && v.now-time.Duration(m.downSince.Load()) > unhealthyGrace
 }
 
 // available says whether the upstream at i takes requests that are not bound to it.
-func (v *view) available(i int) bool { return v.isHealthy(i) && !full(v.pool[i]) }
+func (v *view) available(i int) bool {
+	return v.isHealthy(i) && !full(v.pool[i]) && !v.members[i].draining.closed()
+}
 
 // takesNew says whether the upstream at i takes new sessions.
 func (v *view) takesNew(i int) bool { return !v.members[i].draining.on() && v.available(i) }

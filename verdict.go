@@ -54,11 +54,7 @@ func (n *node) judgeAll(now time.Duration) {
 // judge passes the verdict on a draining upstream, given the one before. n.mu is locked.
 func (n *node) judge(u *upstream, v verdict, now time.Duration) verdict {
 	m := u.draining.mark.Load()
-	id := ""
-	if m.drains() {
-		id = m.ID
-	}
-	if v.mark != id {
+	if id := m.id(); v.mark != id {
 		v = verdict{mark: id}
 	}
 	begun := map[string]int64{n.name: u.begun.Load()}
@@ -66,7 +62,7 @@ func (n *node) judge(u *upstream, v verdict, now time.Duration) verdict {
 	peers := n.concerned(u)
 	for _, p := range peers {
 		begun[p.Node] = p.Upstreams[u.shared].Begun
-		v.waits = append(v.waits, n.waitsFor(p, p.Upstreams[u.shared], id, now)...)
+		v.waits = append(v.waits, n.waitsFor(p, p.Upstreams[u.shared], m, now)...)
 	}
 	if len(v.waits) > 0 {
 		// What was certain stays so while a node is late, or young.
@@ -118,7 +114,8 @@ func (n *node) waitsHere(u *upstream, now time.Duration) (waits []wait) {
 	if c := u.sessions.Load(); c > 0 {
 		say(true, "it has %s", inWords(c))
 	}
-	if left := n.start + n.settles() - now; left > 0 {
+	// Browsers that come back to a closed upstream are sent elsewhere.
+	if left := n.start + n.settles() - now; left > 0 && !u.draining.closed() {
 		say(true, "it has just started; browsers may come back for another %s", seconds(left))
 	}
 	if now-n.round > overdueAfter {
@@ -127,19 +124,23 @@ func (n *node) waitsHere(u *upstream, now time.Duration) (waits []wait) {
 	return waits
 }
 
-// waitsFor returns what is to be waited for from a peer, whose account of the upstream is given.
-func (n *node) waitsFor(p *peer, a account, mark string, now time.Duration) (waits []wait) {
+// waitsFor returns what is to be waited for from a peer, given its account of the upstream and the
+// mark of that, which is nil where a config drains it.
+func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits []wait) {
 	say := func(certain bool, format string, args ...any) {
 		waits = append(waits, wait{p.Node, p.Host, fmt.Sprintf(format, args...), certain})
+	}
+	if p.gone != 0 && m.closes() {
+		return nil
 	}
 	if p.gone != 0 {
 		say(false, "it is gone; browsers may come back for another %s", seconds(n.settling(p, now)))
 		return waits
 	}
 	switch {
-	case mark != "" && a.Mark != mark:
+	case m != nil && a.Mark != m.ID:
 		say(true, "it has not read the mark")
-	case mark == "" && a.InPool && !a.Draining:
+	case m == nil && a.InPool && !a.Draining:
 		say(true, "its config does not drain the upstream")
 	}
 	if c := a.Sessions.all(); c > 0 {
@@ -148,7 +149,7 @@ func (n *node) waitsFor(p *peer, a account, mark string, now time.Duration) (wai
 	if p.overdue(now) {
 		say(false, "it has not reported for %s; if it is dead, say so, else mend its storage", seconds(now-p.changed))
 	}
-	if !p.Settled {
+	if !p.Settled && !m.closes() {
 		say(false, "it has just started; browsers may come back to it")
 	}
 	return waits
