@@ -153,6 +153,49 @@ func (f *fleet) wantEmpty(name string) {
 	}
 }
 
+// What people see when the grace period of their server is over. Where BokehJS reconnects and the token is not too old they
+// get a fresh document on another server; else a page that stands still until it is loaded again.
+func TestGracePeriod(t *testing.T) {
+	for name, c := range map[string]struct {
+		env   []string
+		serve []string
+		age   time.Duration // of the page
+		fresh bool
+	}{
+		"reconnect on":                {fresh: true},
+		"reconnect off":               {env: []string{"RECONNECT=off"}},
+		"reconnect on, token expired": {serve: []string{"--session-token-expiration", "3"}, age: 4 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t, quick(plan{keepAlive: true, serve: c.serve, serveEnv: c.env}))
+			tabs := f.atWork(3)
+			time.Sleep(c.age)
+			place := tabs[0].place()
+			f.bokeh("drain", f.server(place).Addr(), "--grace-period", "1ms", "--wait").wait()
+			if c.fresh {
+				tabs[0].reconnected()
+				tabs[0].click(1)
+				if at := tabs[0].place(); at == place {
+					t.Errorf("the document is still on server %s", at)
+				}
+			} else {
+				tabs[0].eval(`clickable().click()`, nil)
+				time.Sleep(2 * time.Second)
+				if !tabs[0].holds(`model("count").text == "2"`) {
+					t.Error("the page does not stand still")
+				}
+				f.visitIn(tabs[0]).click(1)
+			}
+			for _, b := range tabs[1:] {
+				b.click(3)
+				if !b.kept() {
+					t.Error("a session of another server was closed")
+				}
+			}
+		})
+	}
+}
+
 // Two Caddys on one storage: what one is told holds on the other, and drained is what both call so.
 func TestDrainOnTwoNodes(t *testing.T) {
 	p := quick(plan{keepAlive: true, origins: []string{"*"}})
