@@ -29,6 +29,7 @@ func init() {
 //	GET    /bokeh/upstreams/<address>[?wait=<duration>]
 //	PUT    /bokeh/draining/<address>[?force=true]
 //	DELETE /bokeh/draining/<address>
+//	GET    /bokeh/node[?wait=<duration>]
 //	GET    /bokeh/nodes
 //	DELETE /bokeh/nodes/<node>
 //
@@ -39,6 +40,7 @@ type adminAPI struct{}
 const (
 	upstreamsPath = "/bokeh/upstreams"
 	drainingPath  = "/bokeh/draining"
+	nodePath      = "/bokeh/node"
 	nodesPath     = "/bokeh/nodes"
 )
 
@@ -65,6 +67,7 @@ func (a adminAPI) Routes() []caddy.AdminRoute {
 		{Pattern: upstreamsPath, Handler: caddy.AdminHandlerFunc(a.serveUpstreams)},
 		{Pattern: upstreamsPath + "/", Handler: caddy.AdminHandlerFunc(a.serveUpstream)},
 		{Pattern: drainingPath + "/", Handler: caddy.AdminHandlerFunc(a.serveDraining)},
+		{Pattern: nodePath, Handler: caddy.AdminHandlerFunc(a.serveThisNode)},
 		{Pattern: nodesPath, Handler: caddy.AdminHandlerFunc(a.serveNodes)},
 		{Pattern: nodesPath + "/", Handler: caddy.AdminHandlerFunc(a.serveNode)},
 	}
@@ -88,50 +91,85 @@ func (adminAPI) serveUpstream(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	n := thisNode()
-	if !r.URL.Query().Has("wait") {
-		st, err := n.upstream(address)
-		if err != nil {
-			return err
-		}
-		return respond(w, http.StatusOK, st)
-	}
-	patience, err := caddy.ParseDuration(r.URL.Query().Get("wait"))
-	if err != nil || patience <= 0 {
-		return apiError(http.StatusBadRequest, "malformed wait %q: it is a duration, like 30s", r.URL.Query().Get("wait"))
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), patience)
-	defer cancel()
-	st, err := n.awaitDrained(ctx, address)
-	switch {
-	case err != nil:
+	patience, err := patienceOf(r)
+	if err != nil {
 		return err
-	case st.State != stateDrained:
-		return respond(w, http.StatusGatewayTimeout, st)
 	}
-	return respond(w, http.StatusOK, st)
+	var st *upstreamStatus
+	drained, err := n.await(r.Context(), patience, func() (bool, error) {
+		if st, err = n.upstream(address); err != nil || patience == 0 {
+			return true, err
+		}
+		if st.Drain == nil && st.State != stateUnknown {
+			return false, apiError(http.StatusConflict, "%s is not draining; it would never be drained (PUT %s/%s)",
+				st.Address, drainingPath, url.PathEscape(st.Address))
+		}
+		return st.State == stateDrained, nil
+	})
+	if err != nil {
+		return err
+	}
+	return respond(w, inTime(drained), st)
 }
 
-// awaitDrained returns the status of an upstream when it is drained, or when the time is up.
-func (n *node) awaitDrained(ctx context.Context, address string) (*upstreamStatus, error) {
+// serveThisNode tells of this process, at once or when it holds no websocket and builds no page.
+func (adminAPI) serveThisNode(w http.ResponseWriter, r *http.Request) error {
+	if err := allow(r, []string{"wait"}, http.MethodGet); err != nil {
+		return err
+	}
+	patience, err := patienceOf(r)
+	if err != nil {
+		return err
+	}
+	n := thisNode()
+	var st nodeStatus
+	empty, err := n.await(r.Context(), patience, func() (bool, error) {
+		st = n.status()
+		return patience == 0 || st.Sessions.Connected+st.Sessions.Building == 0, nil
+	})
+	if err != nil {
+		return err
+	}
+	return respond(w, inTime(empty), st)
+}
+
+// patienceOf returns how long a request wants to wait, or 0 if it does not.
+func patienceOf(r *http.Request) (time.Duration, error) {
+	if !r.URL.Query().Has("wait") {
+		return 0, nil
+	}
+	value := r.URL.Query().Get("wait")
+	patience, err := caddy.ParseDuration(value)
+	if err != nil || patience <= 0 {
+		return 0, apiError(http.StatusBadRequest, "malformed wait %q: it is a duration, like 30s", value)
+	}
+	return patience, nil
+}
+
+// inTime is the status of an answer that was waited for.
+func inTime(so bool) int {
+	if so {
+		return http.StatusOK
+	}
+	return http.StatusGatewayTimeout
+}
+
+// await waits until something is so, and says whether it is. It gives up when the time is over, when
+// the client goes, and with an error when Caddy loads a config or ends.
+func (n *node) await(ctx context.Context, patience time.Duration, so func() (bool, error)) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	for {
 		news, interrupted := n.listen()
-		st, err := n.upstream(address)
-		switch {
-		case err != nil:
-			return nil, err
-		case st.Drain == nil && st.State != stateUnknown:
-			return nil, apiError(http.StatusConflict, "%s is not draining; it would never be drained (PUT %s/%s)", st.Address, drainingPath, url.PathEscape(st.Address))
-		case st.State == stateDrained:
-			return st, nil
-		case caddy.Exiting():
-			return nil, errInterrupted
+		if yes, err := so(); yes || err != nil {
+			return yes, err
 		}
 		select {
 		case <-news:
 		case <-interrupted:
-			return nil, errInterrupted
+			return false, errInterrupted
 		case <-ctx.Done():
-			return st, nil
+			return false, nil
 		}
 	}
 }
@@ -321,6 +359,9 @@ func (n *node) listen() (news, interrupted <-chan struct{}) {
 func (n *node) interrupt() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.ending {
+		return
+	}
 	close(n.interrupted)
 	n.interrupted = make(chan struct{})
 }

@@ -65,6 +65,7 @@ type node struct {
 	news     chan struct{}         // closed when something may have changed
 
 	interrupted chan struct{} // closed when nobody should wait here any longer
+	ending      bool          // the process ends, and interrupted stays closed
 }
 
 // share is a storage, and the policies of the configs that use it.
@@ -284,8 +285,11 @@ func (n *node) exit() {
 		last = n.shares[len(n.shares)-1]
 		last.halt()
 	}
+	if !n.ending {
+		n.ending = true
+		close(n.interrupted)
+	}
 	n.mu.Unlock()
-	n.interrupt()
 	if last != nil {
 		n.leave(last)
 	}

@@ -72,12 +72,13 @@ type nodeShare struct {
 
 // nodeStatus is what is told of a node.
 type nodeStatus struct {
-	Node    string  `json:"node"`
-	Host    string  `json:"host"`
-	Self    bool    `json:"self"`                    // whether it is the one that tells
-	State   string  `json:"state"`                   // up, settling, overdue or gone
-	Heard   float64 `json:"last_heard_seconds"`      // how long ago its report changed last
-	Storage string  `json:"storage_error,omitempty"` // why this node cannot use the storage
+	Node     string  `json:"node"`
+	Host     string  `json:"host"`
+	Self     bool    `json:"self"`               // whether it is the one that tells
+	State    string  `json:"state"`              // up, settling, overdue or gone
+	Heard    float64 `json:"last_heard_seconds"` // how long ago its report changed last
+	Sessions counts  `json:"sessions"`
+	Storage  string  `json:"storage_error,omitempty"` // why this node cannot use the storage
 }
 
 // upstreams returns what there is to tell of every known upstream, in the order of their addresses.
@@ -188,18 +189,14 @@ func (n *node) nodes() []nodeStatus {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now := n.t.now()
-	self := nodeStatus{Node: n.name, Host: n.host, Self: true, State: nodeUp, Heard: (now - n.round).Seconds()}
-	if now-n.start < n.settles() {
-		self.State = nodeSettling
-	}
-	if n.failure != nil {
-		self.Storage = n.failure.Error()
-	}
 	all := make([]nodeStatus, 0, 1+len(n.peers))
-	all = append(all, self)
+	all = append(all, n.self(now))
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
 		p := n.peers[key]
 		st := nodeStatus{Node: p.Node, Host: p.Host, State: nodeUp, Heard: (now - p.changed).Seconds()}
+		for _, a := range p.Upstreams {
+			st.Sessions = st.Sessions.plus(a.Sessions)
+		}
 		switch {
 		case p.gone != 0:
 			st.State = nodeGone
@@ -211,6 +208,26 @@ func (n *node) nodes() []nodeStatus {
 		all = append(all, st)
 	}
 	return all
+}
+
+// status returns what there is to tell of this node.
+func (n *node) status() nodeStatus {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.self(n.t.now())
+}
+
+// self returns what there is to tell of this node. n.mu is locked.
+func (n *node) self(now time.Duration) nodeStatus {
+	st := nodeStatus{Node: n.name, Host: n.host, Self: true, State: nodeUp, Heard: (now - n.round).Seconds()}
+	if now-n.start < n.settles() {
+		st.State = nodeSettling
+	}
+	if n.failure != nil {
+		st.Storage = n.failure.Error()
+	}
+	n.t.each(func(u *upstream) { st.Sessions = st.Sessions.plus(u.sessionCounts()) })
+	return st
 }
 
 // isLastReady says whether u takes new sessions, and is the only one that does in a pool of this
