@@ -17,6 +17,7 @@ const maxEnded = 1 << 16
 // draining says whether an upstream is draining, and what must be remembered for as long.
 type draining struct {
 	configs atomic.Int64         // policies whose config drains the upstream
+	begun   atomic.Int64         // when the first of them did, as Unix time in milliseconds
 	mark    atomic.Pointer[mark] // by which an operator drains it, or nil
 	empty   atomic.Bool          // it is certain that no session is left, on any node
 	shared  atomic.Bool          // other nodes may have sessions there
@@ -31,12 +32,25 @@ type draining struct {
 // on says whether the upstream is draining.
 func (d *draining) on() bool { return d.configs.Load() > 0 || d.mark.Load().drains() }
 
+// since returns when the upstream began to drain, or the zero time if it does not.
+func (d *draining) since() time.Time {
+	if m := d.mark.Load(); m.drains() {
+		return m.Since
+	}
+	if at := d.begun.Load(); at != 0 && d.configs.Load() > 0 {
+		return time.UnixMilli(at)
+	}
+	return time.Time{}
+}
+
 // closed says whether nothing may go to the upstream.
 func (d *draining) closed() bool { return d.mark.Load().closes() }
 
 // add counts a config that drains the upstream, or one less.
 func (d *draining) add(n int64) {
-	d.configs.Add(n)
+	if d.configs.Add(n) == 1 && n > 0 {
+		d.begun.Store(time.Now().UnixMilli())
+	}
 	d.changed()
 }
 

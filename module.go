@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
@@ -111,6 +112,7 @@ type Selection struct {
 	lifetime time.Duration // of a session without a socket
 	givesIDs bool          // whether a stamp may be a session's id
 	ring     *atomic.Pointer[keyring]
+	raise    func(event string, data map[string]any) // nil in tests
 	healthy  func(*reverseproxy.Upstream) bool
 
 	static    reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
@@ -158,6 +160,14 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		case *caddyhttp.App:
 			s.warnOfHeaderLimit(parent)
 		}
+	}
+	events, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("getting the events app: %w", err)
+	}
+	s.raise = func(name string, data map[string]any) { events.(*caddyevents.App).Emit(ctx, name, data) }
+	if err := (metrics{thisNode()}).register(ctx.GetMetricsRegistry()); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
 	}
 	s.join(thisNode(), ctx.Storage())
 	return nil
@@ -220,6 +230,13 @@ func (s *Selection) stampKeys() *keyring { return s.ring.Load() }
 
 // settles returns how long a session lives without a socket.
 func (s *Selection) settles() time.Duration { return s.lifetime }
+
+// emit raises an event.
+func (s *Selection) emit(event string, data map[string]any) {
+	if s.raise != nil {
+		s.raise(event, data)
+	}
+}
 
 // placeholder finds one in the JSON of a module's config.
 var placeholder = regexp.MustCompile(`\{[^"{}\s]+\}`)

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -40,6 +41,9 @@ type pool interface {
 
 	// settles returns how long a session lives without a socket.
 	settles() time.Duration
+
+	// emit raises an event. What subscribes to it runs meanwhile.
+	emit(name string, data map[string]any)
 }
 
 // node is this process among all Caddys that share a storage.
@@ -51,6 +55,10 @@ type node struct {
 	start   time.Duration // when it began, on the table's clock
 	running func() bool   // whether a config runs: one that is only validated leaves no trace
 	logger  *zap.Logger
+
+	storageErrors counters // by operation
+	events        chan event
+	lost          atomic.Int64 // events, since one was last taken
 
 	mu       sync.Mutex            // guards all below
 	shares   []*share              // the storages of the configs that are loaded, the newest last
@@ -70,7 +78,8 @@ type node struct {
 
 // share is a storage, and the policies of the configs that use it.
 type share struct {
-	st    recordStorage
+	raw   recordStorage
+	st    recordStorage // the same, its errors counted
 	pools map[pool]bool
 	read  chan struct{} // closed when it was read once, or has not answered for too long
 	first sync.Once     // closes read
@@ -82,6 +91,7 @@ func newNode(t *table, running func() bool, logger *zap.Logger) *node {
 	return &node{
 		name: randomName(), host: host, process: thisProcess(),
 		t: t, start: t.now(), running: running, logger: logger,
+		storageErrors: newCounters(operations...), events: make(chan event, maxEvents),
 		marked:   make(map[string]*marked),
 		peers:    make(map[string]*peer),
 		verdicts: make(map[*upstream]verdict),
@@ -97,10 +107,10 @@ func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var sh *share
-	if i := slices.IndexFunc(n.shares, func(sh *share) bool { return same(sh.st, st) }); i >= 0 {
+	if i := slices.IndexFunc(n.shares, func(sh *share) bool { return same(sh.raw, st) }); i >= 0 {
 		sh = n.shares[i]
 	} else {
-		sh = &share{st: st, pools: make(map[pool]bool), read: make(chan struct{})}
+		sh = &share{raw: st, st: countingStorage{st, n.storageErrors}, pools: make(map[pool]bool), read: make(chan struct{})}
 		n.shares = append(n.shares, sh)
 		time.AfterFunc(storageWait, func() {
 			sh.first.Do(func() {
@@ -146,6 +156,7 @@ func (n *node) follow() {
 			ctx, cancel := context.WithCancel(context.Background())
 			sh.stop = cancel
 			go n.keepUp(ctx, sh)
+			go n.raise(ctx)
 		}
 	}
 }

@@ -27,6 +27,49 @@ type recordStorage interface {
 	List(ctx context.Context, prefix string, recursive bool) ([]string, error)
 }
 
+// operations are what can fail of a storage.
+var operations = []string{"load", "list", "store", "delete"}
+
+// countingStorage counts the failures of a storage, by operation.
+type countingStorage struct {
+	recordStorage
+	errors counters
+}
+
+func (c countingStorage) count(operation string, err error) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, context.Canceled) {
+		c.errors.add(operation)
+	}
+}
+
+// Store implements recordStorage.
+func (c countingStorage) Store(ctx context.Context, key string, value []byte) error {
+	err := c.recordStorage.Store(ctx, key, value)
+	c.count("store", err)
+	return err
+}
+
+// Load implements recordStorage.
+func (c countingStorage) Load(ctx context.Context, key string) ([]byte, error) {
+	value, err := c.recordStorage.Load(ctx, key)
+	c.count("load", err)
+	return value, err
+}
+
+// Delete implements recordStorage.
+func (c countingStorage) Delete(ctx context.Context, key string) error {
+	err := c.recordStorage.Delete(ctx, key)
+	c.count("delete", err)
+	return err
+}
+
+// List implements recordStorage.
+func (c countingStorage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
+	keys, err := c.recordStorage.List(ctx, prefix, recursive)
+	c.count("list", err)
+	return keys, err
+}
+
 func storeRecord(ctx context.Context, st recordStorage, key string, record any) error {
 	value, err := json.Marshal(record)
 	if err != nil {

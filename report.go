@@ -134,3 +134,15 @@ func (n *node) compareKeys(p *peer, verifiable map[string][]string) {
 	}
 	p.strayKey = stray != ""
 }
+
+// keysAgree says whether this node can verify the stamps of all others.
+func (n *node) keysAgree() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range n.peers {
+		if p.strayKey && p.gone == 0 {
+			return false
+		}
+	}
+	return true
+}

@@ -31,6 +31,27 @@ const (
 	decisionShared decision = "shared" // any upstream answers this
 )
 
+// decisions are all that there are.
+var decisions = []string{string(decisionBound), string(decisionNew), string(decisionMoved), string(decisionShared)}
+
+// Why a session leaves its upstream.
+const (
+	movedUnreachable = "unreachable" // it refused a connection
+	movedUnhealthy   = "unhealthy"   // health checks have called it down for a minute
+	movedClosed      = "closed"      // its grace period is over
+)
+
+var moveReasons = []string{movedUnreachable, movedUnhealthy, movedClosed}
+
+// Why there is no upstream for a request.
+const (
+	nobodyDraining    = "draining"    // all healthy ones are draining
+	nobodyUnavailable = "unavailable" // all are unhealthy or full
+	nobodyThere       = "none"        // there is none
+)
+
+var nobodyReasons = []string{nobodyDraining, nobodyUnavailable, nobodyThere}
+
 // Placeholders that Select sets.
 const (
 	placeholderDecision = "http.reverse_proxy.bokeh.decision"
@@ -59,8 +80,10 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 	v := s.view(s.lastKnown(pool), run)
 	for {
 		i, d := run.choose(v)
-		run.sayWhenToComeBack(w, i < 0 && s.allDrain(v))
+		allDrain := i < 0 && s.allDrain(v)
+		run.sayWhenToComeBack(w, allDrain)
 		if i < 0 {
+			run.foundNobody(v, allDrain)
 			return nil
 		}
 		run.try(r, v, i)
@@ -73,6 +96,21 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 		}
 		run.tell(v.members[i], d)
 		return v.pool[i]
+	}
+}
+
+// foundNobody takes note that there is no upstream at present, and why. It counts if no later attempt
+// finds one.
+func (rn *run) foundNobody(v *view, allDrain bool) {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	switch {
+	case allDrain:
+		rn.nobody = nobodyDraining
+	case v.present > 0:
+		rn.nobody = nobodyUnavailable
+	default:
+		rn.nobody = nobodyThere
 	}
 }
 
@@ -136,11 +174,13 @@ type run struct {
 	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header        // the map on the request after our last change
 	tried      []*member
+	left       bool   // it was counted that the session has moved
 	turnedAway bool   // w has been told when to come back
 	shown      string // the session's id as far as it is known, for the hash that may be shown
 
 	mu      sync.Mutex // guards all below
 	attempt *attempt   // the last one, nil before the first
+	nobody  string     // why there was no upstream when last looked for one, or nothing
 	over    bool
 }
 
@@ -216,7 +256,7 @@ func (rn *run) choose(v *view) (int, decision) {
 	case i == home:
 		return home, decisionBound
 	case home >= 0 || rn.stamp != "":
-		rn.leave(v, home)
+		rn.leave(v, home, i)
 		return i, decisionMoved
 	case rn.kind == pageRequest:
 		return i, decisionNew
@@ -273,12 +313,21 @@ func (rn *run) named(v *view) int {
 	return i
 }
 
-// leave ends what is counted of a session at the upstream that it leaves.
-func (rn *run) leave(v *view, home int) {
+// leave ends what is counted of a session at the upstream that it leaves for another one, if there
+// is one.
+func (rn *run) leave(v *view, home, to int) {
 	if home < 0 {
 		return
 	}
 	t, u := rn.s.table, v.members[home].upstream
+	if to >= 0 && !rn.left {
+		rn.left = true
+		reason := v.whyLost(home)
+		u.moved.add(reason)
+		rn.s.node.happened(eventMoved, map[string]any{
+			"from": u.name, "to": v.members[to].name, "reason": reason, "session": sessionHash{*rn.ring, rn.id}.String(),
+		})
+	}
 	t.move(t.key(rn.id), u)
 	u.draining.remember(t.key(rn.id))
 	if rn.stamp != "" && rn.stamp != rn.id {
@@ -382,6 +431,7 @@ func (rn *run) begin(a *attempt, count func() load) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	rn.attempt = a
+	rn.nobody = ""
 	a.settled = rn.over
 	if count != nil && !rn.over {
 		a.load = count()
@@ -468,7 +518,13 @@ func (rn *run) failed() {
 func (rn *run) end() {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
+	if rn.over {
+		return
+	}
 	rn.over = true
+	if rn.nobody != "" {
+		rn.s.table.nobody.add(rn.nobody)
+	}
 	if rn.attempt == nil {
 		return
 	}
@@ -579,6 +635,7 @@ func (s *Selection) refused(m *member, k *key, forThat bool) {
 
 // tell sets the placeholders and writes the log.
 func (rn *run) tell(m *member, d decision) {
+	m.selected.add(string(d))
 	session := sessionHash{*rn.ring, rn.shown}
 	if rn.repl != nil {
 		rn.repl.Set(placeholderDecision, string(d))

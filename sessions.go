@@ -66,6 +66,8 @@ type table struct {
 	start  time.Time
 	shards [tableShards]shard
 
+	nobody counters // requests for which there was no upstream, by reason
+
 	mu        sync.Mutex           // guards upstreams
 	upstreams map[string]*upstream // by name
 }
@@ -111,14 +113,31 @@ type upstream struct {
 	builtAt   atomic.Int64 // when it last answered a page request with 200
 	coldSince atomic.Int64 // when a dial failed last, whatever happened since
 
+	selected counters     // how often it was chosen, by decision
+	moved    counters     // sessions that left it, by reason
+	silent   atomic.Int64 // pages whose socket never came
+
 	failedPages atomic.Int64 // that ended less than failedPageWeight ago
 	draining    draining
 	takesIDs    sync.Map // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
 }
 
+// counters count by a fixed set of names.
+type counters map[string]*atomic.Int64
+
+func newCounters(names ...string) counters {
+	c := make(counters)
+	for _, name := range names {
+		c[name] = new(atomic.Int64)
+	}
+	return c
+}
+
+func (c counters) add(name string) { c[name].Add(1) }
+
 // newTable returns an empty table.
 func newTable() *table {
-	t := &table{seed: maphash.MakeSeed(), start: time.Now(), upstreams: make(map[string]*upstream)}
+	t := &table{seed: maphash.MakeSeed(), start: time.Now(), nobody: newCounters(nobodyReasons...), upstreams: make(map[string]*upstream)}
 	rand.Read(t.salt[:])
 	for i := range t.shards {
 		t.shards[i].sessions = make(map[sessionKey]*session)
@@ -158,7 +177,7 @@ func (t *table) hold(name string) *upstream {
 	defer t.mu.Unlock()
 	u := t.upstreams[name]
 	if u == nil {
-		u = &upstream{name: name, shared: sharedName(name)}
+		u = &upstream{name: name, shared: sharedName(name), selected: newCounters(decisions...), moved: newCounters(moveReasons...)}
 		t.upstreams[name] = u
 	}
 	u.holders.Add(1)
@@ -331,8 +350,12 @@ func (t *table) expire(s *session) {
 		t.keep(s, left)
 		return
 	}
-	if s.state() == ended {
-		s.at.draining.remember(s.key)
+	if s.state() != ended {
+		return
+	}
+	s.at.draining.remember(s.key)
+	if s.previous == waiting {
+		s.at.silent.Add(1)
 	}
 }
 

@@ -411,6 +411,17 @@ func (v *view) lost(i int) bool {
 	return m.draining.closed() || m.failing(v.now) || !v.isHealthy(i) && v.now-time.Duration(m.downSince.Load()) > unhealthyGrace
 }
 
+// whyLost returns why they have.
+func (v *view) whyLost(i int) string {
+	switch m := v.members[i]; {
+	case m.draining.closed():
+		return movedClosed
+	case m.failing(v.now):
+		return movedUnreachable
+	}
+	return movedUnhealthy
+}
+
 // available says whether the upstream at i takes requests that are not bound to it.
 func (v *view) available(i int) bool {
 	return v.isHealthy(i) && !full(v.pool[i]) && !v.members[i].draining.closed()

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // verdict says whether a draining upstream is certainly empty.
@@ -20,7 +22,8 @@ type verdict struct {
 	mark    string // that it is about; empty if configs alone drain the upstream
 	moment  *moment
 	drained bool
-	waits   []wait // for what, where it is not drained
+	waits   []wait        // for what, where it is not drained
+	nagged  time.Duration // when it was found drained, or when it was last logged that it still is
 }
 
 // moment is when no node showed a session.
@@ -43,12 +46,51 @@ func (n *node) judgeAll(now time.Duration) {
 	verdicts := make(map[*upstream]verdict)
 	n.t.each(func(u *upstream) {
 		if u.draining.on() {
-			verdicts[u] = n.judge(u, n.verdicts[u], now)
-			u.draining.empty.Store(verdicts[u].drained)
+			before, known := n.verdicts[u]
+			v := n.judge(u, before, now)
+			if !known {
+				n.tellStarted(u)
+			}
+			if v.drained {
+				v.nagged = n.tellDrained(u, before, now)
+			}
+			verdicts[u] = v
+			u.draining.empty.Store(v.drained)
 			u.draining.shared.Store(len(n.concerned(u)) > 0)
 		}
 	})
 	n.verdicts = verdicts
+}
+
+// nagPause is how often it is logged that an upstream drains which is long empty.
+const nagPause = time.Hour
+
+// tellStarted raises the event that u has begun to drain, unless it did before this process started.
+func (n *node) tellStarted(u *upstream) {
+	if n.round == 0 || !n.running() {
+		return
+	}
+	data := map[string]any{"upstream": u.name, "config": u.draining.configs.Load() > 0, "by": "", "reason": ""}
+	if m := u.draining.mark.Load(); m.drains() {
+		data["by"], data["reason"] = m.By, m.Reason
+	}
+	n.happened(eventStarted, data)
+}
+
+// tellDrained raises the event that u is drained, if it was not before, and logs from time to time
+// that it still is. It returns when that was last told.
+func (n *node) tellDrained(u *upstream, before verdict, now time.Duration) time.Duration {
+	switch {
+	case !before.drained:
+		n.logger.Info("upstream is drained; its server can be stopped", zap.String("upstream", u.name))
+		n.happened(eventDrained, map[string]any{"upstream": u.name})
+		return now
+	case now-before.nagged < nagPause:
+		return before.nagged
+	}
+	n.logger.Warn("upstream has been drained for long and gets no new session (take the drain back if that is not meant)",
+		zap.String("upstream", u.name), zap.Time("draining_since", u.draining.since()))
+	return now
 }
 
 // judge passes the verdict on a draining upstream, given the one before. n.mu is locked.

@@ -1,0 +1,76 @@
+// This file holds the events that are raised through Caddy's events app.
+
+package caddybokeh
+
+import (
+	"context"
+	"slices"
+
+	"go.uber.org/zap"
+)
+
+// The events. They are raised by the node that finds what they tell, so the first two on every node.
+const (
+	// eventStarted tells that an upstream has begun to drain: upstream, config (whether a config drains
+	// it), by and reason.
+	eventStarted = "bokeh_drain_started"
+
+	// eventDrained tells that a draining upstream is certainly empty: upstream. It may be raised again
+	// after a restart of Caddy.
+	eventDrained = "bokeh_drained"
+
+	// eventMoved tells that a session has left its upstream: from, to, reason (unreachable, unhealthy or
+	// closed) and session, a short keyed hash.
+	eventMoved = "bokeh_session_moved"
+)
+
+// maxEvents bounds the events that wait to be raised: whoever subscribes may be slow.
+const maxEvents = 1024
+
+// event is one that waits to be raised.
+type event struct {
+	name string
+	data map[string]any
+}
+
+// happened puts an event in the queue, from which one goroutine raises it: subscribers run in that,
+// never in a request. What finds the queue full is lost.
+func (n *node) happened(name string, data map[string]any) {
+	if n == nil {
+		return
+	}
+	select {
+	case n.events <- event{name, data}:
+		n.lost.Store(0)
+	default:
+		if n.lost.Add(1) == 1 {
+			n.logger.Warn("events are lost, for those who subscribe to them are slow", zap.String("event", name))
+		}
+	}
+}
+
+// raise raises the events in the queue until ctx ends.
+func (n *node) raise(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-n.events:
+			if p := n.aPool(); p != nil {
+				p.emit(e.name, e.data)
+			}
+		}
+	}
+}
+
+// aPool returns a policy of the newest config, or nil.
+func (n *node) aPool() pool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, sh := range slices.Backward(n.shares) {
+		for p := range sh.pools {
+			return p
+		}
+	}
+	return nil
+}

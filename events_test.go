@@ -1,0 +1,109 @@
+// This file tests the events as a subscriber in a running Caddy gets them.
+
+package caddybokeh
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"go.uber.org/zap"
+)
+
+func init() { caddy.RegisterModule(recorder{}) }
+
+// recorder is a subscriber that writes down what it hears.
+type recorder struct{}
+
+var recorded struct {
+	mu     sync.Mutex // guards all below
+	events []string
+}
+
+func (recorder) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "events.handlers.bokeh_recorder", New: func() caddy.Module { return new(recorder) }}
+}
+
+func (*recorder) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	return nil
+}
+
+func (recorder) Handle(_ context.Context, e caddy.Event) error {
+	recorded.mu.Lock()
+	defer recorded.mu.Unlock()
+	text := e.Name()
+	for _, k := range slices.Sorted(maps.Keys(e.Data)) {
+		text += fmt.Sprintf(" %s=%v", k, e.Data[k])
+	}
+	recorded.events = append(recorded.events, text)
+	return nil
+}
+
+func heard(text string) (n int) {
+	recorded.mu.Lock()
+	defer recorded.mu.Unlock()
+	for _, e := range recorded.events {
+		if strings.Contains(e, text) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestEvents(t *testing.T) {
+	recorded.mu.Lock()
+	recorded.events = nil
+	recorded.mu.Unlock()
+	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
+	a := administer(t, "")
+	a.config = strings.Replace(a.config, "persist_config off", "persist_config off\n\tevents {\n\t\ton bokeh_drain_started bokeh_recorder\n\t\ton bokeh_drained bokeh_recorder\n\t\ton bokeh_session_moved bokeh_recorder\n\t}", 1)
+	a.reload(fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh {\n%s}\n lb_try_duration 2s\n}", b1.addr(), b2.addr(), shortLived))
+	settleNow()
+	soon(t, "read", func() bool {
+		n := thisNode()
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.round != 0
+	})
+	p, w := a.visit()
+	a.want(200, "draining", "PUT", "/bokeh/draining/"+w.server, `{"reason":"new version"}`)
+	soon(t, "told that it began", func() bool {
+		return heard("bokeh_drain_started by=admin API") == 1 && heard("config=false reason=new version upstream="+w.server) == 1
+	})
+	at([]*bokeh{b1, b2}, w.server).stop()
+	w.Close()
+	a.open(p.Token)
+	soon(t, "told that a session moved", func() bool { return heard("bokeh_session_moved from="+w.server+" reason=unreachable session=") == 1 })
+	soon(t, "told that it is drained", func() bool { return heard("bokeh_drained upstream="+w.server) == 1 })
+	if id := readToken(p.Token, nil).id; id == "" || heard(id) > 0 {
+		t.Errorf("an event shows the session's id %q", id)
+	}
+}
+
+// Who subscribes and is slow holds up nobody: what finds the queue full is lost, and that is logged once.
+func TestSlowSubscriber(t *testing.T) {
+	n := newNode(newTable(), func() bool { return true }, zap.NewNop())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range maxEvents + 100 {
+			n.happened(eventDrained, nil)
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("a full queue holds up who tells")
+	}
+	if got := n.lost.Load(); got != 100 {
+		t.Errorf("%d events are lost, want 100", got)
+	}
+}

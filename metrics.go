@@ -1,0 +1,95 @@
+// This file holds the metrics, which Caddy serves to Prometheus: what this node has and has done.
+
+package caddybokeh
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are read from the table when Prometheus asks. So no reload can make them drift, and what is
+// told of an upstream ends when the upstream is forgotten.
+type metrics struct{ n *node }
+
+// register adds the metrics to the registry of a config, once.
+func (m metrics) register(r *prometheus.Registry) error {
+	err := r.Register(m)
+	if _, twice := errors.AsType[prometheus.AlreadyRegisteredError](err); twice {
+		return nil
+	}
+	return err
+}
+
+func newDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("caddy_bokeh_"+name, help, labels, nil)
+}
+
+var (
+	descSessions = newDesc("sessions", "Live sessions by what they are doing: building (page requested, no byte of the answer yet),"+
+		" waiting (page served, no websocket yet), connected, unused (last websocket closed, the server still keeps the session).", "upstream", "state")
+	descDraining = newDesc("upstream_draining", "Whether the upstream gets no new session.", "upstream")
+	descDrained  = newDesc("upstream_drained", "Whether the upstream is draining and certainly empty, through all nodes.", "upstream")
+	descStarted  = newDesc("upstream_drain_start_time_seconds", "When the upstream began to drain, by the clock of the node that was told; only while it drains.", "upstream")
+	descSelected = newDesc("selections_total", "Upstreams chosen, by why: bound (the session is there), new (it begins there), moved (its own upstream is lost),"+
+		" shared (any upstream answers this). Every attempt counts.", "upstream", "decision")
+	descMoved = newDesc("sessions_moved_total", "Sessions that left the upstream, by why: unreachable (it refused a connection), unhealthy (health checks have"+
+		" called it down for a minute), closed (its grace period is over).", "upstream", "reason")
+	descNobody  = newDesc("no_upstream_total", "Requests for which no upstream could be chosen, by why: draining (all healthy ones are), unavailable (all are unhealthy or full), none (there is none).", "reason")
+	descSilent  = newDesc("pages_without_socket_total", "Pages whose websocket never came.", "upstream")
+	descStorage = newDesc("storage_errors_total", "Failures of Caddy's storage, by what was tried: load, list, store, delete.", "operation")
+	descKeys    = newDesc("keys_agree", "Whether this node can verify the stamps of all others.")
+)
+
+// Describe implements prometheus.Collector.
+func (m metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		descSessions, descDraining, descDrained, descStarted, descSelected, descMoved, descNobody, descSilent, descStorage, descKeys,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m metrics) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v int64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	m.n.t.each(func(u *upstream) {
+		for s, name := range stateNames {
+			gauge(descSessions, float64(u.counts[s].Load()), u.name, name)
+		}
+		gauge(descDraining, asFloat(u.draining.on()), u.name)
+		gauge(descDrained, asFloat(u.draining.on() && u.draining.empty.Load()), u.name)
+		if since := u.draining.since(); !since.IsZero() {
+			gauge(descStarted, float64(since.UnixMilli())/1e3, u.name)
+		}
+		for d, n := range u.selected {
+			counter(descSelected, n.Load(), u.name, d)
+		}
+		for reason, n := range u.moved {
+			counter(descMoved, n.Load(), u.name, reason)
+		}
+		counter(descSilent, u.silent.Load(), u.name)
+	})
+	for reason, n := range m.n.t.nobody {
+		counter(descNobody, n.Load(), reason)
+	}
+	for operation, n := range m.n.storageErrors {
+		counter(descStorage, n.Load(), operation)
+	}
+	gauge(descKeys, asFloat(m.n.keysAgree()))
+}
+
+// stateNames are the states of sessions as metrics have them.
+var stateNames = map[state]string{building: "building", waiting: "waiting", connected: "connected", unused: "unused"}
+
+func asFloat(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

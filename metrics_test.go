@@ -1,0 +1,137 @@
+// This file tests the metrics as Prometheus gets them from a running Caddy.
+
+package caddybokeh
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics returns the lines about the policy that Prometheus gets.
+func (a *administered) metrics() string {
+	a.t.Helper()
+	res, err := a.http.Get(a.base + "/metrics")
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	all, err := io.ReadAll(res.Body)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	var ours strings.Builder
+	for line := range strings.Lines(string(all)) {
+		if strings.HasPrefix(line, "caddy_bokeh_") {
+			ours.WriteString(line)
+		}
+	}
+	return ours.String()
+}
+
+func (a *administered) wantMetrics(when string, lines ...string) {
+	a.t.Helper()
+	got := a.metrics()
+	for _, line := range lines {
+		if !strings.Contains(got, line+"\n") {
+			a.t.Errorf("%s: no line %q in\n%s", when, line, got)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
+	other := newBokeh(t, "")
+	handlers := fmt.Sprintf("handle /other* {\n reverse_proxy %s {\n lb_policy bokeh\n}\n}\n reverse_proxy %%s {\n lb_policy bokeh\n stream_close_delay 1h\n}", other.addr())
+	a := administer(t, fmt.Sprintf(handlers, b1.addr()+" "+b2.addr()))
+	settleNow()
+	_, w := a.visit()
+	a.get("/static/js/bokeh.js")
+	of := func(name, labels string) string {
+		return "caddy_bokeh_" + name + `{` + labels + `upstream="` + w.server + `"`
+	}
+	a.wantMetrics("with a session",
+		of("sessions", `state="connected",`)+"} 1",
+		of("sessions", `state="waiting",`)+"} 0",
+		of("upstream_draining", "")+"} 0",
+		of("selections_total", `decision="new",`)+"} 1",
+		of("selections_total", `decision="bound",`)+"} 1",
+		of("pages_without_socket_total", "")+"} 0",
+		"caddy_bokeh_keys_agree 1",
+		`caddy_bokeh_storage_errors_total{operation="store"} 0`,
+	)
+	if strings.Contains(a.metrics(), "drain_start_time") {
+		t.Error("there is a start time though nothing drains")
+	}
+	a.want(200, "draining", "PUT", "/bokeh/draining/"+w.server, "")
+	a.want(200, `"marked":true`, "PUT", "/bokeh/draining/"+b1.addr()+"?force=true", "")
+	a.want(200, `"marked":true`, "PUT", "/bokeh/draining/"+b2.addr()+"?force=true", "")
+	if p := a.get("/app"); p.status != 503 {
+		t.Fatal("all drain, and a page is answered with ", p.status)
+	}
+	soon(t, "counted", func() bool {
+		return strings.Contains(a.metrics(), `caddy_bokeh_no_upstream_total{reason="draining"} 1`)
+	})
+	a.wantMetrics("draining", of("upstream_draining", "")+"} 1", of("upstream_drained", "")+"} 0")
+	if !strings.Contains(a.metrics(), of("upstream_drain_start_time_seconds", "")+"} 1.") {
+		t.Errorf("no start time in\n%s", a.metrics())
+	}
+	// A reload changes no count, and what is in no pool is told of while it has sessions or a mark.
+	a.want(200, "ready", "DELETE", "/bokeh/draining/"+b1.addr(), "")
+	a.want(200, "ready", "DELETE", "/bokeh/draining/"+b2.addr(), "")
+	a.reload(fmt.Sprintf(handlers, other.addr()))
+	a.wantMetrics("after a reload", of("sessions", `state="connected",`)+"} 1", of("selections_total", `decision="new",`)+"} 1")
+	for _, b := range []*bokeh{b1, b2} {
+		if b.addr() != w.server && strings.Contains(a.metrics(), b.addr()) {
+			t.Error("an upstream is told of that nobody knows any more")
+		}
+	}
+}
+
+// What the metrics count of sessions that move, and of pages whose socket never comes.
+func TestMetricsOfTroubles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		_ = a.visitAt(u0) // and its socket never comes
+		token := a.visitAt(u0)
+		_, hangUp := a.socket(token)
+		pass(time.Minute)
+		r := newSocket(a.s, token)
+		_, _ = r.choose(a.pool)
+		r.refuse()
+		for range 3 { // retries count once
+			if _, why := r.choose(a.pool); why != "moved" {
+				t.Errorf("after a refusal the session is %s", why)
+			}
+		}
+		r.end()
+		hangUp()
+		a.door.fail(errors.New("disk full"))
+		pass(5 * time.Second)
+		u := a.s.members.get(u0)
+		if got := u.moved[movedUnreachable].Load(); got != 1 {
+			t.Errorf("%d sessions are counted as moved", got)
+		}
+		if got := u.silent.Load(); got < 1 {
+			t.Errorf("%d pages are counted without a socket", got)
+		}
+		if a.storageErrors["list"].Load() == 0 {
+			t.Error("no storage error is counted")
+		}
+		registry := prometheus.NewPedanticRegistry()
+		for range 2 {
+			if err := (metrics{a.node}).register(registry); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := registry.Gather(); err != nil {
+			t.Error(err)
+		}
+	})
+}
