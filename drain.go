@@ -16,6 +16,7 @@ const maxEnded = 1 << 16
 
 // draining says whether an upstream is draining, and what must be remembered for as long.
 type draining struct {
+	is      atomic.Int32         // what follows from configs and mark: one of the three below
 	configs atomic.Int64         // policies whose config drains the upstream
 	begun   atomic.Int64         // when the first of them did, as Unix time in milliseconds
 	mark    atomic.Pointer[mark] // by which an operator drains it, or nil
@@ -23,14 +24,23 @@ type draining struct {
 	shared  atomic.Bool          // other nodes may have sessions there
 	sockets sockets
 
-	mu sync.Mutex // guards ended
+	mu sync.Mutex // guards ended, and the change of is
 	// ended are the sessions that have ended since it drains. Their stamps still name the
 	// upstream, but what comes with one of them would begin anew there.
 	ended map[sessionKey]struct{}
 }
 
-// on says whether the upstream is draining.
-func (d *draining) on() bool { return d.configs.Load() > 0 || d.mark.Load().drains() }
+const (
+	isReady    = iota
+	isDraining // gets no new session
+	isClosed   // gets nothing
+)
+
+// on says whether the upstream is draining, or closed.
+func (d *draining) on() bool { return d.is.Load() != isReady }
+
+// closed says whether nothing may go to the upstream.
+func (d *draining) closed() bool { return d.is.Load() == isClosed }
 
 // since returns when the upstream began to drain, or the zero time if it does not.
 func (d *draining) since() time.Time {
@@ -42,9 +52,6 @@ func (d *draining) since() time.Time {
 	}
 	return time.Time{}
 }
-
-// closed says whether nothing may go to the upstream.
-func (d *draining) closed() bool { return d.mark.Load().closes() }
 
 // add counts a config that drains the upstream, or one less.
 func (d *draining) add(n int64) {
@@ -63,15 +70,19 @@ func (d *draining) set(m *mark) {
 	d.changed()
 }
 
-// changed forgets what need not be remembered any more.
+// changed brings everything in line with configs and mark.
 func (d *draining) changed() {
-	if d.on() {
-		return
-	}
-	d.empty.Store(false)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.on() {
+	m := d.mark.Load()
+	switch {
+	case m.closes():
+		d.is.Store(isClosed)
+	case m.drains() || d.configs.Load() > 0:
+		d.is.Store(isDraining)
+	default:
+		d.is.Store(isReady)
+		d.empty.Store(false)
 		d.ended = nil
 	}
 }
@@ -83,6 +94,9 @@ func (d *draining) remember(k sessionKey) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if !d.on() {
+		return
+	}
 	if d.ended == nil {
 		d.ended = make(map[sessionKey]struct{})
 	}

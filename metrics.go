@@ -67,13 +67,13 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		if since := u.draining.since(); !since.IsZero() {
 			gauge(descStarted, float64(since.UnixMilli())/1e3, u.name)
 		}
-		for d, n := range u.selected {
+		for d, n := range u.past.selected {
 			counter(descSelected, n.Load(), u.name, d)
 		}
-		for reason, n := range u.moved {
+		for reason, n := range u.past.moved {
 			counter(descMoved, n.Load(), u.name, reason)
 		}
-		counter(descSilent, u.silent.Load(), u.name)
+		counter(descSilent, u.past.silent.Load(), u.name)
 	})
 	for reason, n := range m.n.t.nobody {
 		counter(descNobody, n.Load(), reason)

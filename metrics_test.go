@@ -115,10 +115,10 @@ func TestMetricsOfTroubles(t *testing.T) {
 		a.door.fail(errors.New("disk full"))
 		pass(5 * time.Second)
 		u := a.s.members.get(u0)
-		if got := u.moved[movedUnreachable].Load(); got != 1 {
+		if got := u.past.moved[movedUnreachable].Load(); got != 1 {
 			t.Errorf("%d sessions are counted as moved", got)
 		}
-		if got := u.silent.Load(); got < 1 {
+		if got := u.past.silent.Load(); got < 1 {
 			t.Errorf("%d pages are counted without a socket", got)
 		}
 		if a.storageErrors["list"].Load() == 0 {

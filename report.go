@@ -90,7 +90,7 @@ func (n *node) accounts(now time.Duration) map[string]account {
 
 // account returns what there is to tell of u alone.
 func (u *upstream) account(now time.Duration) account {
-	a := account{Begun: u.begun.Load(), Sessions: u.sessionCounts(), Ended: u.ended.count(now), Draining: u.draining.on()}
+	a := account{Begun: u.begun.Load(), Sessions: u.sessionCounts(), Ended: u.past.ended.count(now), Draining: u.draining.on()}
 	a.Mark = u.draining.mark.Load().id()
 	return a
 }

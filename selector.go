@@ -323,7 +323,7 @@ func (rn *run) leave(v *view, home, to int) {
 	if to >= 0 && !rn.left {
 		rn.left = true
 		reason := v.whyLost(home)
-		u.moved.add(reason)
+		u.past.moved.add(reason)
 		rn.s.node.happened(eventMoved, map[string]any{
 			"from": u.name, "to": v.members[to].name, "reason": reason, "session": sessionHash{*rn.ring, rn.id}.String(),
 		})
@@ -369,7 +369,8 @@ func (rn *run) fresh(v *view) int {
 // known to a server only once it has built a page.
 func (rn *run) any(v *view) int {
 	ext := strings.Contains(rn.path, "/static/extensions/")
-	return rn.untried(v, v.available, func(m *member) weight {
+	may := func(i int) bool { return v.available(i) && !v.members[i].draining.closed() }
+	return rn.untried(v, may, func(m *member) weight {
 		w := weight{queue: m.queue()}
 		switch {
 		case m.failing(v.now):
@@ -635,7 +636,7 @@ func (s *Selection) refused(m *member, k *key, forThat bool) {
 
 // tell sets the placeholders and writes the log.
 func (rn *run) tell(m *member, d decision) {
-	m.selected.add(string(d))
+	m.past.selected.add(string(d))
 	session := sessionHash{*rn.ring, rn.shown}
 	if rn.repl != nil {
 		rn.repl.Set(placeholderDecision, string(d))

@@ -102,24 +102,30 @@ type upstream struct {
 	name   string
 	shared string // the name in what nodes share, see sharedName
 
-	counts   [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
-	sessions atomic.Int64            // all that have not ended
-	begun    atomic.Int64            // all that there ever were, as long as somebody holds the upstream
-	ended    recent                  // those that have ended of late
+	// What is compared for every new session comes first, and together.
+
+	counts      [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
+	sessions    atomic.Int64            // all that have not ended
+	failedPages atomic.Int64            // that ended less than failedPageWeight ago
+	failedAt    atomic.Int64            // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
+	draining    draining
 
 	policies  atomic.Int64 // that have it in their pool, or had it lately
-	holders   atomic.Int64 // policies that know it and sessions on it; it is forgotten at 0
-	failedAt  atomic.Int64 // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
+	holders   atomic.Int64 // policies that know it, sessions on it and its mark; it is forgotten at 0
 	builtAt   atomic.Int64 // when it last answered a page request with 200
 	coldSince atomic.Int64 // when a dial failed last, whatever happened since
+	takesIDs  sync.Map     // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
 
+	begun atomic.Int64 // sessions that there ever were, as long as somebody holds the upstream
+	past  *past        // apart, for it is large, and who compares upstreams does not look at it
+}
+
+// past is what is told of an upstream beside what it has.
+type past struct {
+	ended    recent       // sessions
 	selected counters     // how often it was chosen, by decision
 	moved    counters     // sessions that left it, by reason
 	silent   atomic.Int64 // pages whose socket never came
-
-	failedPages atomic.Int64 // that ended less than failedPageWeight ago
-	draining    draining
-	takesIDs    sync.Map // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
 }
 
 // counters count by a fixed set of names.
@@ -177,7 +183,8 @@ func (t *table) hold(name string) *upstream {
 	defer t.mu.Unlock()
 	u := t.upstreams[name]
 	if u == nil {
-		u = &upstream{name: name, shared: sharedName(name), selected: newCounters(decisions...), moved: newCounters(moveReasons...)}
+		u = &upstream{name: name, shared: sharedName(name)}
+		u.past = &past{selected: newCounters(decisions...), moved: newCounters(moveReasons...)}
 		t.upstreams[name] = u
 	}
 	u.holders.Add(1)
@@ -355,7 +362,7 @@ func (t *table) expire(s *session) {
 	}
 	s.at.draining.remember(s.key)
 	if s.previous == waiting {
-		s.at.silent.Add(1)
+		s.at.past.silent.Add(1)
 	}
 }
 
@@ -423,7 +430,7 @@ func (t *table) settle(sh *shard, s *session) {
 	s.previous = now
 	if now == ended {
 		s.at.sessions.Add(-1)
-		s.at.ended.add(t.now())
+		s.at.past.ended.add(t.now())
 		sh.remove(s)
 		t.release(s.at)
 	}

@@ -423,9 +423,7 @@ func (v *view) whyLost(i int) string {
 }
 
 // available says whether the upstream at i takes requests that are not bound to it.
-func (v *view) available(i int) bool {
-	return v.isHealthy(i) && !full(v.pool[i]) && !v.members[i].draining.closed()
-}
+func (v *view) available(i int) bool { return v.isHealthy(i) && !full(v.pool[i]) }
 
 // takesNew says whether the upstream at i takes new sessions.
 func (v *view) takesNew(i int) bool { return !v.members[i].draining.on() && v.available(i) }
