@@ -8,14 +8,18 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // administered is a site whose Caddy has an admin API.
@@ -288,4 +292,45 @@ func TestUnixUpstreamInAPath(t *testing.T) {
 		t.Errorf("listed: %v %v", list, err)
 	}
 	a.want(200, `"state":"ready"`, "DELETE", "/bokeh/draining/"+url.PathEscape("unix//run/a.sock"), "")
+}
+
+// BenchmarkStatus tells of 1,000 upstreams with 100,000 sessions, and reports how long it holds a lock at most that a
+// request may want: the shard of a session, or the list of upstreams.
+func BenchmarkStatus(b *testing.B) {
+	ups := testPool(1000)
+	s := newTestSelection(ups)
+	n := newNode(s.table, func() bool { return true }, zap.NewNop())
+	n.shares = []*share{{pools: map[pool]bool{s: true}}}
+	for i := range 100_000 {
+		u := s.members.get(ups[i%len(ups)].Dial).upstream
+		s.table.page(s.table.key(fmt.Sprint(i)), u, terms{lifetime: time.Hour})
+	}
+	longest := time.Duration(0)
+	hold := func(f func()) {
+		begun := time.Now()
+		f()
+		longest = max(longest, time.Since(begun))
+	}
+	for b.Loop() {
+		if got := len(n.upstreams()); got != len(ups) {
+			b.Fatal(got, " upstreams")
+		}
+	}
+	b.StopTimer()
+	var holds []float64
+	for range 20 {
+		longest = 0
+		oldest := make(map[*upstream]time.Duration)
+		for i := range s.table.shards {
+			hold(func() { s.table.shards[i].oldest(oldest) })
+		}
+		hold(func() {
+			s.table.mu.Lock()
+			defer s.table.mu.Unlock()
+			_ = slices.Collect(maps.Values(s.table.upstreams))
+		})
+		holds = append(holds, float64(longest.Microseconds()))
+	}
+	slices.Sort(holds)
+	b.ReportMetric(holds[len(holds)/2], "µs-held")
 }

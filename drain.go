@@ -21,7 +21,7 @@ type draining struct {
 	begun   atomic.Int64         // when the first of them did, as Unix time in milliseconds
 	mark    atomic.Pointer[mark] // by which an operator drains it, or nil
 	empty   atomic.Bool          // it is certain that no session is left, on any node
-	shared  atomic.Bool          // other nodes may have sessions there
+	alone   atomic.Int64         // until when it is known that no other node has sessions there, on the table's clock
 	sockets sockets
 
 	mu sync.Mutex // guards ended, and the change of is
@@ -112,11 +112,11 @@ func (d *draining) remember(k sessionKey) {
 // hasEnded says whether one of the keys is that of a session that has certainly ended. All have
 // where the upstream is empty. Where there are other nodes, one that has ended here may live on
 // through another.
-func (d *draining) hasEnded(keys ...sessionKey) bool {
+func (d *draining) hasEnded(now time.Duration, keys ...sessionKey) bool {
 	switch {
 	case d.empty.Load():
 		return true
-	case d.shared.Load():
+	case now > time.Duration(d.alone.Load()):
 		return false
 	}
 	d.mu.Lock()

@@ -4,6 +4,7 @@ package caddybokeh
 
 import (
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -21,6 +22,7 @@ import (
 func drainUpstream(s *Selection, addr string) (undrain func()) {
 	u := s.table.hold(upstreamName(addr))
 	u.draining.add(1)
+	u.draining.alone.Store(math.MaxInt64)
 	return func() {
 		u.draining.add(-1)
 		s.table.release(u)

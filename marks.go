@@ -249,7 +249,6 @@ func (n *node) set(m *mark) {
 		if md.u == nil {
 			md.u = n.t.hold(name)
 		}
-		md.u.draining.shared.Store(len(n.concerned(md.u)) > 0)
 		md.u.draining.set(m)
 	case md.u != nil:
 		n.let(md)

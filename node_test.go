@@ -234,6 +234,9 @@ func (c *caddyNode) socket(token string) (addr string, hangUp func()) {
 	c.t.Helper()
 	r := newSocket(c.s, token)
 	addr, _ = r.choose(c.pool)
+	if addr == "" {
+		return "", r.end
+	}
 	rn := r.run()
 	rn.connected(rn.attempt)
 	rn.answered(rn.attempt)
@@ -825,5 +828,27 @@ func TestGracePeriodWhileASocketOpens(t *testing.T) {
 			t.Error("it was not ended")
 		}
 		r.end()
+	})
+}
+
+// A node that is starting has read no mark, and nobody has read of it: for a moment nothing new is called drained.
+func TestDrainedNotWhileANodeIsStarting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Hour)
+		b := startNode(t, v)
+		v.mu.Lock()
+		delete(v.values, nodeKey(b.name)) // as if its config were not running yet
+		v.mu.Unlock()
+		a.drain(u0)
+		_, hangUp := b.socket(b.visitAt(u0))
+		for range 40 {
+			pass(time.Second)
+			a.wantDrained(u0, false, "with a session through the node that was starting")
+		}
+		hangUp()
+		pass(time.Minute)
+		a.wantDrained(u0, true, "when that has ended")
 	})
 }

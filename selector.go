@@ -307,7 +307,7 @@ func (rn *run) named(v *view) int {
 		return i
 	}
 	t := rn.s.table
-	if rn.kind == pageRequest || v.members[i].draining.hasEnded(t.key(rn.id), t.key(rn.stamp)) {
+	if rn.kind == pageRequest || v.members[i].draining.hasEnded(v.now, t.key(rn.id), t.key(rn.stamp)) {
 		return -1
 	}
 	return i

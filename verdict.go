@@ -19,7 +19,8 @@ import (
 // made after it had read one of ours that is younger: if that shows none either, and that none has
 // begun, there was none in between.
 type verdict struct {
-	mark    string // that it is about; empty if configs alone drain the upstream
+	mark    string        // that it is about; empty if configs alone drain the upstream
+	begun   time.Duration // when that was first seen here, on the table's clock
 	moment  *moment
 	drained bool
 	waits   []wait        // for what, where it is not drained
@@ -41,6 +42,10 @@ type wait struct {
 	certain bool // whether this shows that the upstream is not empty, or may not be
 }
 
+// aloneFor is how long after it has read the storage a node knows that there is no other. One that has
+// started since has no session yet that has ended here.
+const aloneFor = 5 * time.Second
+
 // judgeAll passes the verdict on every draining upstream. n.mu is locked.
 func (n *node) judgeAll(now time.Duration) {
 	verdicts := make(map[*upstream]verdict)
@@ -56,7 +61,9 @@ func (n *node) judgeAll(now time.Duration) {
 			}
 			verdicts[u] = v
 			u.draining.empty.Store(v.drained)
-			u.draining.shared.Store(len(n.concerned(u)) > 0)
+			if n.round != 0 && len(n.concerned(u)) == 0 {
+				u.draining.alone.Store(int64(n.round + aloneFor))
+			}
 		}
 	})
 	n.verdicts = verdicts
@@ -96,11 +103,11 @@ func (n *node) tellDrained(u *upstream, before verdict, now time.Duration) time.
 // judge passes the verdict on a draining upstream, given the one before. n.mu is locked.
 func (n *node) judge(u *upstream, v verdict, now time.Duration) verdict {
 	m := u.draining.mark.Load()
-	if id := m.id(); v.mark != id {
-		v = verdict{mark: id}
+	if id := m.id(); v.mark != id || v.begun == 0 {
+		v = verdict{mark: id, begun: now}
 	}
 	begun := map[string]int64{n.name: u.begun.Load()}
-	v.waits = n.waitsHere(u, now)
+	v.waits = n.waitsHere(u, v.begun, now)
 	peers := n.concerned(u)
 	for _, p := range peers {
 		begun[p.Node] = p.Upstreams[u.shared].Begun
@@ -148,8 +155,13 @@ func (n *node) concerned(u *upstream) (peers []*peer) {
 	return peers
 }
 
-// waitsHere returns what this node waits for by itself. n.mu is locked.
-func (n *node) waitsHere(u *upstream, now time.Duration) (waits []wait) {
+// markRest is how long after a mark was set no upstream is called drained: a node that was starting
+// at that moment has read no mark, and nobody has read of it yet.
+const markRest = 5 * time.Second
+
+// waitsHere returns what this node waits for by itself, where the mark has been known since a time.
+// n.mu is locked.
+func (n *node) waitsHere(u *upstream, since, now time.Duration) (waits []wait) {
 	say := func(certain bool, format string, args ...any) {
 		waits = append(waits, wait{n.name, n.host, fmt.Sprintf(format, args...), certain})
 	}
@@ -159,6 +171,9 @@ func (n *node) waitsHere(u *upstream, now time.Duration) (waits []wait) {
 	// Browsers that come back to a closed upstream are sent elsewhere.
 	if left := n.start + n.settles() - now; left > 0 && !u.draining.closed() {
 		say(true, "it has just started; browsers may come back for another %s", seconds(left))
+	}
+	if left := since + markRest - now; left > 0 {
+		say(true, "the mark is new; a node that is starting reads it within %s", seconds(left))
 	}
 	if now-n.round > overdueAfter {
 		say(true, "it cannot read the storage")
