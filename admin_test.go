@@ -5,10 +5,17 @@ package caddybokeh
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
+	"math/big"
 	"net"
 	"net/http"
 	"net/url"
@@ -19,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 )
 
@@ -333,4 +341,86 @@ func BenchmarkStatus(b *testing.B) {
 	}
 	slices.Sort(holds)
 	b.ReportMetric(holds[len(holds)/2], "µs-held")
+}
+
+// Through remote admin, reading and writing can be granted apart.
+func TestRemoteAdmin(t *testing.T) {
+	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
+	reader, writer := newClientCert(t), newClientCert(t)
+	s := newSite(t, t.TempDir())
+	remote := freeAddr(t)
+	s.config = strings.Replace(s.config, "admin off", "admin "+freeAddr(t), 1)
+	cfg, err := adapt(strings.Replace(fmt.Sprintf(s.config, fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh\n}", b1.addr(), b2.addr())), "ADDR", s.addr, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config map[string]any
+	if err := json.Unmarshal(cfg, &config); err != nil {
+		t.Fatal(err)
+	}
+	grant := func(cert tls.Certificate, methods []string, paths ...string) map[string]any {
+		return map[string]any{
+			"public_keys": []string{base64.StdEncoding.EncodeToString(cert.Certificate[0])},
+			"permissions": []any{map[string]any{"paths": paths, "methods": methods}},
+		}
+	}
+	admin := config["admin"].(map[string]any)
+	admin["identity"] = map[string]any{"identifiers": []string{"localhost"}, "issuers": []any{map[string]any{"module": "internal"}}}
+	admin["remote"] = map[string]any{"listen": remote, "access_control": []any{
+		grant(reader, []string{"GET"}, "/bokeh/upstreams"),
+		grant(writer, []string{"PUT", "DELETE"}, "/bokeh/draining"),
+	}}
+	config["apps"].(map[string]any)["pki"] = map[string]any{"certificate_authorities": map[string]any{"local": map[string]any{"install_trust": false}}}
+	if cfg, err = json.Marshal(config); err != nil {
+		t.Fatal(err)
+	}
+	if err := caddy.Load(cfg, true); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = caddy.Stop() })
+
+	as := func(cert tls.Certificate) *administered {
+		return &administered{site: s, base: "https://localhost", http: &http.Client{Transport: &http.Transport{
+			DisableKeepAlives: true,
+			TLSClientConfig:   &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true},
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "tcp", remote)
+			},
+		}}}
+	}
+	read, write := as(reader), as(writer)
+	soon(t, "the remote API has a certificate", func() bool {
+		res, err := read.http.Get(read.base + "/bokeh/upstreams")
+		if err != nil {
+			return false
+		}
+		res.Body.Close()
+		return res.StatusCode == http.StatusOK
+	})
+	read.want(200, `"state":"ready"`, "GET", "/bokeh/upstreams/"+b1.addr(), "")
+	read.want(403, "", "PUT", "/bokeh/draining/"+b1.addr(), "")
+	read.want(403, "", "GET", "/bokeh/nodes", "")
+	write.want(403, "", "GET", "/bokeh/upstreams/"+b1.addr(), "")
+	write.want(200, `"marked":true`, "PUT", "/bokeh/draining/"+b1.addr(), "")
+	read.want(200, `"marked":true`, "GET", "/bokeh/upstreams/"+b1.addr(), "")
+	write.want(200, `"state":"ready"`, "DELETE", "/bokeh/draining/"+b1.addr(), "")
+}
+
+// newClientCert is a certificate that signs itself, which is what remote admin knows clients by.
+func newClientCert(t *testing.T) tls.Certificate {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
 }

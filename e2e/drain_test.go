@@ -7,7 +7,9 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -239,14 +241,45 @@ func TestDrainOnTwoNodes(t *testing.T) {
 func TestRollingRestart(t *testing.T) {
 	f := start(t, quick(plan{keepAlive: true, proxy: "\t\tlb_try_duration 5s"}))
 	c := f.gather(3)
+	// The script that the README gives does it. Its restart command asks this test to restart a server, by a file.
+	dir := t.TempDir()
+	restart := filepath.Join(dir, "restart")
+	if err := os.WriteFile(restart, []byte("#!/bin/sh\ntouch \"$0.$1\"\nwhile [ -e \"$0.$1\" ]; do sleep 0.05; done\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var args []string
+	for _, b := range f.servers {
+		args = append(args, b.Addr())
+	}
+	script := exec.Command(filepath.Join(kit.root, "examples", "rolling-restart.sh"), append([]string{restart}, args...)...)
+	script.Env = append(os.Environ(), "CADDY="+kit.caddy, fmt.Sprintf("BOKEH_OPTIONS=--address localhost:%d", f.admin), "DRAIN_OPTIONS=--timeout 2m")
+	var out bytes.Buffer
+	script.Stdout, script.Stderr = &out, &out
+	if err := script.Start(); err != nil {
+		t.Fatal(err)
+	}
 	for i, b := range f.servers {
-		f.bokeh("drain", b.Addr(), "--reason", "rolling restart").wait()
+		f.await(func() error {
+			if n := strings.Count(f.caddy.Output(), "marked draining"); n != i+1 {
+				return fmt.Errorf("%d servers were drained, want %d; the script wrote:\n%s", n, i+1, out.String())
+			}
+			return nil
+		})
 		c.cut()
-		f.bokeh("drain", b.Addr(), "--wait").wait()
+		asked := restart + "." + b.Addr()
+		f.await(func() error {
+			_, err := os.Stat(asked)
+			return err
+		})
 		f.wantEmpty(fmt.Sprint(":", b.Port))
 		b.Stop()
 		f.startServer(i, b.Port)
-		f.bokeh("undrain", b.Addr()).wait()
+		if err := os.Remove(asked); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := script.Wait(); err != nil {
+		t.Errorf("%v: %s", err, out.String())
 	}
 	c.disperse()
 	t.Log(c)

@@ -18,8 +18,11 @@ func TestNodeIsReplaced(t *testing.T) {
 	p := quick(plan{keepAlive: true, origins: []string{"*"}})
 	p.global = "\tshutdown_delay 10m\n\tstorage file_system " + t.TempDir()
 	p.site = `
-	@leaving vars {http.shutting_down} true
-	respond @leaving /healthy 503
+	@leaving {
+		path /healthy
+		vars {http.shutting_down} true
+	}
+	respond @leaving 503
 	respond /healthy 200`
 	f := start(t, p)
 	g := f.another()
@@ -30,7 +33,7 @@ func TestNodeIsReplaced(t *testing.T) {
 	if err := old.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	// People stay as long as they like. New ones come through the other node.
+	// Who is there works on, also after a reconnect: for it the node is as before. New ones come through the other node.
 	await(t, func() error {
 		res, err := http.Get(fmt.Sprintf("http://localhost:%d/bokeh/node?wait=30s", f.admin))
 		if err != nil {
