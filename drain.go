@@ -64,6 +64,7 @@ func (d *draining) add(n int64) {
 // set makes m the mark by which an operator drains the upstream; nil takes that back.
 func (d *draining) set(m *mark) {
 	d.mark.Store(m)
+	d.empty.Store(false) // that was said of another mark
 	if !m.closes() {
 		d.sockets.reopen()
 	}

@@ -852,3 +852,21 @@ func TestDrainedNotWhileANodeIsStarting(t *testing.T) {
 		a.wantDrained(u0, true, "when that has ended")
 	})
 }
+
+// A drain that is taken back and said again between two looks of a node leaves nothing of what it knew.
+func TestMarkChangesBetweenTwoLooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		a.drain(u0)
+		pass(time.Minute)
+		b.wantDrained(u0, true, "at first")
+		a.tell(u0, word{state: stateReady})
+		token := a.visitAt(u0)
+		b.drain(u0)
+		if home, _ := b.socket(token); home != u0 {
+			t.Errorf("a session that began meanwhile went to %q", home)
+		}
+	})
+}
