@@ -8,8 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -455,75 +453,5 @@ func TestReloadTakesAnUpstreamOut(t *testing.T) {
 	w.Close()
 	if n := b1.appRuns() + b2.appRuns(); n != 2 {
 		t.Errorf("the app ran %d times", n)
-	}
-}
-
-// Two hundred reloads while an upstream drains and people visit: marks, counts and sessions are exact at the end.
-func TestDrainOverManyReloads(t *testing.T) {
-	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
-	config := fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh {\n%s}\n stream_close_delay 1h\n lb_try_duration 2s\n}\nheader X-Round %%d",
-		b1.addr(), b2.addr(), strings.Replace(shortLived, "1s", "2s", 2))
-	a := administer(t, fmt.Sprintf(config, 0))
-	settleNow()
-	var kept []page
-	for range 6 {
-		p, _ := a.visit()
-		kept = append(kept, p)
-	}
-	stays := map[string]int{}
-	for _, p := range kept {
-		stays[p.Server]++
-	}
-	a.want(200, "draining", "PUT", "/bokeh/draining/"+b1.addr(), "")
-
-	var visits atomic.Int64
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	for range 2 {
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				// A request that comes in the moment of a reload may find a server that is closing.
-				p, err := a.tryGet(t.Context(), "/app")
-				if err != nil {
-					continue
-				}
-				if p.status != http.StatusOK || p.Server == b1.addr() {
-					t.Errorf("a visit is answered with %d by %s", p.status, p.Server)
-				}
-				if w, err := a.tryOpen("/app/ws", "bokeh, "+p.Token); err == nil {
-					if w.server != p.Server {
-						t.Errorf("page by %s, socket by %s", p.Server, w.server)
-					}
-					w.Close()
-				}
-				visits.Add(1)
-			}
-		})
-	}
-	for i := range 200 {
-		if err := a.load(fmt.Sprintf(config, i+1)); err != nil {
-			t.Error(err)
-		}
-	}
-	close(stop)
-	wg.Wait()
-	if visits.Load() < 100 {
-		t.Errorf("there were %d visits", visits.Load())
-	}
-	for _, b := range []*bokeh{b1, b2} {
-		soonCounts(t, "after the reloads", b.addr(), tally{0, 0, int64(stays[b.addr()]), 0})
-	}
-	if st := a.status(b1.addr()); st.State != stateDraining || !st.Drain.Marked {
-		t.Errorf("in the end it is %s", st.State)
-	}
-	for _, p := range kept {
-		if w := a.open(p.Token); w.server != p.Server {
-			t.Errorf("a session of %s went to %s", p.Server, w.server)
-		}
 	}
 }
