@@ -870,3 +870,19 @@ func TestMarkChangesBetweenTwoLooks(t *testing.T) {
 		}
 	})
 }
+
+// A config that is only validated leaves no trace among the nodes.
+func TestValidatedConfigLeavesNoTrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		s := newTestSelection(testPool(3))
+		n := newNode(s.table, func() bool { return false }, zap.NewNop())
+		s.join(n, v.door())
+		pass(20 * time.Second)
+		_ = s.Cleanup()
+		pass(20 * time.Second)
+		if keys, _ := v.door().List(t.Context(), "caddy-bokeh/nodes", false); len(keys) != 1 {
+			t.Errorf("there is a report: %v", keys)
+		}
+	})
+}

@@ -3,12 +3,17 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"net/http"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/creack/pty"
 
 	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
 )
@@ -108,5 +113,88 @@ func await(t *testing.T, so func() error) {
 			t.Fatal(err)
 		}
 		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// Whoever waits for a drain hears that Caddy ends, and the other node that it has ended.
+func TestCaddyEndsInGoodOrder(t *testing.T) {
+	p := quick(plan{origins: []string{"*"}})
+	p.global = "\tstorage file_system " + t.TempDir()
+	f := start(t, p)
+	g := f.another()
+	g.atWork(1)
+	g.bokeh("drain", f.servers[0].Addr()).wait()
+	answer := make(chan string, 1)
+	go func() {
+		res, err := http.Get(fmt.Sprintf("http://localhost:%d/bokeh/upstreams/%s?wait=1h", g.admin, f.servers[0].Addr()))
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer res.Body.Close()
+		answer <- res.Status
+	}()
+	g.awaitLog("?wait=1h")
+	f.awaitNodes(2)
+	g.caddy.Stop()
+	if got := <-answer; !strings.HasPrefix(got, "503") {
+		t.Error("who waits hears ", got)
+	}
+	f.awaitNodes(1) // it is gone, and forgotten when its visitors do not come back any more
+	f.bokeh("drain", f.servers[0].Addr(), "--wait", "--timeout", "1m").wait()
+}
+
+// awaitNodes waits until the fleet's Caddy knows of n nodes, itself among them.
+func (f *fleet) awaitNodes(n int) {
+	f.t.Helper()
+	f.await(func() error {
+		res, err := http.Get(fmt.Sprintf("http://localhost:%d/bokeh/nodes", f.admin))
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		if err == nil && strings.Count(string(body), `"node"`) != n {
+			err = fmt.Errorf("want %d nodes: %s", n, body)
+		}
+		return err
+	})
+}
+
+// On a terminal the waiting shows a bar, with what is left and how old it is.
+func TestDrainOnATerminal(t *testing.T) {
+	f := start(t, quick(plan{}))
+	b := f.visit()
+	b.click(1)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, kit.caddy, "bokeh", "drain", f.server(b.place()).Addr(), "--wait", "--address", fmt.Sprint("localhost:", f.admin))
+	terminal, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 24, Cols: 120})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	var shown strings.Builder
+	left := false
+	for buf := make([]byte, 4096); ; {
+		n, err := terminal.Read(buf)
+		shown.Write(buf[:n])
+		if !left && strings.Contains(shown.String(), "the oldest of") {
+			left = true
+			b.close()
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	text := shown.String()
+	t.Log(strings.ReplaceAll(text, "\r", "\n"))
+	for _, want := range []string{"1 session at ", "the oldest of ", "0%", "drained"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("it does not show %q", want)
+		}
 	}
 }
