@@ -66,6 +66,7 @@ type node struct {
 	peers    map[string]*peer      // the other nodes, by their keys in the storage
 	verdicts map[*upstream]verdict // of the upstreams that drain
 	seq      uint64                // of the last report
+	settled  time.Duration         // what settles returned last
 	reported time.Duration         // when that was written, on the table's clock; 0 if never
 	round    time.Duration         // when all was read last
 	failure  error                 // why that failed since
@@ -319,11 +320,12 @@ func (n *node) storage() (recordStorage, error) {
 	return n.shares[len(n.shares)-1].st, nil
 }
 
-// settles returns how long a session lives without a socket, in the policy where that is longest.
-// n.mu is locked.
+// settles returns how long a session lives without a socket, in the policy where that is longest; when
+// the last policy has gone, its sessions have not. n.mu is locked.
 func (n *node) settles() (longest time.Duration) {
 	n.eachPool(func(p pool) { longest = max(longest, p.settles()) })
-	return cmp.Or(longest, defaultUnusedSessionLifetime+defaultCheckUnusedSessions)
+	n.settled = cmp.Or(longest, n.settled, defaultUnusedSessionLifetime+defaultCheckUnusedSessions)
+	return n.settled
 }
 
 // eachPool calls yield with every policy. n.mu is locked.
