@@ -192,6 +192,16 @@ func (n *node) closeDue(has map[string]*mark, now time.Duration) (unsaid []*mark
 	return unsaid
 }
 
+// storeClosed writes that an upstream is closed, unless an operator has said something else of it since
+// its mark was read.
+func storeClosed(ctx context.Context, st recordStorage, m *mark) error {
+	before, err := loadRecord[mark](ctx, st, markKey(m.Upstream))
+	if err != nil || before == nil || before.closed().ID != m.ID {
+		return err
+	}
+	return storeRecord(ctx, st, markKey(m.Upstream), m)
+}
+
 // within lets f use the storage for as long as an operator waits. Not every storage heeds a context.
 func within(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, operatorWait)

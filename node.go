@@ -221,7 +221,7 @@ func (n *node) exchange(ctx context.Context, sh *share) {
 		err = errors.Join(err, storeRecord(ctx, sh.st, nodeKey(n.name), r))
 	}
 	for _, m := range unsaid {
-		err = errors.Join(err, storeRecord(ctx, sh.st, markKey(m.Upstream), m))
+		err = errors.Join(err, storeClosed(ctx, sh.st, m))
 	}
 	for _, key := range forgotten {
 		err = errors.Join(err, sh.st.Delete(ctx, key))

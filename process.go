@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -49,19 +50,11 @@ func startOf(pid int) (string, error) {
 	}
 	// proc_pid_stat(5): the second field is the program's name in parentheses, which may hold anything;
 	// the start time is the 22nd.
-	_, rest, _ := cutLast(string(stat), ")")
-	fields := strings.Fields(rest)
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 {
 		return "", errors.New("unknown format of stat")
 	}
 	return fields[19], nil
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
 }
 
 // isGone says whether p is certainly gone: it was a process of the same machine and namespace as
