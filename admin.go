@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -222,8 +223,26 @@ type drainBody struct {
 
 	// GracePeriod is after what time the upstream is closed, counted from when this is said: nothing
 	// goes there any more, and its websockets are closed over Span. 0 means never.
-	GracePeriod *caddy.Duration `json:"grace_period"`
-	Span        *caddy.Duration `json:"span"`
+	GracePeriod *duration `json:"grace_period"`
+	Span        *duration `json:"span"`
+}
+
+// duration is a time as an operator writes it. A bare number has no unit, so only 0 is one.
+type duration time.Duration
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (d *duration) UnmarshalJSON(text []byte) error {
+	if string(text) == "0" {
+		*d = 0
+		return nil
+	}
+	var s string
+	if err := json.Unmarshal(text, &s); err != nil {
+		return fmt.Errorf("%s is no duration: it is written like \"30m\"", text)
+	}
+	parsed, err := caddy.ParseDuration(s)
+	*d = duration(parsed)
+	return err
 }
 
 // word returns what a request with the body says.
@@ -253,7 +272,7 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 		name = upstreamName(address)
 	case n.isLastReady(name) && !force:
 		return nil, apiError(http.StatusConflict, "%s is the last upstream of a reverse_proxy that takes new sessions; visitors would get 503"+
-			" (add another one, take a drain back, or say ?force=true)", name)
+			" (add another one, take a drain back, or force it)", name)
 	}
 	if err := n.say(ctx, sharedNameAt(name, n.host), said); err != nil {
 		return nil, storageError(err)
@@ -273,7 +292,12 @@ func (n *node) undrain(ctx context.Context, address string, said word) (*upstrea
 	if err := n.say(ctx, sharedNameAt(st.Address, n.host), said); err != nil {
 		return nil, storageError(err)
 	}
-	return n.upstream(st.Address)
+	if after, err := n.upstream(st.Address); err == nil {
+		return after, nil
+	}
+	// Nothing else knew of it.
+	st.State, st.Drain, st.WaitingFor = stateGone, nil, nil
+	return st, nil
 }
 
 // signature is what marks say they were made by.
@@ -303,7 +327,7 @@ func (adminAPI) serveNode(w http.ResponseWriter, r *http.Request) error {
 		for _, st := range n.nodes()[1:] {
 			known = append(known, st.Node)
 		}
-		return apiError(http.StatusNotFound, "no other node is named %q; known are: %s", name, strings.Join(known, ", "))
+		return apiError(http.StatusNotFound, "no other node is named %q; known are: %s", name, cmp.Or(strings.Join(known, ", "), "none"))
 	case err != nil:
 		return storageError(err)
 	}

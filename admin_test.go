@@ -189,6 +189,8 @@ func TestAdminRefuses(t *testing.T) {
 		{400, "malformed grace_period", "PUT", draining, `{"grace_period":"-1s"}`},
 		{400, "malformed span", "PUT", draining, `{"span":"0s"}`},
 		{400, "malformed body", "PUT", draining, `{"grace_period":"soon"}`},
+		{400, "5 is no duration", "PUT", draining, `{"grace_period":5}`},
+		{400, "3600 is no duration", "PUT", draining, `{"span":3600}`},
 		{400, "no grace_period", "DELETE", draining, `{"grace_period":"1h"}`},
 		{409, "config", "DELETE", "/bokeh/draining/" + configured.addr(), ""},
 	} {

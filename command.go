@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -73,8 +74,9 @@ storage, how old the oldest is, how many ended in the last five minutes; and
 for a draining one what it still waits for.
 
 A state is ready, draining (no new session, keeps its own), drained (draining,
-and certainly empty), gone (in no pool, kept for its sessions) or unknown (the
-storage could not be read since Caddy started).`,
+and certainly empty), closed (past its grace period: nothing goes there), gone
+(in no pool, kept for its sessions) or unknown (the storage could not be read
+since Caddy started).`,
 		Example: `  $ caddy bokeh status
   $ caddy bokeh status --json | jq -r '.[] | select(.state == "drained").address'`,
 		Args: cobra.NoArgs,
@@ -100,8 +102,7 @@ is left there, through any Caddy, and none can come. Then the server can be
 stopped. It goes on waiting while Caddy reloads or restarts.
 
 Exits with 0 when done, 1 on an error, 124 when the --timeout is over, and 130
-when interrupted. The upstreams go on draining in all but the second case, and
-there the message says what was done.`,
+when interrupted. In the last two cases the upstreams go on draining.`,
 		Example: `  $ caddy bokeh drain localhost:5006 --wait && systemctl stop bokeh@5006
   $ caddy bokeh drain 10.0.0.7:5006 10.0.0.8:5006 --wait --timeout 8h --reason 'new version'
   $ caddy bokeh drain localhost:5006 --grace-period 8h --wait`,
@@ -126,6 +127,8 @@ go on draining until they are taken off it.`,
 	undrain.Flags().String("reason", "", "Why, to be shown in the log")
 	undrain.RunE = withArgs(commandUndrain)
 
+	cmd.Args = cobra.NoArgs // or an unknown command would be help, and success
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.AddCommand(status, drain, undrain)
 }
 
@@ -153,6 +156,9 @@ func commandStatus(fl caddycmd.Flags) (int, error) {
 	if err := json.Unmarshal(raw, &all); err != nil {
 		return caddy.ExitCodeFailedStartup, fmt.Errorf("reading the answer: %w", err)
 	}
+	if len(all) == 0 {
+		return caddy.ExitCodeFailedStartup, errNoStorage
+	}
 	return caddy.ExitCodeSuccess, printStatus(os.Stdout, all)
 }
 
@@ -162,7 +168,10 @@ func printStatus(w io.Writer, all []upstreamStatus) error {
 	fmt.Fprintln(table, "ADDRESS\tSTATE\tHEALTHY\tSESSIONS\tBUILDING\tWAITING\tCONNECTED\tUNUSED\tOLDEST\tENDED IN 5M")
 	for _, st := range all {
 		healthy := "yes"
-		if !st.Healthy {
+		switch {
+		case st.State == stateGone:
+			healthy = "-"
+		case !st.Healthy:
 			healthy = "no"
 		}
 		s := st.Sessions
@@ -176,7 +185,7 @@ func printStatus(w io.Writer, all []upstreamStatus) error {
 		if st.Drain == nil {
 			continue
 		}
-		fmt.Fprintf(w, "\n%s drains %s\n", st.Address, st.Drain)
+		fmt.Fprintf(w, "\n%s: draining %s\n", st.Address, st.Drain)
 		for _, wait := range st.WaitingFor {
 			fmt.Fprintf(w, "  waits for node %s on %s: %s\n", wait.Node, wait.Host, wait.Reason)
 		}
@@ -194,7 +203,7 @@ func (d *drainStatus) String() string {
 		s += ": " + d.Reason
 	}
 	if d.Deadline != nil {
-		s += fmt.Sprintf("; it is closed at %s", d.Deadline.Format(time.DateTime))
+		s += fmt.Sprintf("; to be closed at %s", d.Deadline.Format(time.DateTime))
 	}
 	if d.Config {
 		s += "; and by the config"
@@ -231,7 +240,12 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 		if err != nil || grace < 0 {
 			return caddy.ExitCodeFailedStartup, fmt.Errorf("malformed --grace-period %q: it is a duration, like 30m or 8h", value)
 		}
-		body["grace_period"] = grace
+		body["grace_period"] = grace.String()
+	}
+	if !fl.Bool("force") { // or a typo in the last address would be found when the others drain
+		if err := api.know(ctx, addresses); err != nil {
+			return caddy.ExitCodeFailedStartup, err
+		}
 	}
 	names, err := api.mark(ctx, http.MethodPut, query, body, addresses)
 	if err != nil {
@@ -328,12 +342,41 @@ func (c *adminClient) do(ctx context.Context, method, uri string, body, into any
 	select {
 	case a := <-answered:
 		if a.err != nil {
-			return fmt.Errorf("asking Caddy at %s: %w", c.address, a.err)
+			return c.explain(a.err)
 		}
 		return json.Unmarshal(a.text, into)
 	case <-ctx.Done():
 		return fmt.Errorf("asking Caddy at %s: %w", c.address, ctx.Err())
 	}
+}
+
+// explain returns an error as a person reads it: what the API says is in JSON, behind what Caddy's
+// client says of it.
+func (c *adminClient) explain(err error) error {
+	if errors.Is(err, syscall.ECONNREFUSED) || strings.Contains(err.Error(), "connection refused") {
+		return fmt.Errorf("no Caddy answers at %s (--address or --config say where its admin API is)", c.address)
+	}
+	var said struct {
+		Error string `json:"error"`
+	}
+	if i := strings.Index(err.Error(), "{"); i >= 0 && json.Unmarshal([]byte(err.Error()[i:]), &said) == nil && said.Error != "" {
+		return errors.New(said.Error)
+	}
+	return fmt.Errorf("asking Caddy at %s: %w", c.address, err)
+}
+
+// know returns an error if an address is that of no upstream.
+func (c *adminClient) know(ctx context.Context, addresses []string) error {
+	for _, address := range addresses {
+		if address == "" {
+			return errors.New("an address is empty")
+		}
+		var st upstreamStatus
+		if err := c.do(ctx, http.MethodGet, upstreamsPath+"/"+url.PathEscape(address), nil, &st); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // mark says of each upstream that it drains, or not, and returns their names. An error says what was
@@ -361,7 +404,7 @@ func (c *adminClient) awaitDrained(ctx context.Context, p progress, names []stri
 		left, err := c.left(ctx, names)
 		switch {
 		case err == nil && len(left) == 0:
-			p.done()
+			p.done("drained: " + strings.Join(names, ", "))
 			return caddy.ExitCodeSuccess, nil
 		case errors.Is(err, errNotDraining):
 			p.end()
@@ -378,7 +421,7 @@ func (c *adminClient) awaitDrained(ctx context.Context, p progress, names []stri
 		}
 		p.end()
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return exitTimeout, fmt.Errorf("the time is up; still draining: %s", p.last())
+			return exitTimeout, fmt.Errorf("the time is up; the drain stays on; still there: %s", p.last())
 		}
 		return exitInterrupted, fmt.Errorf("interrupted; the drain stays on, caddy bokeh undrain takes it back: %s", strings.Join(names, " "))
 	}
@@ -413,7 +456,7 @@ func (c *adminClient) left(ctx context.Context, names []string) (left []upstream
 type progress interface {
 	show(left []upstreamStatus)
 	trouble(err error) // that may pass
-	done()
+	done(text string)
 	end()         // before an error is written
 	last() string // what was shown last
 }
@@ -421,7 +464,7 @@ type progress interface {
 // newProgress returns a bar for a terminal, and lines for all else.
 func newProgress(f *os.File) progress {
 	if term.IsTerminal(int(f.Fd())) {
-		return &bar{w: f}
+		return &bar{w: f, fd: int(f.Fd())}
 	}
 	return &lines{w: f}
 }
@@ -453,6 +496,7 @@ func totalOf(left []upstreamStatus) (sum int64) {
 // bar is a progress bar: of the sessions at the start, how many are left.
 type bar struct {
 	w     io.Writer
+	fd    int
 	bar   *progressbar.ProgressBar
 	first int64
 	text  string
@@ -471,21 +515,32 @@ func (b *bar) show(left []upstreamStatus) {
 		)
 	}
 	b.text = describe(left)
-	b.bar.Describe(b.text)
+	b.describe(b.text)
 	_ = b.bar.Set64(max(b.first-now, 0))
 }
 
 func (b *bar) trouble(err error) {
 	if b.bar != nil {
-		b.bar.Describe("still waiting: " + err.Error())
+		b.describe("still waiting: " + err.Error())
 	} else {
 		fmt.Fprintln(b.w, "still waiting:", err)
 	}
 }
 
-func (b *bar) done() {
+// barRest is what the bar itself takes of a line.
+const barRest = 48
+
+// describe writes a text before the bar, as far as both fit in one line.
+func (b *bar) describe(text string) {
+	if width, _, err := term.GetSize(b.fd); err == nil && len(text) > width-barRest {
+		text = text[:max(width-barRest-1, 10)] + "…"
+	}
+	b.bar.Describe(text)
+}
+
+func (b *bar) done(text string) {
 	b.end()
-	fmt.Fprintln(b.w, "drained")
+	fmt.Fprintln(b.w, text)
 }
 
 func (b *bar) end() {
@@ -524,6 +579,6 @@ func (l *lines) trouble(err error) {
 	}
 }
 
-func (l *lines) done()        { l.write("drained") }
-func (l *lines) end()         {}
-func (l *lines) last() string { return l.text }
+func (l *lines) done(text string) { l.write(text) }
+func (l *lines) end()             {}
+func (l *lines) last() string     { return l.text }

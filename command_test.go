@@ -97,11 +97,18 @@ func TestCommands(t *testing.T) {
 	if st := a.status(home); st.State != stateReady {
 		t.Errorf("after what failed it is %s", st.State)
 	}
-	a.begin("drain", home, "127.0.0.1:1").end(1, "done before: "+home)
+	a.begin("drain", home, "127.0.0.1:1").end(1, "known are: 127.0.0.1:")
+	if st := a.status(home); st.State != stateReady {
+		t.Errorf("with a typo in another address it is %s", st.State)
+	}
+	a.begin("drain", home).end(0, home+" is draining, with 1 session")
+	a.begin("drain", "--force", "127.0.0.1:1").end(0, "127.0.0.1:1 is ")
+	a.begin("undrain", "127.0.0.1:1").end(0, "127.0.0.1:1 is gone")
+	a.begin("nonsense").end(1, "unknown command")
 	a.begin("undrain", home).end(0, home+" is ready, with 1 session")
-	a.begin("drain", home, "--wait", "--timeout", "100ms", "--reason", "new version").end(exitTimeout, "still draining: 1 session at "+home)
+	a.begin("drain", home, "--wait", "--timeout", "100ms", "--reason", "new version").end(exitTimeout, "the drain stays on; still there: 1 session at "+home)
 	a.begin("status").end(0, "new version")
-	a.begin("status").end(0, "drains by the config")
+	a.begin("status").end(0, "draining by the config")
 
 	c = a.begin("drain", home, "--wait")
 	c.says("the oldest of")
@@ -118,17 +125,17 @@ func TestCommands(t *testing.T) {
 	c.says("1 session at " + home + ", the oldest of")
 	a.reload(handlers)
 	w.Close()
-	c.end(0, "drained\n")
+	c.end(0, "drained: ")
 	a.begin("status").end(0, "drained")
 	c = a.begin("drain", b1.addr(), b2.addr(), "--force", "--wait")
-	c.end(0, "drained\n")
+	c.end(0, "drained: ")
 	a.begin("undrain", b1.addr(), b2.addr()).end(0, "is ready")
 
 	// When the grace period is over, what is left is closed.
 	_, w = a.visit()
 	a.want(200, "draining", "PUT", "/bokeh/draining/"+w.server, `{"grace_period":"1h","span":"1s"}`)
-	a.begin("status").end(0, "it is closed at")
-	a.begin("drain", w.server, "--grace-period", "1ms", "--wait").end(0, "drained\n")
+	a.begin("status").end(0, "to be closed at")
+	a.begin("drain", w.server, "--grace-period", "1ms", "--wait").end(0, "drained: ")
 	a.begin("undrain", w.server).end(0, "is ready")
 
 	// Somebody else takes it back.

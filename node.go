@@ -70,6 +70,7 @@ type node struct {
 	reported time.Duration         // when that was written, on the table's clock; 0 if never
 	round    time.Duration         // when all was read last
 	failure  error                 // why that failed since
+	failing  bool                  // whether that was logged
 	said     int                   // how often an operator said something here: what was read before is older
 	news     chan struct{}         // closed when something may have changed
 
@@ -237,10 +238,13 @@ func (n *node) finish(ctx context.Context, err error) {
 		return
 	}
 	switch {
-	case err != nil && n.failure == nil:
+	case err != nil && n.failure != nil && !n.failing:
+		// Once may be a file that was replaced while we listed.
+		n.failing = true
 		n.logger.Error("the storage fails; traffic goes on as before, but marks made elsewhere are not seen and no upstream is called drained (mend the storage)",
 			zap.Error(err))
-	case err == nil && n.failure != nil:
+	case err == nil && n.failing:
+		n.failing = false
 		n.logger.Info("the storage is well again")
 	}
 	n.failure = err

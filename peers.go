@@ -120,7 +120,16 @@ func (n *node) giveUp(ctx context.Context, name string) error {
 	}
 	last := *p.report
 	last.Left = true
-	return within(ctx, func(ctx context.Context) error { return storeRecord(ctx, st, nodeKey(name), last) })
+	err = within(ctx, func(ctx context.Context) error { return storeRecord(ctx, st, nodeKey(name), last) })
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p.gone == 0 {
+		p.gone = n.t.now()
+	}
+	return nil
 }
 
 var errUnknownNode = errors.New("no such node")

@@ -152,7 +152,7 @@ func (s *Selection) allDrain(v *view) bool {
 	}
 	last := s.turnedAway.Load()
 	if (last == 0 || v.now-time.Duration(last) > turnedAwayPause) && s.turnedAway.CompareAndSwap(last, int64(v.now)) {
-		s.logger.Error("every healthy upstream is draining; new visitors get 503 (add an upstream, or take one off the drain line)",
+		s.logger.Error("every healthy upstream is draining; new visitors get 503 (add an upstream, or take a drain back: caddy bokeh undrain, or the drain line of the config)",
 			zap.Int("upstreams", len(v.pool)))
 	}
 	return true

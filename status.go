@@ -133,7 +133,9 @@ func (n *node) upstreams() []*upstreamStatus {
 			st.State = stateReady
 		}
 	}
-	return slices.SortedFunc(maps.Values(all), func(a, b *upstreamStatus) int { return cmp.Compare(a.Address, b.Address) })
+	sorted := slices.AppendSeq(make([]*upstreamStatus, 0, len(all)), maps.Values(all)) // in JSON a list though it is empty
+	slices.SortFunc(sorted, func(a, b *upstreamStatus) int { return cmp.Compare(a.Address, b.Address) })
+	return sorted
 }
 
 // addHealth adds what the reverse proxies of this Caddy say of their upstreams. n.mu is locked.
@@ -235,12 +237,13 @@ func (n *node) self(now time.Duration) nodeStatus {
 func (n *node) isLastReady(name string) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	now := n.t.now()
 	n.eachPool(func(p pool) {
 		itself, others := false, 0
 		p.each(func(m *member, inPool bool) {
 			u := m.last.Load()
 			switch {
-			case !inPool || m.draining.on() || u != nil && u.Host != nil && !u.Healthy():
+			case !inPool || m.draining.on() || m.failing(now) || u != nil && u.Host != nil && !u.Healthy():
 			case m.name == name:
 				itself = true
 			default:

@@ -155,6 +155,10 @@ func (n *node) concerned(u *upstream) (peers []*peer) {
 	return peers
 }
 
+// staleAfter is how long after a node has last read the storage it calls nothing drained: somebody may
+// have taken the drain back.
+const staleAfter = 3 * nodePause
+
 // markRest is how long after a mark was set no upstream is called drained: a node that was starting
 // at that moment has read no mark, and nobody has read of it yet.
 const markRest = 5 * time.Second
@@ -175,7 +179,7 @@ func (n *node) waitsHere(u *upstream, since, now time.Duration) (waits []wait) {
 	if left := since + markRest - now; left > 0 {
 		say(true, "the mark is new; a node that is starting reads it within %s", seconds(left))
 	}
-	if now-n.round > overdueAfter {
+	if now-n.round > staleAfter {
 		say(true, "it cannot read the storage")
 	}
 	return waits
@@ -204,7 +208,8 @@ func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits [
 		say(true, "it has %s", inWords(c))
 	}
 	if p.overdue(now) {
-		say(false, "it has not reported for %s; if it is dead, say so, else mend its storage", seconds(now-p.changed))
+		say(false, "it has not reported for %s; if it is dead, say so (DELETE %s/%s), else mend its storage",
+			seconds(now-p.changed), nodesPath, p.Node)
 	}
 	if !p.Settled && !m.closes() {
 		say(false, "it has just started; browsers may come back to it")

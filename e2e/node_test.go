@@ -192,7 +192,7 @@ func TestDrainOnATerminal(t *testing.T) {
 	}
 	text := shown.String()
 	t.Log(strings.ReplaceAll(text, "\r", "\n"))
-	for _, want := range []string{"1 session at ", "the oldest of ", "0%", "drained"} {
+	for _, want := range []string{"1 session at ", "the oldest of ", "0%", "drained: "} {
 		if !strings.Contains(text, want) {
 			t.Errorf("it does not show %q", want)
 		}

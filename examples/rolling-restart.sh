@@ -10,6 +10,7 @@
 set -eu -o pipefail
 restart=${1:?usage: rolling-restart.sh <restart command> <address>...}
 shift
+: "${1:?usage: rolling-restart.sh <restart command> <address>...}"
 read -r -a caddy <<<"${CADDY:-caddy} bokeh"
 read -r -a options <<<"${BOKEH_OPTIONS:-}"
 read -r -a draining <<<"${DRAIN_OPTIONS:-}"
