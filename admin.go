@@ -270,7 +270,10 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 		return nil, err
 	case err != nil:
 		name = upstreamName(address)
-	case n.isLastReady(name) && !force:
+	}
+	last := n.claim(name)
+	defer n.unclaim(name)
+	if last && !force {
 		return nil, apiError(http.StatusConflict, "%s is the last upstream of a reverse_proxy that takes new sessions; visitors would get 503"+
 			" (add another one, take a drain back, or force it)", name)
 	}
@@ -450,6 +453,9 @@ func apiError(status int, format string, args ...any) error {
 func storageError(err error) error {
 	if errors.Is(err, errNoStorage) {
 		return apiError(http.StatusConflict, "%v", err)
+	}
+	if errors.Is(err, errUnanswered) {
+		return apiError(http.StatusServiceUnavailable, "nothing has changed yet, and it is not known whether it will: %v within %v (ask for the status later)", err, operatorWait)
 	}
 	return apiError(http.StatusServiceUnavailable, "nothing has changed, for the storage fails: %v", err)
 }

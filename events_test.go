@@ -82,6 +82,7 @@ func TestEvents(t *testing.T) {
 	w.Close()
 	a.open(p.Token)
 	soon(t, "told that a session moved", func() bool { return heard("bokeh_session_moved from="+w.server+" reason=unreachable session=") == 1 })
+	a.want(200, `"state":"drained"`, "GET", "/bokeh/upstreams/"+w.server+"?wait=19s", "")
 	soon(t, "told that it is drained", func() bool { return heard("bokeh_drained upstream="+w.server) == 1 })
 	if id := readToken(p.Token, nil).id; id == "" || heard(id) > 0 {
 		t.Errorf("an event shows the session's id %q", id)

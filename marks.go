@@ -9,7 +9,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -54,6 +53,14 @@ func (m *mark) id() string {
 		return ""
 	}
 	return m.ID
+}
+
+// upstream returns the upstream that m, which may be nil, is of.
+func (m *mark) upstream() string {
+	if m == nil {
+		return ""
+	}
+	return m.Upstream
 }
 
 // closes says whether m, which may be nil, lets nothing go to its upstream.
@@ -151,7 +158,7 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 		if err != nil && !errors.Is(err, errBroken) {
 			return err
 		}
-		if m = w.follows(before, shared, n.host, n.left(shared)); m == before {
+		if m = w.follows(before, shared, n.host, n.left(before)); m == before {
 			return nil
 		}
 		return storeRecord(ctx, st, markKey(shared), m)
@@ -167,15 +174,18 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 	return nil
 }
 
-// left returns how much is left of the grace period of an upstream, or 0 if it has none.
-func (n *node) left(shared string) time.Duration {
+// left returns how much is left of the grace period of a mark in the storage, or 0 if it has none.
+func (n *node) left(m *mark) time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	md := n.marked[shared]
-	if md == nil || md.until == 0 {
+	switch md := n.marked[m.upstream()]; {
+	case m == nil || m.Left == 0:
 		return 0
+	case md == nil || md.id() != m.ID:
+		return m.Left // it was written a moment ago, and is not read here yet
+	default:
+		return max(md.until-n.t.now(), 1)
 	}
-	return max(md.until-n.t.now(), 1)
 }
 
 // closeDue closes the upstreams whose grace period is over, and returns what the storage does not
@@ -202,6 +212,9 @@ func storeClosed(ctx context.Context, st recordStorage, m *mark) error {
 	return storeRecord(ctx, st, markKey(m.Upstream), m)
 }
 
+// errUnanswered is what is said of a storage that may do later what it was asked for.
+var errUnanswered = errors.New("the storage has not answered")
+
 // within lets f use the storage for as long as an operator waits. Not every storage heeds a context.
 func within(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, operatorWait)
@@ -212,7 +225,7 @@ func within(ctx context.Context, f func(context.Context) error) error {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("the storage has not answered: %w", ctx.Err())
+		return errUnanswered
 	}
 }
 

@@ -4,6 +4,8 @@ package caddybokeh
 
 import (
 	"errors"
+	"strconv"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -59,21 +61,25 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	m.n.t.each(func(u *upstream) {
-		for s, name := range stateNames {
-			gauge(descSessions, float64(u.counts[s].Load()), u.name, name)
+		label := u.name
+		if !utf8.ValidString(label) { // a client's doing, where an address depends on the request
+			label = strconv.Quote(label)
 		}
-		gauge(descDraining, asFloat(u.draining.on()), u.name)
-		gauge(descDrained, asFloat(u.draining.on() && u.draining.empty.Load()), u.name)
+		for s, name := range stateNames {
+			gauge(descSessions, float64(u.counts[s].Load()), label, name)
+		}
+		gauge(descDraining, asFloat(u.draining.on()), label)
+		gauge(descDrained, asFloat(u.draining.on() && u.draining.empty.Load()), label)
 		if since := u.draining.since(); !since.IsZero() {
-			gauge(descStarted, float64(since.UnixMilli())/1e3, u.name)
+			gauge(descStarted, float64(since.UnixMilli())/1e3, label)
 		}
 		for d, n := range u.past.selected {
-			counter(descSelected, n.Load(), u.name, d)
+			counter(descSelected, n.Load(), label, d)
 		}
 		for reason, n := range u.past.moved {
-			counter(descMoved, n.Load(), u.name, reason)
+			counter(descMoved, n.Load(), label, reason)
 		}
-		counter(descSilent, u.past.silent.Load(), u.name)
+		counter(descSilent, u.past.silent.Load(), label)
 	})
 	for reason, n := range m.n.t.nobody {
 		counter(descNobody, n.Load(), reason)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 )
 
 // metrics returns the lines about the policy that Prometheus gets.
@@ -91,6 +92,20 @@ func TestMetrics(t *testing.T) {
 		if b.addr() != w.server && strings.Contains(a.metrics(), b.addr()) {
 			t.Error("an upstream is told of that nobody knows any more")
 		}
+	}
+}
+
+// A client that makes up an address which is no text does not end the metrics.
+func TestMetricsOfStrangeNames(t *testing.T) {
+	n := newNode(newTable(), func() bool { return true }, zap.NewNop())
+	n.t.hold("unix//run/\xff.sock")
+	n.t.hold("unix//run/\xfe.sock")
+	registry := prometheus.NewPedanticRegistry()
+	if err := (metrics{n}).register(registry); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := registry.Gather(); err != nil {
+		t.Error(err)
 	}
 }
 

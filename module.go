@@ -218,11 +218,17 @@ func (s *Selection) inPool(m *member) bool {
 	case m.static:
 		return true
 	case !s.keepsPool:
-		return s.table.now()-time.Duration(m.seen.Load()) < memberMemory
+		return true // it was, for a request, and is forgotten in a while
 	case last == nil:
 		return false
 	}
 	return slices.ContainsFunc(*last, func(u *reverseproxy.Upstream) bool { return upstreamName(u.Dial) == m.name })
+}
+
+// knowsPool says whether the upstreams are known. Discovered ones are from the first request on, and
+// where they depend on requests they never all are.
+func (s *Selection) knowsPool() bool {
+	return s.static != nil || s.keepsPool && s.last.Load() != nil
 }
 
 // stampKeys returns the keys of the stamps.
@@ -253,9 +259,6 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 		if hasPlaceholder(u.Dial) {
 			return
 		}
-	}
-	for _, u := range h.Upstreams {
-		s.members.get(u.Dial).last.Store(u)
 	}
 	s.static = h.Upstreams
 }

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"os"
 	"reflect"
 	"slices"
 	"sync"
@@ -35,6 +34,9 @@ const (
 type pool interface {
 	// each calls yield with every upstream that the policy knows, and whether it is in its pool.
 	each(yield func(m *member, inPool bool))
+
+	// knowsPool says whether all upstreams of its pool are known.
+	knowsPool() bool
 
 	// stampKeys returns the keys of its stamps.
 	stampKeys() *keyring
@@ -71,6 +73,7 @@ type node struct {
 	round    time.Duration         // when all was read last
 	failure  error                 // why that failed since
 	failing  bool                  // whether that was logged
+	pending  map[string]int        // upstreams that are just being marked as draining, by name
 	said     int                   // how often an operator said something here: what was read before is older
 	news     chan struct{}         // closed when something may have changed
 
@@ -89,14 +92,14 @@ type share struct {
 }
 
 func newNode(t *table, running func() bool, logger *zap.Logger) *node {
-	host, _ := os.Hostname()
 	return &node{
-		name: randomName(), host: host, process: thisProcess(),
+		name: randomName(), host: hostname(), process: thisProcess(),
 		t: t, start: t.now(), running: running, logger: logger,
 		storageErrors: newCounters(operations...), events: make(chan event, maxEvents),
 		marked:   make(map[string]*marked),
 		peers:    make(map[string]*peer),
 		verdicts: make(map[*upstream]verdict),
+		pending:  make(map[string]int),
 		news:     make(chan struct{}),
 
 		interrupted: make(chan struct{}),

@@ -871,6 +871,98 @@ func TestMarkChangesBetweenTwoLooks(t *testing.T) {
 	})
 }
 
+// Where upstreams are discovered, a night in which nobody visits says nothing about which there are.
+func TestMarkOutlivesAQuietNight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNodeOn(t, "a", v.door(), testPool(3))
+		a.drain("u2:80")
+		pass(time.Minute)
+		a.kill()
+		s := newTestSelection(nil)
+		s.keepsPool = true
+		b := &caddyNode{node: newNode(s.table, func() bool { return true }, zap.NewNop()), t: t, s: s}
+		t.Cleanup(b.kill)
+		s.join(b.node, v.door())
+		pass(10 * time.Hour)
+		if !v.holds(markKey("u2:80")) {
+			t.Error("the mark was forgotten")
+		}
+	})
+}
+
+// Who marks one of two upstreams, and who marks the other at the same time, are not both told that one is left.
+func TestLastTwoAreMarkedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNodeOn(t, "a", newVault().door(), testPool(2))
+		pass(3 * time.Second)
+		release := a.door.hang()
+		var wg sync.WaitGroup
+		errs := make([]error, 2)
+		for i := range errs {
+			wg.Go(func() {
+				_, errs[i] = a.node.drain(t.Context(), fmt.Sprintf("u%d:80", i), word{state: stateDraining}, false)
+			})
+		}
+		pass(time.Second)
+		release()
+		wg.Wait()
+		if (errs[0] == nil) == (errs[1] == nil) {
+			t.Errorf("of two that are marked at once: %v, %v", errs[0], errs[1])
+		}
+	})
+}
+
+// The grace period is not lost where a new reason comes through a node that has not read of it yet.
+func TestGracePeriodThroughALateNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(3 * time.Second)
+		hours := 8 * time.Hour
+		a.tell(u0, word{state: stateDraining, grace: &hours})
+		b.tell(u0, word{state: stateDraining, reason: "new version"})
+		pass(hours + time.Minute)
+		if !a.s.members.get(u0).draining.closed() {
+			t.Error("it is not closed")
+		}
+	})
+}
+
+// A session that lives for short may go to a node that has started a moment ago, of which nobody has read.
+func TestShortLivedSessionGoesToAStartingNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		start := func(running func() bool) *caddyNode {
+			s := newTestSelection(testPool(3))
+			s.lifetime = 2 * time.Second
+			c := &caddyNode{node: newNode(s.table, running, zap.NewNop()), t: t, s: s, pool: testPool(3)}
+			c.host, c.process = randomName(), process{}
+			s.join(c.node, v.door())
+			t.Cleanup(c.kill)
+			return c
+		}
+		a := start(func() bool { return true })
+		token := a.visitAt(u0)
+		_, hangUp := a.socket(token)
+		a.drain(u0)
+		pass(time.Minute)
+		begun := time.Now()
+		b := start(func() bool { return time.Since(begun) > 2100*time.Millisecond })
+		pass(1900 * time.Millisecond)
+		hangUp()
+		if home, _ := b.socket(token); home != u0 {
+			t.Fatal("the session went to ", home)
+		}
+		for range 100 {
+			pass(100 * time.Millisecond)
+			if st, err := a.upstream(u0); err != nil || st.State == stateDrained {
+				t.Fatalf("%v after the start of the other node: %+v %v", time.Since(begun), st, err)
+			}
+		}
+	})
+}
+
 // A config that is only validated leaves no trace among the nodes.
 func TestValidatedConfigLeavesNoTrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

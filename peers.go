@@ -95,11 +95,11 @@ func (n *node) forget(now time.Duration) (keys []string) {
 
 // wanted says whether an upstream may be in the pool of a node, or have sessions. n.mu is locked.
 func (n *node) wanted(shared string, own account, now time.Duration) bool {
-	if own.InPool || own.Sessions.all() > 0 {
+	if own.InPool || own.Sessions.all() > 0 || n.unsure() {
 		return true
 	}
 	for _, p := range n.peers {
-		if a := p.Upstreams[shared]; a.InPool || a.Sessions.all() > 0 || p.overdue(now) {
+		if a := p.Upstreams[shared]; a.InPool || a.Sessions.all() > 0 || p.overdue(now) || p.Unsure {
 			return true
 		}
 	}

@@ -22,7 +22,8 @@ type report struct {
 	Settled bool              `json:"settled"`         // whether it is up for longer than that
 	Left    bool              `json:"left,omitempty"`  // whether this is its last report
 
-	Upstreams map[string]account `json:"upstreams"` // by their names between nodes
+	Unsure    bool               `json:"unsure,omitempty"` // whether it may have upstreams in a pool that it does not know yet
+	Upstreams map[string]account `json:"upstreams"`        // by their names between nodes
 }
 
 // account is what a node tells of an upstream.
@@ -59,10 +60,17 @@ func (n *node) makeReport(now time.Duration) *report {
 		Upstreams: n.accounts(now),
 	}
 	r.Settled = now-n.start >= r.Settles
+	r.Unsure = n.unsure()
 	for _, p := range n.peers {
 		r.Heard[p.Node] = p.Seq
 	}
 	return r
+}
+
+// unsure says whether a policy does not know all upstreams of its pool. n.mu is locked.
+func (n *node) unsure() (unsure bool) {
+	n.eachPool(func(p pool) { unsure = unsure || !p.knowsPool() })
+	return unsure
 }
 
 // accounts returns what there is to tell of the upstreams. n.mu is locked.

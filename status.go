@@ -232,18 +232,20 @@ func (n *node) self(now time.Duration) nodeStatus {
 	return st
 }
 
-// isLastReady says whether u takes new sessions, and is the only one that does in a pool of this
-// Caddy.
-func (n *node) isLastReady(name string) (last bool) {
+// claim takes note that the named upstream is about to drain, and says whether it takes new sessions
+// and is the only one that does in a pool of this Caddy. Two who drain one of two each at once must
+// not both be told that there is another.
+func (n *node) claim(name string) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	defer func() { n.pending[name]++ }()
 	now := n.t.now()
 	n.eachPool(func(p pool) {
 		itself, others := false, 0
 		p.each(func(m *member, inPool bool) {
 			u := m.last.Load()
 			switch {
-			case !inPool || m.draining.on() || m.failing(now) || u != nil && u.Host != nil && !u.Healthy():
+			case !inPool || m.draining.on() || n.pending[m.name] > 0 || m.failing(now) || u != nil && u.Host != nil && !u.Healthy():
 			case m.name == name:
 				itself = true
 			default:
@@ -253,4 +255,13 @@ func (n *node) isLastReady(name string) (last bool) {
 		last = last || itself && others == 0
 	})
 	return last
+}
+
+// unclaim takes that note back.
+func (n *node) unclaim(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.pending[name]--; n.pending[name] == 0 {
+		delete(n.pending, name)
+	}
 }

@@ -67,10 +67,13 @@ func upstreamName(addr string) string {
 
 // sharedName is the name of an upstream in what several nodes read. A loopback or unix-socket
 // upstream is a different server on every machine, so its name takes the host's with it.
-func sharedName(name string) string {
-	host, _ := os.Hostname()
-	return sharedNameAt(name, host)
-}
+func sharedName(name string) string { return sharedNameAt(name, hostname()) }
+
+// hostname is this machine's. A process keeps to the one that it began with.
+var hostname = sync.OnceValue(func() string {
+	name, _ := os.Hostname()
+	return name
+})
 
 func sharedNameAt(name, host string) string {
 	if !isLocal(name) {

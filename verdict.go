@@ -29,6 +29,7 @@ type verdict struct {
 
 // moment is when no node showed a session.
 type moment struct {
+	at    time.Duration
 	seq   uint64           // of our next report
 	begun map[string]int64 // sessions that each node had until then
 }
@@ -124,7 +125,11 @@ func (n *node) judge(u *upstream, v verdict, now time.Duration) verdict {
 		return v
 	}
 	if v.drained || v.moment == nil || !maps.Equal(v.moment.begun, begun) {
-		v.moment, v.drained = &moment{n.seq + 1, begun}, false
+		v.moment, v.drained = &moment{now, n.seq + 1, begun}, false
+	}
+	// Where sessions live for short, one may have gone to a node that nobody had read of then.
+	if left := v.moment.at + markRest - now; left > 0 && n.settles() < 2*markRest {
+		v.waits = append(v.waits, wait{n.name, n.host, "it must say so once more", false})
 	}
 	for _, p := range peers {
 		if p.Heard[n.name] < v.moment.seq {
