@@ -39,11 +39,12 @@ func (*recorder) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (recorder) Handle(_ context.Context, e caddy.Event) error {
 	recorded.mu.Lock()
 	defer recorded.mu.Unlock()
-	text := e.Name()
+	var text strings.Builder
+	text.WriteString(e.Name())
 	for _, k := range slices.Sorted(maps.Keys(e.Data)) {
-		text += fmt.Sprintf(" %s=%v", k, e.Data[k])
+		fmt.Fprintf(&text, " %s=%v", k, e.Data[k])
 	}
-	recorded.events = append(recorded.events, text)
+	recorded.events = append(recorded.events, text.String())
 	return nil
 }
 
