@@ -248,6 +248,9 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 		}
 	}
 	names, err := api.mark(ctx, http.MethodPut, query, body, addresses)
+	if ctx.Err() != nil {
+		return exitInterrupted, fmt.Errorf("interrupted; what was being marked may drain, caddy bokeh status shows it: %w", err)
+	}
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}

@@ -185,10 +185,11 @@ func (s *sockets) closeAll(span time.Duration) int {
 
 // closeIn closes one in a while, unless that is not to be any more. s.mu is locked.
 func (s *sockets) closeIn(tn *tunnel, d time.Duration) {
+	late := s.late
 	time.AfterFunc(max(d, time.Until(tn.opened.Add(tunnelRest))), func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if _, open := s.open[tn]; open && !s.late.IsZero() {
+		if _, open := s.open[tn]; open && s.late.Equal(late) {
 			tn.end()
 		}
 	})

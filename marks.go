@@ -158,6 +158,9 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 		if err != nil && !errors.Is(err, errBroken) {
 			return err
 		}
+		if before != nil && before.Upstream != shared {
+			before = nil // broken in another way
+		}
 		if m = w.follows(before, shared, n.host, n.left(before)); m == before {
 			return nil
 		}

@@ -219,6 +219,9 @@ func (n *node) exchange(ctx context.Context, sh *share) {
 	n.judgeAll(now)
 	r := n.dueReport(now)
 	forgotten := n.forget(now)
+	if !n.running() {
+		unsaid, forgotten = nil, nil
+	}
 	n.mu.Unlock()
 
 	if r != nil {
@@ -266,6 +269,9 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 	idle := len(sh.pools) == 0 && n.sessions() == 0
 	if idle && sh.stop != nil && ctx.Err() == nil {
 		sh.halt()
+		for shared := range n.marked { // until it is read again, when there is something to tell of
+			n.unset(shared)
+		}
 	}
 	n.mu.Unlock()
 	if idle {

@@ -9,6 +9,10 @@ import (
 )
 
 const (
+	// silentAfter is when it is looked whether the process of a node of this machine is there: some
+	// systems hide those of others.
+	silentAfter = quietPause + nodePause
+
 	// overdueAfter is when a node is missed whose report does not change.
 	overdueAfter = 30 * time.Second
 
@@ -42,7 +46,7 @@ func (n *node) hear(reports map[string]*report, all bool, now time.Duration) {
 			p.changed = now
 		}
 		p.report = r
-		lost := p.Left || p.Process.isGone(n.process) || now-p.changed > givenUpAfter
+		lost := p.Left || now-p.changed > silentAfter && p.Process.isGone(n.process) || now-p.changed > givenUpAfter
 		switch {
 		case !lost:
 			p.gone = 0
