@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -270,6 +271,9 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 		return nil, err
 	case err != nil:
 		name = upstreamName(address)
+	}
+	if n.here(sharedNameAt(name, n.host)) != name || !utf8.ValidString(name) {
+		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
 	}
 	last := n.claim(name)
 	defer n.unclaim(name)

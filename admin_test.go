@@ -191,6 +191,8 @@ func TestAdminRefuses(t *testing.T) {
 		{400, "malformed body", "PUT", draining, `{"grace_period":"soon"}`},
 		{400, "5 is no duration", "PUT", draining, `{"grace_period":5}`},
 		{400, "3600 is no duration", "PUT", draining, `{"span":3600}`},
+		{400, "no address", "PUT", "/bokeh/draining/a@b:80?force=true", ""},
+		{400, "no address", "PUT", "/bokeh/draining/unix%2F%2Frun%2F%ff?force=true", ""},
 		{400, "no grace_period", "DELETE", draining, `{"grace_period":"1h"}`},
 		{409, "config", "DELETE", "/bokeh/draining/" + configured.addr(), ""},
 	} {
