@@ -265,12 +265,11 @@ func (b drainBody) word(method, by string) (word, error) {
 // drain marks an upstream as draining. Unless forced it must be known, and another one must take new
 // sessions.
 func (n *node) drain(ctx context.Context, address string, said word, force bool) (*upstreamStatus, error) {
-	name, err := n.resolve(address)
-	switch {
-	case err != nil && !force:
+	name := upstreamName(address)
+	if st, err := n.upstream(address); err == nil {
+		name = st.Address
+	} else if !force {
 		return nil, err
-	case err != nil:
-		name = upstreamName(address)
 	}
 	if n.here(sharedNameAt(name, n.host)) != name || !utf8.ValidString(name) {
 		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
@@ -357,15 +356,6 @@ func (n *node) upstream(address string) (*upstreamStatus, error) {
 		known[i] = st.Address
 	}
 	return nil, apiError(http.StatusNotFound, "no upstream %q is known; known are: %s", address, strings.Join(known, ", "))
-}
-
-// resolve returns the name of the upstream that an operator means by an address.
-func (n *node) resolve(address string) (string, error) {
-	st, err := n.upstream(address)
-	if err != nil {
-		return "", err
-	}
-	return st.Address, nil
 }
 
 // spellings returns the names that an address in a path may stand for. Caddy's router makes one

@@ -55,14 +55,6 @@ func (m *mark) id() string {
 	return m.ID
 }
 
-// upstream returns the upstream that m, which may be nil, is of.
-func (m *mark) upstream() string {
-	if m == nil {
-		return ""
-	}
-	return m.Upstream
-}
-
 // closes says whether m, which may be nil, lets nothing go to its upstream.
 func (m *mark) closes() bool { return m != nil && m.State == stateClosed }
 
@@ -179,16 +171,16 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 
 // left returns how much is left of the grace period of a mark in the storage, or 0 if it has none.
 func (n *node) left(m *mark) time.Duration {
+	if m == nil || m.Left == 0 {
+		return 0
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	switch md := n.marked[m.upstream()]; {
-	case m == nil || m.Left == 0:
-		return 0
-	case md == nil || md.id() != m.ID:
+	md := n.marked[m.Upstream]
+	if md == nil || md.ID != m.ID {
 		return m.Left // it was written a moment ago, and is not read here yet
-	default:
-		return max(md.until-n.t.now(), 1)
 	}
+	return max(md.until-n.t.now(), 1)
 }
 
 // closeDue closes the upstreams whose grace period is over, and returns what the storage does not
@@ -237,7 +229,7 @@ func within(ctx context.Context, f func(context.Context) error) error {
 func (n *node) take(marks map[string]*mark, all bool) {
 	for key, m := range marks {
 		md := n.marked[m.Upstream]
-		overtaken := md != nil && md.mark != nil && md.closes() && md.ID == m.closed().ID
+		overtaken := md != nil && md.closes() && md.ID == m.closed().ID
 		if markKey(m.Upstream) == key && !overtaken {
 			n.set(m)
 		}

@@ -204,25 +204,18 @@ func (s *Selection) attach(t *table) {
 
 // each calls yield with every upstream that s knows, and whether it is in its pool.
 func (s *Selection) each(yield func(m *member, inPool bool)) {
+	discovered := make(map[string]bool)
+	if last := s.last.Load(); last != nil {
+		for _, u := range *last {
+			discovered[upstreamName(u.Dial)] = true
+		}
+	}
 	s.members.byDial.Range(func(_, value any) bool {
 		m := value.(*member)
-		yield(m, s.inPool(m))
+		// Where the pool depends on the request, m was in it lately, and is forgotten in a while.
+		yield(m, m.static || !s.keepsPool || discovered[m.name])
 		return true
 	})
-}
-
-// inPool says whether m is in the pool. Where that depends on the request, it is if it was lately.
-func (s *Selection) inPool(m *member) bool {
-	last := s.last.Load()
-	switch {
-	case m.static:
-		return true
-	case !s.keepsPool:
-		return true // it was, for a request, and is forgotten in a while
-	case last == nil:
-		return false
-	}
-	return slices.ContainsFunc(*last, func(u *reverseproxy.Upstream) bool { return upstreamName(u.Dial) == m.name })
 }
 
 // knowsPool says whether the upstreams are known. Discovered ones are from the first request on, and

@@ -217,8 +217,9 @@ func (n *node) exchange(ctx context.Context, sh *share) {
 	}
 	unsaid := n.closeDue(marks, now)
 	n.judgeAll(now)
-	r := n.dueReport(now)
-	forgotten := n.forget(now)
+	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
+	r := n.dueReport(now, accounts)
+	forgotten := n.forget(now, accounts)
 	if !n.running() {
 		unsaid, forgotten = nil, nil
 	}
@@ -289,17 +290,19 @@ func (n *node) sessions() (sum int64) {
 // leave tells the others that this process ends, as far as that is possible in short.
 func (n *node) leave(sh *share) {
 	n.mu.Lock()
-	reported := n.reported != 0
+	if n.reported == 0 { // nobody has heard of it
+		n.mu.Unlock()
+		return
+	}
 	n.seq++
-	r := n.makeReport(n.t.now())
+	now := n.t.now()
+	r := n.makeReport(now, n.accounts(now))
 	r.Left = true
 	n.reported = 0
 	n.mu.Unlock()
-	if reported {
-		_ = within(context.Background(), func(ctx context.Context) error {
-			return storeRecord(ctx, sh.st, nodeKey(n.name), r)
-		})
-	}
+	_ = within(context.Background(), func(ctx context.Context) error {
+		return storeRecord(ctx, sh.st, nodeKey(n.name), r)
+	})
 }
 
 // exit tells the others that this process ends.
@@ -352,13 +355,13 @@ func (n *node) eachPool(yield func(pool)) {
 
 // dueReport returns the report to be written now, or nil. While something drains the others wait for
 // it. n.mu is locked.
-func (n *node) dueReport(now time.Duration) *report {
+func (n *node) dueReport(now time.Duration, accounts func() map[string]account) *report {
 	if !n.running() || n.reported != 0 && now-n.reported < quietPause && !n.somethingDrains() {
 		return nil
 	}
 	n.seq++
 	n.reported = now
-	return n.makeReport(now)
+	return n.makeReport(now, accounts())
 }
 
 // somethingDrains says whether an upstream is draining, here or elsewhere. n.mu is locked.

@@ -506,7 +506,7 @@ func TestPeerThatLeaves(t *testing.T) {
 	})
 }
 
-// The end of a process of the same machine is seen at once.
+// Of a process of the same machine it can be seen whether it is gone.
 func TestProcessOfTheSameMachine(t *testing.T) {
 	self := thisProcess()
 	if self.PID == 0 {

@@ -32,7 +32,6 @@ type peer struct {
 // hear takes note of what the other nodes report; all says whether every report could be read.
 // n.mu is locked.
 func (n *node) hear(reports map[string]*report, all bool, now time.Duration) {
-	verifiable := n.verifiable()
 	for key, r := range reports {
 		if r.Node == n.name || key != nodeKey(r.Node) {
 			continue
@@ -53,13 +52,13 @@ func (n *node) hear(reports map[string]*report, all bool, now time.Duration) {
 		case p.gone == 0:
 			p.gone = now
 		}
-		n.compareKeys(p, verifiable)
 	}
 	for key, p := range n.peers {
 		if all && reports[key] == nil && p.gone == 0 {
 			p.gone = now
 		}
 	}
+	n.compareKeys()
 }
 
 // overdue says whether p is missed.
@@ -72,20 +71,16 @@ func (n *node) settling(p *peer, now time.Duration) time.Duration {
 
 // forget drops what need not be known any more, and returns the keys of the records to delete.
 // n.mu is locked.
-func (n *node) forget(now time.Duration) (keys []string) {
+func (n *node) forget(now time.Duration, accounts func() map[string]account) (keys []string) {
 	for key, p := range n.peers {
 		if p.gone != 0 && n.settling(p, now) <= 0 {
 			delete(n.peers, key)
 			keys = append(keys, key)
 		}
 	}
-	if len(n.marked) == 0 {
-		return keys
-	}
-	own := n.accounts(now)
 	for shared, md := range n.marked {
 		switch {
-		case n.wanted(shared, own[shared], now):
+		case n.wanted(shared, accounts()[shared], now):
 			md.lonely = 0
 		case md.lonely == 0:
 			md.lonely = now

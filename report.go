@@ -52,12 +52,12 @@ func (c counts) plus(d counts) counts {
 	return counts{c.Building + d.Building, c.Waiting + d.Waiting, c.Connected + d.Connected, c.Unused + d.Unused}
 }
 
-// makeReport returns what there is to tell. n.mu is locked.
-func (n *node) makeReport(now time.Duration) *report {
+// makeReport returns what there is to tell, given what there is of the upstreams. n.mu is locked.
+func (n *node) makeReport(now time.Duration, accounts map[string]account) *report {
 	r := &report{
 		Node: n.name, Host: n.host, Process: n.process,
 		Seq: n.seq, Heard: make(map[string]uint64), Settles: n.settles(),
-		Upstreams: n.accounts(now),
+		Upstreams: accounts,
 	}
 	r.Settled = now-n.start >= r.Settles
 	r.Unsure = n.unsure()
@@ -124,9 +124,20 @@ func (n *node) verifiable() map[string][]string {
 	return prints
 }
 
-// compareKeys logs when another node signs with a key that cannot be verified here: its sessions
+// compareKeys looks at the keys of all other nodes. n.mu is locked.
+func (n *node) compareKeys() {
+	if len(n.peers) == 0 {
+		return
+	}
+	verifiable := n.verifiable()
+	for _, p := range n.peers {
+		n.compareKeysOf(p, verifiable)
+	}
+}
+
+// compareKeysOf logs when another node signs with a key that cannot be verified here: its sessions
 // would not be found through this one. n.mu is locked.
-func (n *node) compareKeys(p *peer, verifiable map[string][]string) {
+func (n *node) compareKeysOf(p *peer, verifiable map[string][]string) {
 	stray := ""
 	for shared, a := range p.Upstreams {
 		prints, ok := verifiable[shared]

@@ -20,7 +20,7 @@ import (
 
 const (
 	// storedKey is where Caddy's storage keeps the key. Caddys with a common storage share it.
-	storedKey = "caddy-bokeh/secret_key"
+	storedKey = folder + "secret_key"
 
 	// storageWait is how long a config load waits for the stored key.
 	storageWait = 5 * time.Second

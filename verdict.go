@@ -53,7 +53,8 @@ func (n *node) judgeAll(now time.Duration) {
 	n.t.each(func(u *upstream) {
 		if u.draining.on() {
 			before, known := n.verdicts[u]
-			v := n.judge(u, before, now)
+			peers := n.concerned(u)
+			v := n.judge(u, peers, before, now)
 			if !known {
 				n.tellStarted(u)
 			}
@@ -62,7 +63,7 @@ func (n *node) judgeAll(now time.Duration) {
 			}
 			verdicts[u] = v
 			u.draining.empty.Store(v.drained)
-			if n.round != 0 && len(n.concerned(u)) == 0 {
+			if n.round != 0 && len(peers) == 0 {
 				u.draining.alone.Store(int64(n.round + aloneFor))
 			}
 		}
@@ -101,15 +102,15 @@ func (n *node) tellDrained(u *upstream, before verdict, now time.Duration) time.
 	return now
 }
 
-// judge passes the verdict on a draining upstream, given the one before. n.mu is locked.
-func (n *node) judge(u *upstream, v verdict, now time.Duration) verdict {
+// judge passes the verdict on a draining upstream, given the peers that may dial it and the verdict
+// before. n.mu is locked.
+func (n *node) judge(u *upstream, peers []*peer, v verdict, now time.Duration) verdict {
 	m := u.draining.mark.Load()
 	if id := m.id(); v.mark != id || v.begun == 0 {
 		v = verdict{mark: id, begun: now}
 	}
 	begun := map[string]int64{n.name: u.begun.Load()}
 	v.waits = n.waitsHere(u, v.begun, now)
-	peers := n.concerned(u)
 	for _, p := range peers {
 		begun[p.Node] = p.Upstreams[u.shared].Begun
 		v.waits = append(v.waits, n.waitsFor(p, p.Upstreams[u.shared], m, now)...)
