@@ -341,11 +341,7 @@ func TestUpstreamGoneByReload(t *testing.T) {
 		others := testPool(3)[1:]
 		reload := func(pool reverseproxy.UpstreamPool) {
 			t.Helper()
-			s := newTestSelection(pool)
-			s.table = a.s.table
-			s.members.close()
-			s.members = &members{t: s.table}
-			s.knowPool(&reverseproxy.Handler{Upstreams: pool})
+			s := newTestSelectionWith(a.s.table, pool)
 			s.join(a.node, a.door)
 			if err := a.s.Cleanup(); err != nil {
 				t.Fatal(err)
@@ -410,15 +406,13 @@ func TestGoneUpstreamThatIsDead(t *testing.T) {
 		pool := testPool(3)
 		s := newTestSelection(pool)
 		home, token := landed(t, s, pool)
-		next := newTestSelection(nil)
-		next.table, next.members = s.table, &members{t: s.table}
 		var others reverseproxy.UpstreamPool
 		for _, u := range pool {
 			if u.Dial != home {
 				others = append(others, u)
 			}
 		}
-		next.knowPool(&reverseproxy.Handler{Upstreams: others})
+		next := newTestSelectionWith(s.table, others)
 		_ = s.Cleanup()
 		r := newSocket(next, token)
 		if addr, why := r.choose(others); addr != home || why != "bound" {

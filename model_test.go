@@ -9,8 +9,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
 // fleetModel is a fleet as the servers see it, driven at random.
@@ -92,11 +90,10 @@ func (f *fleetModel) page() {
 		}
 	}
 	f.say("page through %s at %s", n.name, addr)
-	said := f.mark[addr]
 	if n.s.members.get(addr).draining.on() {
 		f.fail("a new session went to %s, which drains, through %s", addr, n.name)
 	}
-	if since := f.mark[addr]; !said.IsZero() && !n.hears.IsZero() && time.Since(since) > 5*time.Second && time.Since(n.hears) > 5*time.Second {
+	if since := f.mark[addr]; !since.IsZero() && !n.hears.IsZero() && time.Since(since) > 5*time.Second && time.Since(n.hears) > 5*time.Second {
 		f.fail("node %s has not heard for %v that %s drains", n.name, time.Since(since), addr)
 	}
 	r.answer(200)
@@ -216,11 +213,7 @@ func (f *fleetModel) end() {
 // reload replaces the policy of a node by another one, or fails to.
 func (f *fleetModel) reload() {
 	n := f.node()
-	s := newTestSelection(n.pool)
-	s.members.close()
-	s.table = n.s.table
-	s.members = &members{t: s.table}
-	s.knowPool(&reverseproxy.Handler{Upstreams: n.pool})
+	s := newTestSelectionWith(n.s.table, n.pool)
 	s.join(n.node, n.door)
 	if f.rnd.IntN(3) == 0 {
 		_ = s.Cleanup()

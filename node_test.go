@@ -610,9 +610,7 @@ func TestMarkOfAnUpstreamThatIsGone(t *testing.T) {
 		a.drain("u2:80")
 		pass(time.Hour)
 		b.wantDrained("u2:80", true, "at a node that does not know it")
-		reload := newTestSelection(testPool(2))
-		reload.table = a.s.table
-		reload.members.t = a.s.table
+		reload := newTestSelectionWith(a.s.table, testPool(2))
 		reload.join(a.node, a.door)
 		_ = a.s.Cleanup()
 		pass(9 * time.Minute)

@@ -36,10 +36,15 @@ func testPool(n int) reverseproxy.UpstreamPool {
 
 // newTestSelection returns a policy with a table of its own, for a handler with the given pool.
 func newTestSelection(pool reverseproxy.UpstreamPool) *Selection {
+	return newTestSelectionWith(newTable(), pool)
+}
+
+// newTestSelectionWith returns a policy of another config of the same process.
+func newTestSelectionWith(t *table, pool reverseproxy.UpstreamPool) *Selection {
 	s := &Selection{logger: zap.NewNop(), ring: new(atomic.Pointer[keyring])}
 	s.setDefaults()
 	s.ring.Store(&testRing)
-	s.attach(newTable())
+	s.attach(t)
 	s.knowPool(&reverseproxy.Handler{Upstreams: pool})
 	return s
 }

@@ -35,11 +35,7 @@ type upstreamStatus struct {
 	NumRequests int  `json:"num_requests"`
 	Fails       int  `json:"fails"`
 
-	// Sessions are those of all nodes.
-	Sessions      counts  `json:"sessions"`
-	Total         int64   `json:"total_sessions"`
-	Oldest        float64 `json:"oldest_session_seconds"` // 0 if there is none
-	EndedRecently int64   `json:"sessions_ended_in_5m"`
+	holding // of all nodes
 
 	Drain *drainStatus `json:"drain,omitempty"` // while it drains
 	Nodes []nodeShare  `json:"nodes"`           // this one first
@@ -59,15 +55,20 @@ type drainStatus struct {
 	Deadline *time.Time `json:"deadline,omitempty"` // when it is closed, by the same clock
 }
 
-// nodeShare is what one node has of an upstream.
-type nodeShare struct {
-	Node          string  `json:"node"`
-	Host          string  `json:"host"`
-	InPool        bool    `json:"in_pool"`
+// holding is the sessions at an upstream.
+type holding struct {
 	Sessions      counts  `json:"sessions"`
 	Total         int64   `json:"total_sessions"`
-	Oldest        float64 `json:"oldest_session_seconds"`
+	Oldest        float64 `json:"oldest_session_seconds"` // 0 if there is none
 	EndedRecently int64   `json:"sessions_ended_in_5m"`
+}
+
+// nodeShare is what one node has of an upstream.
+type nodeShare struct {
+	Node   string `json:"node"`
+	Host   string `json:"host"`
+	InPool bool   `json:"in_pool"`
+	holding
 }
 
 // nodeStatus is what is told of a node.
@@ -103,7 +104,7 @@ func (n *node) upstreams() []*upstreamStatus {
 			return
 		}
 		inPool[address] = inPool[address] || a.InPool
-		of(address).add(nodeShare{name, host, a.InPool, a.Sessions, a.Sessions.all(), a.Oldest, a.Ended})
+		of(address).add(nodeShare{name, host, a.InPool, holding{a.Sessions, a.Sessions.all(), a.Oldest, a.Ended}})
 	}
 	for shared, a := range n.accounts(now) {
 		count(n.name, n.host, shared, a)
