@@ -57,9 +57,15 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision ends what waits at the API of the config before: a reload is not held up.
-func (adminAPI) Provision(caddy.Context) error {
+// Provision ends what waits at the API of the config before: a reload is not held up. When the process
+// ends the others are told, though no policy may be left that could.
+func (adminAPI) Provision(ctx caddy.Context) error {
 	thisNode().interrupt()
+	ctx.OnCancel(func() {
+		if caddy.Exiting() {
+			thisNode().exit()
+		}
+	})
 	return nil
 }
 

@@ -312,7 +312,7 @@ func BenchmarkStatus(b *testing.B) {
 	ups := testPool(1000)
 	s := newTestSelection(ups)
 	n := newNode(s.table, func() bool { return true }, zap.NewNop())
-	n.shares = []*share{{pools: map[pool]bool{s: true}}}
+	n.shares = []*share{{pools: []pool{s}}}
 	for i := range 100_000 {
 		u := s.members.get(ups[i%len(ups)].Dial).upstream
 		s.table.page(s.table.key(fmt.Sprint(i)), u, terms{lifetime: time.Hour})

@@ -89,8 +89,8 @@ func (s *Selection) unmarshalDrain(d *caddyfile.Dispenser) error {
 		return err
 	}
 	for _, u := range h.Upstreams {
-		if hasPlaceholder(u.Dial) {
-			return d.Errf("drain %s: an upstream whose address depends on the request cannot be named", u.Dial)
+		if err := checkDrain(u.Dial); err != nil {
+			return d.WrapErr(err)
 		}
 		s.Drain = append(s.Drain, u.Dial)
 	}

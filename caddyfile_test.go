@@ -121,6 +121,10 @@ func TestValidate(t *testing.T) {
 		"unused_session_lifetime": {UnusedSessionLifetime: caddy.Duration(15 * time.Millisecond)},
 		"check_unused_sessions":   {CheckUnusedSessions: -1},
 		"check_unused_sessions ":  {CheckUnusedSessions: caddy.Duration(2_000_000 * time.Hour)},
+		"drain {env.SERVER}":      {Drain: []string{"{env.SERVER}"}},
+		"exactly one port":        {Drain: []string{"localhost:5006", "localhost:5007-5009"}},
+		`drain ""`:                {Drain: []string{""}},
+		`drain "localhost:five"`:  {Drain: []string{"localhost:five"}},
 	} {
 		s.setDefaults()
 		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), strings.TrimSpace(name)) {

@@ -4,7 +4,6 @@ package caddybokeh
 
 import (
 	"context"
-	"slices"
 
 	"go.uber.org/zap"
 )
@@ -63,13 +62,13 @@ func (n *node) raise(ctx context.Context) {
 	}
 }
 
-// aPool returns a policy of the newest config, or nil.
+// aPool returns a policy of the config that runs, or nil: the oldest one, for another may be loading.
 func (n *node) aPool() pool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, sh := range slices.Backward(n.shares) {
-		for p := range sh.pools {
-			return p
+	for _, sh := range n.shares {
+		if len(sh.pools) > 0 {
+			return sh.pools[0]
 		}
 	}
 	return nil

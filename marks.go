@@ -153,7 +153,8 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 		if before != nil && before.Upstream != shared {
 			before = nil // broken in another way
 		}
-		if m = w.follows(before, shared, n.host, n.left(before)); m == before {
+		before, left := n.stands(before)
+		if m = w.follows(before, shared, n.host, left); m == before {
 			return nil
 		}
 		return storeRecord(ctx, st, markKey(shared), m)
@@ -169,18 +170,20 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 	return nil
 }
 
-// left returns how much is left of the grace period of a mark in the storage, or 0 if it has none.
-func (n *node) left(m *mark) time.Duration {
-	if m == nil || m.Left == 0 {
-		return 0
+// stands returns how a mark in the storage, which may be nil, stands now, and how much is left of its
+// grace period, or 0 if it has none.
+func (n *node) stands(m *mark) (*mark, time.Duration) {
+	if m == nil {
+		return nil, 0
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	m = n.newest(m)
 	md := n.marked[m.Upstream]
-	if md == nil || md.ID != m.ID {
-		return m.Left // it was written a moment ago, and is not read here yet
+	if m.Left == 0 || md == nil || md.ID != m.ID {
+		return m, m.Left // none, or it was written a moment ago and is not read here yet
 	}
-	return max(md.until-n.t.now(), 1)
+	return m, max(md.until-n.t.now(), 1)
 }
 
 // closeDue closes the upstreams whose grace period is over, and returns what the storage does not
@@ -207,6 +210,16 @@ func storeClosed(ctx context.Context, st recordStorage, m *mark) error {
 	return storeRecord(ctx, st, markKey(m.Upstream), m)
 }
 
+// storeAgain writes a mark that the storage has lost, unless an operator has said something of its
+// upstream since.
+func storeAgain(ctx context.Context, st recordStorage, m *mark) error {
+	before, err := loadRecord[mark](ctx, st, markKey(m.Upstream))
+	if err != nil || before != nil {
+		return err
+	}
+	return storeRecord(ctx, st, markKey(m.Upstream), m)
+}
+
 // errUnanswered is what is said of a storage that may do later what it was asked for.
 var errUnanswered = errors.New("the storage has not answered")
 
@@ -224,21 +237,34 @@ func within(ctx context.Context, f func(context.Context) error) error {
 	}
 }
 
-// take makes the marks in the storage what holds here. Missing ones change nothing, unless their
-// upstream is in no pool: then another node has deleted them. n.mu is locked.
-func (n *node) take(marks map[string]*mark, all bool) {
+// take makes the marks in the storage what holds here, and returns those that it has lost: it may be
+// another one since a reload. Where the upstream is in no pool, another node has deleted the mark. n.mu
+// is locked.
+func (n *node) take(marks map[string]*mark, all bool) (lost []*mark) {
 	for key, m := range marks {
-		md := n.marked[m.Upstream]
-		overtaken := md != nil && md.closes() && md.ID == m.closed().ID
-		if markKey(m.Upstream) == key && !overtaken {
-			n.set(m)
+		if markKey(m.Upstream) == key {
+			n.set(n.newest(m))
 		}
 	}
 	for shared, md := range n.marked {
-		if all && md.lonely != 0 && marks[markKey(shared)] == nil {
+		switch {
+		case !all || marks[markKey(shared)] != nil:
+		case md.lonely != 0:
 			n.unset(shared)
+		case md.drains():
+			lost = append(lost, md.mark)
 		}
 	}
+	return lost
+}
+
+// newest returns what follows m, a mark in the storage, if that is known here alone: while its upstream is
+// being closed. n.mu is locked.
+func (n *node) newest(m *mark) *mark {
+	if md := n.marked[m.Upstream]; md != nil && md.closes() && md.ID == m.closed().ID {
+		return md.mark
+	}
+	return m
 }
 
 // set makes m what an operator has said last of its upstream. n.mu is locked.

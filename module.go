@@ -5,6 +5,7 @@ package caddybokeh
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -96,7 +97,8 @@ type Selection struct {
 	CheckUnusedSessions caddy.Duration `json:"check_unused_sessions,omitempty"`
 
 	// Upstreams that get no new session and keep their own, by their addresses, as in the
-	// handler's `upstreams`. In the Caddyfile port ranges and schemes may be used, as with `to`.
+	// handler's `upstreams`; one with a placeholder, or with more than one port, is an error. In the
+	// Caddyfile port ranges and schemes may be used, as with `to`.
 	// They drain in all policies of this process, for as long as this config is loaded. When
 	// every healthy upstream is draining, new visitors get 503 with a `Retry-After` header. An
 	// address that matches none of the handler's upstreams is logged as a warning. Default: none.
@@ -315,10 +317,18 @@ func (s *Selection) Validate() error {
 	if err := checkLifetime("unused_session_lifetime", time.Duration(s.UnusedSessionLifetime)); err != nil {
 		return err
 	}
-	return checkLifetime("check_unused_sessions", time.Duration(s.CheckUnusedSessions))
+	if err := checkLifetime("check_unused_sessions", time.Duration(s.CheckUnusedSessions)); err != nil {
+		return err
+	}
+	for _, addr := range s.Drain {
+		if err := checkDrain(addr); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// checkSessionIDs and checkLifetime are here and in the Caddyfile, which can say the line.
+// checkSessionIDs, checkLifetime and checkDrain are here and in the Caddyfile, which can say the line.
 func checkSessionIDs(v string) error {
 	switch v {
 	case sessionIDsUnsigned, sessionIDsSigned, sessionIDsExternalSigned:
@@ -334,6 +344,21 @@ func checkLifetime(option string, d time.Duration) error {
 		return fmt.Errorf("invalid %s %v: it is at least 1s; Bokeh's flag counts milliseconds, here write 15s for 15000", option, d)
 	case d > maxLifetime:
 		return fmt.Errorf("invalid %s %v: it is at most %v", option, d, maxLifetime)
+	}
+	return nil
+}
+
+func checkDrain(addr string) error {
+	parsed, err := caddy.ParseNetworkAddress(addr)
+	switch {
+	case addr == "":
+		return errors.New(`drain "": it names no upstream`)
+	case hasPlaceholder(addr):
+		return fmt.Errorf("drain %s: an upstream whose address depends on the request cannot be named", addr)
+	case err != nil:
+		return fmt.Errorf("drain %q: %w", addr, err)
+	case parsed.PortRangeSize() != 1:
+		return fmt.Errorf("drain %q: in JSON an address has exactly one port", addr)
 	}
 	return nil
 }

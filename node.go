@@ -23,6 +23,9 @@ const (
 	// 5 s, if the storage is not slow.
 	nodePause = 2 * time.Second
 
+	// loadPause is the same while the first config is loading: when it runs, the others must know.
+	loadPause = 100 * time.Millisecond
+
 	// quietPause is how often a node reports while nothing drains.
 	quietPause = 10 * time.Second
 
@@ -63,7 +66,7 @@ type node struct {
 	lost          atomic.Int64 // events, since one was last taken
 
 	mu       sync.Mutex            // guards all below
-	shares   []*share              // the storages of the configs that are loaded, the newest last
+	shares   []*share              // the storages of the configs that are loaded, the one in use first
 	marked   map[string]*marked    // what operators have said, by the upstream's name between nodes
 	peers    map[string]*peer      // the other nodes, by their keys in the storage
 	verdicts map[*upstream]verdict // of the upstreams that drain
@@ -85,7 +88,7 @@ type node struct {
 type share struct {
 	raw   recordStorage
 	st    recordStorage // the same, its errors counted
-	pools map[pool]bool
+	pools []pool        // the oldest first
 	read  chan struct{} // closed when it was read once, or has not answered for too long
 	first sync.Once     // closes read
 	stop  context.CancelFunc
@@ -107,31 +110,23 @@ func newNode(t *table, running func() bool, logger *zap.Logger) *node {
 }
 
 // attach makes the node tell of the upstreams of p, through the given storage. What it returns is
-// closed when the marks in that are read, or cannot be within storageWait.
+// closed when the marks are read, or cannot be within storageWait.
 func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	var sh *share
-	if i := slices.IndexFunc(n.shares, func(sh *share) bool { return same(sh.raw, st) }); i >= 0 {
-		sh = n.shares[i]
-	} else {
-		sh = &share{raw: st, st: countingStorage{st, n.storageErrors}, pools: make(map[pool]bool), read: make(chan struct{})}
-		n.shares = append(n.shares, sh)
-		time.AfterFunc(storageWait, func() {
-			sh.first.Do(func() {
-				n.logger.Error("the storage does not answer; upstreams that operators have marked as draining get new sessions until it does (mend the storage)")
-				close(sh.read)
-			})
-		})
+	i := slices.IndexFunc(n.shares, func(sh *share) bool { return same(sh.raw, st) })
+	if i < 0 {
+		i = len(n.shares)
+		n.shares = append(n.shares, &share{raw: st, st: countingStorage{st, n.storageErrors}, read: make(chan struct{})})
 	}
-	sh.pools[p] = true
+	n.shares[i].pools = append(n.shares[i].pools, p)
 	n.follow()
-	return sh.read
+	return n.shares[0].read
 }
 
 // same says whether two storages are one. A storage module may be made of anything.
 func same(a, b recordStorage) bool {
-	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.TypeOf(a).Comparable() && a == b
+	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.ValueOf(a).Comparable() && a == b
 }
 
 // detach forgets p. The last storage stays in use while there are sessions to tell of.
@@ -139,31 +134,41 @@ func (n *node) detach(p pool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, sh := range n.shares {
-		delete(sh.pools, p)
+		sh.pools = slices.DeleteFunc(sh.pools, func(other pool) bool { return other == p })
 	}
 	n.follow()
 }
 
-// follow uses the storage of the newest config, and drops those that no config has. n.mu is locked.
+// follow uses the storage of the oldest config, for one that is just loading may fail, and drops those
+// that no config has. n.mu is locked.
 func (n *node) follow() {
-	for i := len(n.shares) - 1; i >= 0 && len(n.shares) > 1; i-- {
-		if len(n.shares[i].pools) == 0 {
-			n.shares[i].halt()
-			n.shares = slices.Delete(n.shares, i, i+1)
-		}
-	}
-	newest := len(n.shares) - 1
-	for i, sh := range n.shares {
-		switch {
-		case i < newest:
+	if len(n.shares) > 1 {
+		n.shares = slices.DeleteFunc(n.shares, func(sh *share) bool {
+			if len(sh.pools) > 0 {
+				return false
+			}
 			sh.halt()
-		case sh.stop == nil:
-			ctx, cancel := context.WithCancel(context.Background())
-			sh.stop = cancel
-			go n.keepUp(ctx, sh)
-			go n.raise(ctx)
-		}
+			return true
+		})
 	}
+	if len(n.shares) > 0 && n.shares[0].stop == nil && len(n.shares[0].pools) > 0 {
+		n.use(n.shares[0])
+	}
+}
+
+// use begins to read and write a storage. n.mu is locked.
+func (n *node) use(sh *share) {
+	ctx, cancel := context.WithCancel(context.Background())
+	sh.stop = cancel
+	n.reported = 0 // nothing is there of this node yet
+	go n.keepUp(ctx, sh)
+	go n.raise(ctx)
+	time.AfterFunc(storageWait, func() {
+		sh.first.Do(func() {
+			n.logger.Error("the storage does not answer; upstreams that operators have marked as draining get new sessions until it does (mend the storage)")
+			close(sh.read)
+		})
+	})
 }
 
 func (sh *share) halt() {
@@ -176,18 +181,20 @@ func (sh *share) halt() {
 // keepUp reads what the others say and reports, until ctx ends. A storage that hangs holds up
 // nothing else.
 func (n *node) keepUp(ctx context.Context, sh *share) {
-	tick := time.NewTicker(nodePause)
-	defer tick.Stop()
 	for {
 		n.exchange(ctx, sh)
 		sh.first.Do(func() { close(sh.read) })
 		if n.retire(ctx, sh) {
 			return
 		}
+		pause := nodePause
+		if !n.running() {
+			pause = loadPause
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(pause):
 		}
 	}
 }
@@ -207,10 +214,11 @@ func (n *node) exchange(ctx context.Context, sh *share) {
 		return
 	}
 	now := n.t.now()
+	var lost []*mark
 	if said == n.said {
-		n.take(marks, errMarks == nil)
+		lost = n.take(marks, errMarks == nil)
 	}
-	n.hear(reports, errReports == nil, now)
+	n.hear(sh, reports, errReports == nil, now)
 	err := errors.Join(errMarks, errReports)
 	if err == nil {
 		n.round = now
@@ -221,12 +229,15 @@ func (n *node) exchange(ctx context.Context, sh *share) {
 	r := n.dueReport(now, accounts)
 	forgotten := n.forget(now, accounts)
 	if !n.running() {
-		unsaid, forgotten = nil, nil
+		lost, unsaid, forgotten = nil, nil, nil
 	}
 	n.mu.Unlock()
 
 	if r != nil {
 		err = errors.Join(err, storeRecord(ctx, sh.st, nodeKey(n.name), r))
+	}
+	for _, m := range lost {
+		err = errors.Join(err, storeAgain(ctx, sh.st, m))
 	}
 	for _, m := range unsaid {
 		err = errors.Join(err, storeClosed(ctx, sh.st, m))
@@ -310,7 +321,7 @@ func (n *node) exit() {
 	n.mu.Lock()
 	var last *share
 	if len(n.shares) > 0 {
-		last = n.shares[len(n.shares)-1]
+		last = n.shares[0]
 		last.halt()
 	}
 	if !n.ending {
@@ -333,7 +344,7 @@ func (n *node) storage() (recordStorage, error) {
 	if len(n.shares) == 0 {
 		return nil, errNoStorage
 	}
-	return n.shares[len(n.shares)-1].st, nil
+	return n.shares[0].st, nil
 }
 
 // settles returns how long a session lives without a socket, in the policy where that is longest; when
@@ -347,7 +358,7 @@ func (n *node) settles() (longest time.Duration) {
 // eachPool calls yield with every policy. n.mu is locked.
 func (n *node) eachPool(yield func(pool)) {
 	for _, sh := range n.shares {
-		for p := range sh.pools {
+		for _, p := range sh.pools {
 			yield(p)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -590,6 +591,11 @@ func TestMarkIsMissing(t *testing.T) {
 		if home, _ := a.visit(); home == u0 {
 			t.Error("the mark is forgotten")
 		}
+		a.kill()
+		a = startNodeOn(t, a.host, v.door(), a.pool)
+		if home, _ := a.visit(); home == u0 {
+			t.Error("the mark was not written again, and a restart has forgotten it")
+		}
 		for broken, value := range map[string]string{"empty": "", "no JSON": "{", "another's": `{"id":"x","upstream":"u1:80","state":"ready"}`} {
 			v.mu.Lock()
 			v.values[markKey(u0)] = []byte(value)
@@ -599,6 +605,76 @@ func TestMarkIsMissing(t *testing.T) {
 				t.Errorf("%s: the mark is forgotten", broken)
 			}
 		}
+	})
+}
+
+// A reload may change the storage. The marks go along; one that fails to load changes nothing.
+func TestStorageIsAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before, after := newVault(), newVault()
+		a, b := startNode(t, before), startNode(t, before)
+		a.drain(u0)
+		_, hangUp := b.socket(b.visitAt("u1:80"))
+		pass(time.Minute)
+		stranger := startNode(t, after)
+		stranger.drain("u2:80")
+		pass(time.Minute)
+
+		failed := newTestSelectionWith(a.s.table, a.pool)
+		failed.join(a.node, after.door())
+		pass(time.Minute)
+		_ = failed.Cleanup()
+		a.visitAt("u2:80")
+
+		reload := newTestSelectionWith(a.s.table, a.pool)
+		reload.join(a.node, after.door())
+		_ = a.s.Cleanup()
+		a.s = reload
+		for range 20 {
+			if home, _ := a.visit(); home == u0 {
+				t.Fatal("right after the reload the mark is forgotten")
+			}
+		}
+		pass(5 * time.Second)
+		for _, n := range []*caddyNode{a, stranger} {
+			for range 20 {
+				if home, _ := n.visit(); home != "u1:80" {
+					t.Fatal("a new session went to", home, "though both storages have a mark")
+				}
+			}
+		}
+		a.tell("u1:80", word{state: stateDraining})
+		pass(time.Minute)
+		a.wantWait("u1:80", "it has 1 session", "while a node has not changed the storage")
+
+		follower := newTestSelectionWith(b.s.table, b.pool)
+		follower.join(b.node, after.door())
+		_ = b.s.Cleanup()
+		hangUp()
+		pass(time.Minute)
+		a.wantDrained("u1:80", true, "when all have changed the storage")
+		b.kill()
+	})
+}
+
+// The others know of a node as soon as its config runs.
+func TestNodeReportsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		s := newTestSelection(testPool(3))
+		var running atomic.Bool
+		n := newNode(s.table, running.Load, zap.NewNop())
+		s.join(n, v.door())
+		pass(3 * time.Second)
+		if v.holds(nodeKey(n.name)) {
+			t.Error("it reports though its config does not run")
+		}
+		running.Store(true)
+		pass(200 * time.Millisecond)
+		if !v.holds(nodeKey(n.name)) {
+			t.Error("it has not reported")
+		}
+		n.exit()
 	})
 }
 
@@ -792,6 +868,10 @@ func TestGracePeriodWithoutTheStorage(t *testing.T) {
 			t.Errorf("after it %d sessions are left", n)
 		}
 		b.door.fail(nil)
+		b.tell(u0, word{state: stateDraining, reason: "a disk is replaced"})
+		if home, _ := b.socket(token); home == u0 {
+			t.Error("it is opened again, though nobody said so")
+		}
 		pass(5 * time.Second)
 		if !strings.Contains(string(v.value(markKey(u0))), stateClosed) {
 			t.Errorf("the storage does not have that it is closed: %s", v.value(markKey(u0)))

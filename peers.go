@@ -24,14 +24,15 @@ const (
 // peer is another node as its reports show it.
 type peer struct {
 	*report
+	share    *share        // where that was read
 	changed  time.Duration // when its report changed last, on our table's clock: the clocks of two nodes are never compared
 	gone     time.Duration // when it was found to be gone; 0 if it may be alive
 	strayKey bool          // it was logged that it signs with a key that we cannot verify
 }
 
-// hear takes note of what the other nodes report; all says whether every report could be read.
-// n.mu is locked.
-func (n *node) hear(reports map[string]*report, all bool, now time.Duration) {
+// hear takes note of what the other nodes report; all says whether every report could be read. Those
+// who reported in the storage before this one may be slow to follow. n.mu is locked.
+func (n *node) hear(sh *share, reports map[string]*report, all bool, now time.Duration) {
 	for key, r := range reports {
 		if r.Node == n.name || key != nodeKey(r.Node) {
 			continue
@@ -44,17 +45,14 @@ func (n *node) hear(reports map[string]*report, all bool, now time.Duration) {
 		if p.Seq != r.Seq {
 			p.changed = now
 		}
-		p.report = r
-		lost := p.Left || now-p.changed > silentAfter && p.Process.isGone(n.process) || now-p.changed > givenUpAfter
-		switch {
-		case !lost:
-			p.gone = 0
-		case p.gone == 0:
-			p.gone = now
-		}
+		p.report, p.share = r, sh
 	}
 	for key, p := range n.peers {
-		if all && reports[key] == nil && p.gone == 0 {
+		lost := all && reports[key] == nil && p.share == sh || p.Left || now-p.changed > silentAfter && p.Process.isGone(n.process) || now-p.changed > givenUpAfter
+		switch {
+		case !lost && reports[key] != nil:
+			p.gone = 0
+		case lost && p.gone == 0:
 			p.gone = now
 		}
 	}
