@@ -43,14 +43,25 @@ window.clickable = (root = document) => {
 }
 true`
 
-// watch keeps the Bokeh token of every websocket that a page opens: that of an embedded app is not
-// in the page's own text.
+// watch keeps the Bokeh token of every websocket that a page opens, for that of an embedded app is not
+// in the page's own text, and what the page says meanwhile, for whoever looks into a failure.
 const watch = `
 window.tokens = []
 window.WebSocket = class extends window.WebSocket {
 	constructor(url, protocols) {
 		super(url, protocols)
 		window.tokens.push(...[protocols].flat().slice(1))
+		const say = what => window.said.push(Date.now() + " " + what)
+		say("asks for a websocket")
+		for (const what of ["open", "close", "error"]) this.addEventListener(what, e => say(what + " " + (e.code ?? "")))
+	}
+}
+window.said = []
+for (const level of ["log", "info", "warn", "error"]) {
+	const before = console[level]
+	console[level] = (...args) => {
+		window.said.push(Date.now() + " " + args.join(" "))
+		before(...args)
 	}
 }`
 

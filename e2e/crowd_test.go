@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +62,22 @@ func (c *crowd) disperse() {
 	c.wg.Wait()
 }
 
+// awaitVisits waits until so many more visits have ended.
+func (c *crowd) awaitVisits(n int) {
+	ended := func() int {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.visits
+	}
+	want := ended() + n
+	c.f.await(func() error {
+		if got := ended(); got < want {
+			return fmt.Errorf("%d visits have ended, want %d", got, want)
+		}
+		return nil
+	})
+}
+
 // cut cuts everybody's connections, between clicks. BokehJS reconnects at once.
 func (c *crowd) cut() {
 	time.Sleep(time.Second) // so that everybody is at work
@@ -92,17 +109,21 @@ func (c *crowd) visit(clicks int) {
 	default:
 		c.lost++
 	}
-	c.f.t.Log("a visitor's trouble: ", err)
+	c.f.t.Log("a visitor's trouble: ", err, b.story())
 }
 
-// use opens the app and clicks, with a pause before each click, and says what went wrong first.
+// pause is how long people look at what they see before they do more. Nobody is cut off before: what a
+// page says while its websocket is lost may reach the server after the next one is open, which Bokeh
+// then answers before its ACK, and BokehJS gives up ("First message was not an ACK").
+const pause = 400 * time.Millisecond
+
+// use opens the app and clicks, and says what went wrong first.
 func (c *crowd) use(b *tab, clicks int) error {
 	seen, err := c.open(b)
 	if err != nil {
 		return err
 	}
 	for i := range clicks {
-		time.Sleep(400 * time.Millisecond) // people are not that fast
 		if seen, err = c.click(b, i, seen); err != nil {
 			return err
 		}
@@ -128,6 +149,7 @@ func (c *crowd) open(b *tab) (seen int64, err error) {
 	if !b.holds(`model("count").marked = true`) {
 		return seen, errPage
 	}
+	time.Sleep(pause)
 	return seen, nil
 }
 
@@ -151,7 +173,20 @@ func (c *crowd) click(b *tab, before int, seen int64) (int64, error) {
 	if !b.holds(`clickable().click() == null`) || !b.becomes(fmt.Sprintf(`model("count")?.text == "%d"`, before+1)) {
 		return seen, fmt.Errorf("the counter does not show %d", before+1)
 	}
+	time.Sleep(pause)
 	return seen, nil
+}
+
+// story returns what the page has said, one line after the other.
+func (b *tab) story() string {
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	var lines []string
+	result, err := chromedp.Run(ctx, chromedp.Evaluate[[]byte](`[...said, JSON.stringify({count: model("count")?.text, marked: model("count")?.marked, clickable: clickable() != null})]`))
+	if err == nil {
+		err = json.Unmarshal(result, &lines)
+	}
+	return fmt.Sprint(err, "\n", strings.Join(lines, "\n"))
 }
 
 // holds says whether a JavaScript expression is true.
@@ -165,6 +200,6 @@ func (b *tab) holds(js string) bool {
 
 // becomes says whether a JavaScript expression becomes true.
 func (b *tab) becomes(js string) bool {
-	poll := chromedp.Poll[chromedp.Void](js, chromedp.WithPollingTimeout(patience/3), chromedp.WithPollingInterval(20*time.Millisecond))
+	poll := chromedp.Poll[chromedp.Void](js, chromedp.WithPollingTimeout(patience), chromedp.WithPollingInterval(20*time.Millisecond))
 	return chromedp.Do(b.ctx, poll) == nil
 }

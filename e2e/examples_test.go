@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,17 +116,12 @@ func TestExampleOfAlerts(t *testing.T) {
 	f := start(t, plan{})
 	f.visit().click(1)
 	f.bokeh("drain", f.servers[0].Addr()).wait()
-	res, err := http.Get(fmt.Sprintf("http://localhost:%d/metrics", f.admin))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	served, err := io.ReadAll(res.Body)
+	_, served, err := f.ask("/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range regexp.MustCompile(`caddy_bokeh_\w+`).FindAllString(text, -1) {
-		if !bytes.Contains(served, []byte("\n"+name+"{")) && !bytes.Contains(served, []byte("\n"+name+" ")) {
+		if !strings.Contains(served, "\n"+name+"{") && !strings.Contains(served, "\n"+name+" ") {
 			t.Errorf("%s is not served", name)
 		}
 	}

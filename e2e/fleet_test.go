@@ -5,7 +5,9 @@ package e2e
 import (
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -190,6 +192,17 @@ func (f *fleet) caddyfile() string {
 	}
 	return fmt.Sprintf("%s\n%s://localhost:%d {\n\tbind 127.0.0.1\n\tlog\n%s\n\treverse_proxy %s {\n\t\tlb_policy %s\n%s\n\t}\n}\n",
 		global, f.plan.scheme, f.port, f.plan.site, strings.Join(addrs, " "), f.plan.policy, proxy)
+}
+
+// ask gets something from the admin API.
+func (f *fleet) ask(path string) (status int, body string, err error) {
+	res, err := http.Get(fmt.Sprintf("http://localhost:%d%s", f.admin, path))
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(text), err
 }
 
 // host is the site as the browser names it.
