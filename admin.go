@@ -57,15 +57,9 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision ends what waits at the API of the config before: a reload is not held up. When the process
-// ends the others are told, though no policy may be left that could.
-func (adminAPI) Provision(ctx caddy.Context) error {
+// Provision ends what waits at the API of the config before: a reload is not held up.
+func (adminAPI) Provision(caddy.Context) error {
 	thisNode().interrupt()
-	ctx.OnCancel(func() {
-		if caddy.Exiting() {
-			thisNode().exit()
-		}
-	})
 	return nil
 }
 
@@ -120,7 +114,8 @@ func (adminAPI) serveUpstream(w http.ResponseWriter, r *http.Request) error {
 	return respond(w, inTime(drained), st)
 }
 
-// serveThisNode tells of this process, at once or when it holds no websocket and builds no page.
+// serveThisNode tells of this process, at once or when it holds no websocket and builds no page. If it is
+// about to end it may be killed then.
 func (adminAPI) serveThisNode(w http.ResponseWriter, r *http.Request) error {
 	if err := allow(r, []string{"wait"}, http.MethodGet); err != nil {
 		return err
@@ -133,7 +128,7 @@ func (adminAPI) serveThisNode(w http.ResponseWriter, r *http.Request) error {
 	var st nodeStatus
 	empty, err := n.await(r.Context(), patience, func() (bool, error) {
 		st = n.status()
-		return patience == 0 || st.Sessions.Connected+st.Sessions.Building == 0, nil
+		return patience == 0 || st.Sessions.Connected+st.Sessions.Building == 0 && n.mayBeKilled(), nil
 	})
 	if err != nil {
 		return err
@@ -177,9 +172,17 @@ func (n *node) await(ctx context.Context, patience time.Duration, so func() (boo
 		case <-interrupted:
 			return false, errInterrupted
 		case <-ctx.Done():
-			return false, nil
+			return so()
 		}
 	}
+}
+
+// mayBeKilled says whether the others know that this process is about to end, if it is: else they would
+// take it for cut off when it is killed. A storage that fails is not waited for.
+func (n *node) mayBeKilled() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return !n.exiting() || !n.known || n.parted || n.failure != nil
 }
 
 var errInterrupted = apiError(http.StatusServiceUnavailable, "Caddy is loading a config, or ends; ask again")

@@ -311,7 +311,7 @@ func TestUnixUpstreamInAPath(t *testing.T) {
 func BenchmarkStatus(b *testing.B) {
 	ups := testPool(1000)
 	s := newTestSelection(ups)
-	n := newNode(s.table, func() bool { return true }, zap.NewNop())
+	n := newNode(s.table, noStorage, zap.NewNop())
 	n.shares = []*share{{pools: []pool{s}}}
 	for i := range 100_000 {
 		u := s.members.get(ups[i%len(ups)].Dial).upstream

@@ -20,9 +20,11 @@ type draining struct {
 	configs atomic.Int64         // policies whose config drains the upstream
 	begun   atomic.Int64         // when the first of them did, as Unix time in milliseconds
 	mark    atomic.Pointer[mark] // by which an operator drains it, or nil
-	empty   atomic.Bool          // it is certain that no session is left, on any node
-	alone   atomic.Int64         // until when it is known that no other node has sessions there, on the table's clock
-	sockets sockets
+	empty   atomic.Int64         // until when it is certain that no session is left on any node, on the table's clock
+	alone   atomic.Int64         // until when it is certain that no other node has sessions there, on the same clock
+
+	reopened atomic.Int64 // when it was closed last and opened again, on the same clock; 0 if never
+	sockets  sockets
 
 	mu sync.Mutex // guards ended, and the change of is
 	// ended are the sessions that have ended since it drains. Their stamps still name the
@@ -41,6 +43,11 @@ func (d *draining) on() bool { return d.is.Load() != isReady }
 
 // closed says whether nothing may go to the upstream.
 func (d *draining) closed() bool { return d.is.Load() == isClosed }
+
+// isEmpty says whether the upstream drains, and it is certain that no session is left.
+func (d *draining) isEmpty(now time.Duration) bool {
+	return d.on() && now <= time.Duration(d.empty.Load())
+}
 
 // since returns when the upstream began to drain, or the zero time if it does not.
 func (d *draining) since() time.Time {
@@ -64,7 +71,7 @@ func (d *draining) add(n int64) {
 // set makes m the mark by which an operator drains the upstream; nil takes that back.
 func (d *draining) set(m *mark) {
 	d.mark.Store(m)
-	d.empty.Store(false) // that was said of another mark
+	d.empty.Store(0) // that was said of another mark
 	if !m.closes() {
 		d.sockets.reopen()
 	}
@@ -83,7 +90,7 @@ func (d *draining) changed() {
 		d.is.Store(isDraining)
 	default:
 		d.is.Store(isReady)
-		d.empty.Store(false)
+		d.empty.Store(0)
 		d.ended = nil
 	}
 }
@@ -115,7 +122,7 @@ func (d *draining) remember(k sessionKey) {
 // through another.
 func (d *draining) hasEnded(now time.Duration, keys ...sessionKey) bool {
 	switch {
-	case d.empty.Load():
+	case d.isEmpty(now):
 		return true
 	case now > time.Duration(d.alone.Load()):
 		return false

@@ -66,10 +66,8 @@ func (n *node) raise(ctx context.Context) {
 func (n *node) aPool() pool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, sh := range n.shares {
-		if len(sh.pools) > 0 {
-			return sh.pools[0]
-		}
+	if n.used == nil || len(n.used.pools) == 0 {
+		return nil
 	}
-	return nil
+	return n.used.pools[0]
 }

@@ -29,18 +29,19 @@ const (
 // each upstream, so that it outlives Caddy and holds on every node. Taking a drain back writes
 // another mark: a record that is missing, or cannot be read, changes nothing.
 type mark struct {
-	ID       string    `json:"id"`       // of this mark, by which nodes say that they have read it
-	Upstream string    `json:"upstream"` // its name between nodes, see sharedName
+	ID       string    `json:"id"`                // of this mark, by which nodes say that they have read it
+	Follows  string    `json:"follows,omitempty"` // the id of the mark before
+	Upstream string    `json:"upstream"`          // its name between nodes, see sharedName
 	State    string    `json:"state"`
 	Since    time.Time `json:"since"` // by the clock of the node that wrote it
 	By       string    `json:"by"`
 	Reason   string    `json:"reason,omitempty"`
 
 	// Left is how long after it was written the upstream is closed; 0 if never. Each node counts from
-	// when it reads that. On the machine that wrote it, clocks can be compared.
+	// when it reads that. By the same clock, times can be compared.
 	Left    time.Duration `json:"left,omitempty"`
 	Written time.Time     `json:"written"`
-	Host    string        `json:"host"`
+	Clock   string        `json:"clock"`          // of the machine
 	Span    time.Duration `json:"span,omitempty"` // over which the sockets are closed then
 }
 
@@ -62,12 +63,28 @@ func (m *mark) closes() bool { return m != nil && m.State == stateClosed }
 // same.
 func (m *mark) closed() *mark {
 	c := *m
-	c.ID, c.State, c.Left = m.ID+closedSuffix, stateClosed, 0
+	c.ID, c.Follows, c.State = m.ID+closedSuffix, m.ID, stateClosed
 	return &c
 }
 
 // closedSuffix is what the id of a mark gets when its time is up.
 const closedSuffix = "-closed"
+
+// wordOf returns the id of the mark by which an operator has said what another one follows from.
+func wordOf(id string) string { return strings.TrimSuffix(id, closedSuffix) }
+
+// outlasts says whether m, which holds, goes on to do so although the storage has another mark: one that
+// m came after, which the storage has not heard of, or has lost. A storage that is new to this node may
+// know nothing of m; then it does not take a drain back.
+func (m *mark) outlasts(stored *mark, fresh bool) bool {
+	switch {
+	case m.ID == stored.ID:
+		return false
+	case m.Follows != "" && wordOf(m.Follows) == wordOf(stored.ID):
+		return true
+	}
+	return fresh && m.drains() && wordOf(stored.Follows) != wordOf(m.ID)
+}
 
 // deadline returns when the upstream is closed, by the clock of the node that wrote m.
 func (m *mark) deadline() *time.Time {
@@ -104,6 +121,7 @@ const (
 // marked is an upstream that an operator has said something of.
 type marked struct {
 	*mark
+	share  *share        // where it was read or written last
 	u      *upstream     // held while it drains; nil where it is another machine's
 	until  time.Duration // when it is closed, on the table's clock; 0 if never
 	lonely time.Duration // since when it is in no pool, on the table's clock; 0 if it is in one
@@ -120,8 +138,8 @@ type word struct {
 
 // follows returns the mark by which w holds after another one, which may be nil. It is that one if
 // nothing changes. Of its grace period so much is left.
-func (w word) follows(before *mark, shared, host string, left time.Duration) *mark {
-	m := &mark{ID: randomName(), Upstream: shared, State: w.state, Since: time.Now(), By: w.by, Reason: w.reason, Written: time.Now(), Host: host}
+func (w word) follows(before *mark, shared, clock string, left time.Duration) *mark {
+	m := &mark{ID: randomName(), Follows: before.id(), Upstream: shared, State: w.state, Since: time.Now(), By: w.by, Reason: w.reason, Written: time.Now(), Clock: clock}
 	if before != nil && before.drains() == m.drains() {
 		if (w.reason == "" || w.reason == before.Reason) && w.grace == nil && w.span == nil {
 			return before
@@ -130,6 +148,9 @@ func (w word) follows(before *mark, shared, host string, left time.Duration) *ma
 	}
 	if w.grace != nil {
 		m.State, m.Left = w.state, *w.grace
+	}
+	if m.closes() {
+		m.Written = before.Written // so that it shows when that was to be
 	}
 	if w.span != nil {
 		m.Span = *w.span
@@ -140,24 +161,21 @@ func (w word) follows(before *mark, shared, host string, left time.Duration) *ma
 // say writes what an operator says of an upstream, and makes it hold here. Nothing changes if the
 // storage has that already, or fails.
 func (n *node) say(ctx context.Context, shared string, w word) error {
-	st, err := n.storage()
+	sh, err := n.storage()
 	if err != nil {
 		return err
 	}
 	var m *mark
 	err = within(ctx, func(ctx context.Context) error {
-		before, err := loadRecord[mark](ctx, st, markKey(shared))
-		if err != nil && !errors.Is(err, errBroken) {
+		stored, err := loadMark(ctx, sh.st, shared)
+		if err != nil {
 			return err
 		}
-		if before != nil && before.Upstream != shared {
-			before = nil // broken in another way
-		}
-		before, left := n.stands(before)
-		if m = w.follows(before, shared, n.host, left); m == before {
+		before, left := n.stands(sh, shared, stored)
+		if m = w.follows(before, shared, n.clock(), left); stored != nil && m.ID == stored.ID {
 			return nil
 		}
-		return storeRecord(ctx, st, markKey(shared), m)
+		return storeRecord(ctx, sh.st, markKey(shared), m)
 	})
 	if err != nil {
 		return err
@@ -166,58 +184,62 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 	defer n.mu.Unlock()
 	n.said++
 	n.set(m)
+	n.marked[shared].share = sh
 	n.tell()
 	return nil
 }
 
-// stands returns how a mark in the storage, which may be nil, stands now, and how much is left of its
-// grace period, or 0 if it has none.
-func (n *node) stands(m *mark) (*mark, time.Duration) {
-	if m == nil {
-		return nil, 0
+// clock returns what tells this machine's clock from others.
+func (n *node) clock() string { return cmp.Or(n.process.Boot, n.host) }
+
+// loadMark returns the mark of an upstream in the storage, or nil if there is none that can be read.
+func loadMark(ctx context.Context, st recordStorage, shared string) (*mark, error) {
+	m, err := loadRecord[mark](ctx, st, markKey(shared))
+	switch {
+	case errors.Is(err, errBroken):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case m != nil && m.Upstream != shared: // broken in another way
+		return nil, nil
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	m = n.newest(m)
-	md := n.marked[m.Upstream]
-	if m.Left == 0 || md == nil || md.ID != m.ID {
-		return m, m.Left // none, or it was written a moment ago and is not read here yet
-	}
-	return m, max(md.until-n.t.now(), 1)
+	return m, nil
 }
 
-// closeDue closes the upstreams whose grace period is over, and returns what the storage does not
-// have of that yet; has is what it has. n.mu is locked.
-func (n *node) closeDue(has map[string]*mark, now time.Duration) (unsaid []*mark) {
-	for shared, md := range n.marked {
+// stands returns the mark that holds of an upstream, or nil, where the storage has one that may be nil; and
+// how much is left of its grace period, 0 if it has none.
+func (n *node) stands(sh *share, shared string, stored *mark) (*mark, time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	md := n.marked[shared]
+	switch {
+	case md == nil && stored == nil:
+		return nil, 0
+	case md == nil || stored != nil && stored.ID != md.ID && !md.outlasts(stored, sh.fresh):
+		return stored, stored.Left // it was written a moment ago, and is not read here yet
+	case md.until == 0:
+		return md.mark, md.Left
+	}
+	return md.mark, max(md.until-n.t.now(), 1)
+}
+
+// closeDue closes the upstreams whose grace period is over. n.mu is locked.
+func (n *node) closeDue(now time.Duration) {
+	for _, md := range n.marked {
 		if md.until != 0 && now >= md.until {
 			n.set(md.closed())
 		}
-		if before := has[markKey(shared)]; md.closes() && before != nil && before.closed().ID == md.ID {
-			unsaid = append(unsaid, md.mark)
-		}
 	}
-	return unsaid
 }
 
-// storeClosed writes that an upstream is closed, unless an operator has said something else of it since
-// its mark was read.
-func storeClosed(ctx context.Context, st recordStorage, m *mark) error {
-	before, err := loadRecord[mark](ctx, st, markKey(m.Upstream))
-	if err != nil || before == nil || before.closed().ID != m.ID {
-		return err
-	}
-	return storeRecord(ctx, st, markKey(m.Upstream), m)
-}
-
-// storeAgain writes a mark that the storage has lost, unless an operator has said something of its
+// storeAgain writes a mark that the storage lacks, unless an operator has said something of its
 // upstream since.
-func storeAgain(ctx context.Context, st recordStorage, m *mark) error {
-	before, err := loadRecord[mark](ctx, st, markKey(m.Upstream))
-	if err != nil || before != nil {
+func storeAgain(ctx context.Context, sh *share, m *mark, fresh bool) error {
+	stored, err := loadMark(ctx, sh.st, m.Upstream)
+	if err != nil || stored != nil && !m.outlasts(stored, fresh) {
 		return err
 	}
-	return storeRecord(ctx, st, markKey(m.Upstream), m)
+	return storeRecord(ctx, sh.st, markKey(m.Upstream), m)
 }
 
 // errUnanswered is what is said of a storage that may do later what it was asked for.
@@ -237,34 +259,30 @@ func within(ctx context.Context, f func(context.Context) error) error {
 	}
 }
 
-// take makes the marks in the storage what holds here, and returns those that it has lost: it may be
-// another one since a reload. Where the upstream is in no pool, another node has deleted the mark. n.mu
-// is locked.
-func (n *node) take(marks map[string]*mark, all bool) (lost []*mark) {
+// take makes the marks in the storage what holds here, and returns those that it lacks; all says whether
+// these are all. It may be another storage since a reload, or have lost some. Where an upstream is in
+// no pool, another node has deleted the mark. n.mu is locked.
+func (n *node) take(sh *share, marks map[string]*mark, all bool) (lacking []*mark) {
 	for key, m := range marks {
-		if markKey(m.Upstream) == key {
-			n.set(n.newest(m))
+		if m == nil || markKey(m.Upstream) != key {
+			continue
 		}
+		if md := n.marked[m.Upstream]; md == nil || !md.outlasts(m, sh.fresh) {
+			n.set(m)
+		}
+		n.marked[m.Upstream].share = sh
 	}
 	for shared, md := range n.marked {
+		m, listed := marks[markKey(shared)]
 		switch {
-		case !all || marks[markKey(shared)] != nil:
-		case md.lonely != 0:
+		case m != nil && m.ID == md.ID || !listed && !all:
+		case !listed && md.lonely != 0 && md.share == sh:
 			n.unset(shared)
-		case md.drains():
-			lost = append(lost, md.mark)
+		case listed || md.drains():
+			lacking = append(lacking, md.mark)
 		}
 	}
-	return lost
-}
-
-// newest returns what follows m, a mark in the storage, if that is known here alone: while its upstream is
-// being closed. n.mu is locked.
-func (n *node) newest(m *mark) *mark {
-	if md := n.marked[m.Upstream]; md != nil && md.closes() && md.ID == m.closed().ID {
-		return md.mark
-	}
-	return m
+	return lacking
 }
 
 // set makes m what an operator has said last of its upstream. n.mu is locked.
@@ -279,13 +297,16 @@ func (n *node) set(m *mark) {
 	}
 	before := md.mark
 	md.mark, md.until = m, 0
-	if m.drains() && m.Left != 0 {
+	if m.State == stateDraining && m.Left != 0 {
 		md.until = n.t.now() + m.Left
-		if m.Host == n.host {
+		if m.Clock == n.clock() {
 			md.until -= min(max(time.Since(m.Written), 0), m.Left)
 		}
 	}
 	name := n.here(m.Upstream)
+	if before.closes() && !m.closes() && md.u != nil {
+		md.u.draining.reopened.Store(int64(n.t.now()))
+	}
 	switch {
 	case name == "":
 		return

@@ -60,6 +60,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
+	now := m.n.t.now()
 	m.n.t.each(func(u *upstream) {
 		label := u.name
 		if !utf8.ValidString(label) { // a client's doing, where an address depends on the request
@@ -69,7 +70,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 			gauge(descSessions, float64(u.counts[s].Load()), label, name)
 		}
 		gauge(descDraining, asFloat(u.draining.on()), label)
-		gauge(descDrained, asFloat(u.draining.on() && u.draining.empty.Load()), label)
+		gauge(descDrained, asFloat(u.draining.isEmpty(now)), label)
 		if since := u.draining.since(); !since.IsZero() {
 			gauge(descStarted, float64(since.UnixMilli())/1e3, label)
 		}

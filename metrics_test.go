@@ -97,7 +97,7 @@ func TestMetrics(t *testing.T) {
 
 // A client that makes up an address which is no text does not end the metrics.
 func TestMetricsOfStrangeNames(t *testing.T) {
-	n := newNode(newTable(), func() bool { return true }, zap.NewNop())
+	n := newNode(newTable(), noStorage, zap.NewNop())
 	n.t.hold("unix//run/\xff.sock")
 	n.t.hold("unix//run/\xfe.sock")
 	registry := prometheus.NewPedanticRegistry()

@@ -4,6 +4,7 @@
 package caddybokeh
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -131,9 +132,19 @@ var sessions = sync.OnceValue(newTable)
 
 // thisNode is this process among the Caddys that share its storage.
 var thisNode = sync.OnceValue(func() *node {
-	running := func() bool { return caddy.ActiveContext().Context != nil }
-	return newNode(sessions(), running, caddy.Log().Named("bokeh"))
+	n := newNode(sessions(), runningStorage, caddy.Log().Named("bokeh"))
+	caddy.OnExit(func(context.Context) { n.exit() }) // the last config may have no policy that does
+	return n
 })
+
+// runningStorage returns the storage of the config that runs, or nil if none does.
+func runningStorage() recordStorage {
+	ctx := caddy.ActiveContext()
+	if ctx.Context == nil {
+		return nil
+	}
+	return ctx.Storage()
+}
 
 // CaddyModule returns the Caddy module information.
 func (*Selection) CaddyModule() caddy.ModuleInfo {

@@ -518,7 +518,7 @@ func forget(t *testing.T) {
 	sessions = func() *table { return fresh }
 	held = func() *heldKeys { return keys }
 	thisNode = sync.OnceValue(func() *node {
-		return newNode(fresh, func() bool { return caddy.ActiveContext().Context != nil }, caddy.Log())
+		return newNode(fresh, runningStorage, caddy.Log())
 	})
 	t.Cleanup(func() {
 		n := thisNode()

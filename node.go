@@ -6,12 +6,14 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 )
 
@@ -57,23 +59,31 @@ type node struct {
 	host    string
 	process process
 	t       *table
-	start   time.Duration // when it began, on the table's clock
-	running func() bool   // whether a config runs: one that is only validated leaves no trace
+	start   time.Duration        // when it began, on the table's clock
+	config  func() recordStorage // the storage of the config that runs; nil if none does
+	exiting func() bool          // whether the process is about to end
 	logger  *zap.Logger
 
 	storageErrors counters // by operation
 	events        chan event
 	lost          atomic.Int64 // events, since one was last taken
 
+	pen sync.Mutex // held while a report is written: the last one is that of the end
+
 	mu       sync.Mutex            // guards all below
-	shares   []*share              // the storages of the configs that are loaded, the one in use first
+	ran      bool                  // a config has run: one that is only validated leaves no trace
+	shares   []*share              // the storages of the configs that are loaded
+	used     *share                // the one in use; nil if there is none
 	marked   map[string]*marked    // what operators have said, by the upstream's name between nodes
 	peers    map[string]*peer      // the other nodes, by their keys in the storage
 	verdicts map[*upstream]verdict // of the upstreams that drain
 	seq      uint64                // of the last report
 	settled  time.Duration         // what settles returned last
-	reported time.Duration         // when that was written, on the table's clock; 0 if never
-	round    time.Duration         // when all was read last
+	known    bool                  // others may have read of it
+	reported time.Duration         // when it last wrote a report, on the table's clock; 0 if one is due
+	parted   bool                  // that said that nobody is there, and that the process is about to end
+	round    time.Duration         // when all was read last; 0 if never
+	witness  bool                  // what begins to drain now begins before our eyes
 	failure  error                 // why that failed since
 	failing  bool                  // whether that was logged
 	pending  map[string]int        // upstreams that are just being marked as draining, by name
@@ -92,12 +102,15 @@ type share struct {
 	read  chan struct{} // closed when it was read once, or has not answered for too long
 	first sync.Once     // closes read
 	stop  context.CancelFunc
+
+	marks map[string]*mark // as read before the storage was in use
+	fresh bool             // another one was in use before, and this one was not read since
 }
 
-func newNode(t *table, running func() bool, logger *zap.Logger) *node {
+func newNode(t *table, config func() recordStorage, logger *zap.Logger) *node {
 	return &node{
 		name: randomName(), host: hostname(), process: thisProcess(),
-		t: t, start: t.now(), running: running, logger: logger,
+		t: t, start: t.now(), config: config, exiting: caddy.Exiting, logger: logger,
 		storageErrors: newCounters(operations...), events: make(chan event, maxEvents),
 		marked:   make(map[string]*marked),
 		peers:    make(map[string]*peer),
@@ -110,23 +123,41 @@ func newNode(t *table, running func() bool, logger *zap.Logger) *node {
 }
 
 // attach makes the node tell of the upstreams of p, through the given storage. What it returns is
-// closed when the marks are read, or cannot be within storageWait.
+// closed when the marks in that are read, or cannot be within storageWait.
 func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	i := slices.IndexFunc(n.shares, func(sh *share) bool { return same(sh.raw, st) })
-	if i < 0 {
-		i = len(n.shares)
-		n.shares = append(n.shares, &share{raw: st, st: countingStorage{st, n.storageErrors}, read: make(chan struct{})})
+	if i >= 0 {
+		sh := n.shares[i]
+		sh.pools = append(sh.pools, p)
+		return sh.read
 	}
-	n.shares[i].pools = append(n.shares[i].pools, p)
-	n.follow()
-	return n.shares[0].read
+	sh := &share{raw: st, st: countingStorage{st, n.storageErrors}, pools: []pool{p}, read: make(chan struct{})}
+	n.shares = append(n.shares, sh)
+	time.AfterFunc(storageWait, func() {
+		sh.first.Do(func() {
+			n.logger.Error("the storage does not answer; upstreams that operators have marked as draining get new sessions until it does (mend the storage)")
+			close(sh.read)
+		})
+	})
+	if n.follow(); n.used != sh {
+		go n.look(sh)
+	}
+	return sh.read
 }
 
 // same says whether two storages are one. A storage module may be made of anything.
 func same(a, b recordStorage) bool {
 	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.ValueOf(a).Comparable() && a == b
+}
+
+// alike says whether two storages hold the same: every config has a file storage of its own, of one
+// folder.
+func alike(a, b recordStorage) bool {
+	x, ok := a.(fmt.Stringer)
+	y, also := b.(fmt.Stringer)
+	return same(a, b) || ok && also && reflect.TypeOf(a) == reflect.TypeOf(b) && x.String() == y.String()
 }
 
 // detach forgets p. The last storage stays in use while there are sessions to tell of.
@@ -139,36 +170,39 @@ func (n *node) detach(p pool) {
 	n.follow()
 }
 
-// follow uses the storage of the oldest config, for one that is just loading may fail, and drops those
-// that no config has. n.mu is locked.
+// follow uses the storage of the config that runs, and forgets those that no config has. The config
+// before may last for long, and one that is loading may fail. When Caddy ends, none runs, and all
+// stays as it is. n.mu is locked.
 func (n *node) follow() {
-	if len(n.shares) > 1 {
-		n.shares = slices.DeleteFunc(n.shares, func(sh *share) bool {
-			if len(sh.pools) > 0 {
-				return false
-			}
-			sh.halt()
-			return true
-		})
+	running := n.config()
+	n.ran = n.ran || running != nil
+	next := n.used
+	for _, sh := range n.shares {
+		if len(sh.pools) > 0 && (next == nil || len(next.pools) == 0 || running != nil && same(sh.raw, running)) {
+			next = sh
+		}
 	}
-	if len(n.shares) > 0 && n.shares[0].stop == nil && len(n.shares[0].pools) > 0 {
-		n.use(n.shares[0])
+	if next != n.used {
+		n.use(next)
 	}
+	n.shares = slices.DeleteFunc(n.shares, func(sh *share) bool { return len(sh.pools) == 0 && sh != n.used })
 }
 
 // use begins to read and write a storage. n.mu is locked.
 func (n *node) use(sh *share) {
+	if before := n.used; before != nil {
+		before.halt()
+		sh.fresh = !alike(before.raw, sh.raw)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	sh.stop = cancel
-	n.reported = 0 // nothing is there of this node yet
+	n.used, sh.stop = sh, cancel
+	n.reported, n.parted = 0, false // nothing is there of this node yet
+	if sh.fresh {
+		n.take(sh, sh.marks, false)
+	}
 	go n.keepUp(ctx, sh)
+	go n.keepTime(ctx)
 	go n.raise(ctx)
-	time.AfterFunc(storageWait, func() {
-		sh.first.Do(func() {
-			n.logger.Error("the storage does not answer; upstreams that operators have marked as draining get new sessions until it does (mend the storage)")
-			close(sh.read)
-		})
-	})
 }
 
 func (sh *share) halt() {
@@ -178,8 +212,16 @@ func (sh *share) halt() {
 	}
 }
 
-// keepUp reads what the others say and reports, until ctx ends. A storage that hangs holds up
-// nothing else.
+// look reads the marks in a storage that will be in use when its config runs.
+func (n *node) look(sh *share) {
+	marks, _ := loadRecords[mark](context.Background(), sh.st, marksFolder)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	sh.marks = marks
+	sh.first.Do(func() { close(sh.read) })
+}
+
+// keepUp reads what the others say and reports, until ctx ends.
 func (n *node) keepUp(ctx context.Context, sh *share) {
 	for {
 		n.exchange(ctx, sh)
@@ -187,22 +229,50 @@ func (n *node) keepUp(ctx context.Context, sh *share) {
 		if n.retire(ctx, sh) {
 			return
 		}
-		pause := nodePause
-		if !n.running() {
-			pause = loadPause
-		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause):
+		case <-time.After(n.pause()):
 		}
 	}
+}
+
+// keepTime does what the clock alone brings, until ctx ends: a storage that hangs holds up nothing
+// else.
+func (n *node) keepTime(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(n.pause()):
+		}
+		n.mu.Lock()
+		n.follow()
+		if ctx.Err() == nil {
+			now := n.t.now()
+			n.closeDue(now)
+			n.judgeAll(now)
+			n.tell()
+		}
+		n.mu.Unlock()
+	}
+}
+
+// pause returns how long the node rests now.
+func (n *node) pause() time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.ran {
+		return loadPause
+	}
+	return nodePause
 }
 
 // exchange reads the marks and what the other nodes report, and then reports in turn: so whoever
 // finds its own report heard in another one knows that the other one was made later.
 func (n *node) exchange(ctx context.Context, sh *share) {
 	n.mu.Lock()
+	n.follow()
 	said := n.said
 	n.mu.Unlock()
 	marks, errMarks := loadRecords[mark](ctx, sh.st, marksFolder)
@@ -214,38 +284,52 @@ func (n *node) exchange(ctx context.Context, sh *share) {
 		return
 	}
 	now := n.t.now()
-	var lost []*mark
+	n.closeDue(now)
+	var lacking []*mark
+	fresh := sh.fresh
 	if said == n.said {
-		lost = n.take(marks, errMarks == nil)
+		lacking = n.take(sh, marks, errMarks == nil)
+		sh.fresh = sh.fresh && errMarks != nil
 	}
 	n.hear(sh, reports, errReports == nil, now)
 	err := errors.Join(errMarks, errReports)
 	if err == nil {
 		n.round = now
 	}
-	unsaid := n.closeDue(marks, now)
 	n.judgeAll(now)
+	n.witness = n.round != 0
 	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
 	r := n.dueReport(now, accounts)
 	forgotten := n.forget(now, accounts)
-	if !n.running() {
-		lost, unsaid, forgotten = nil, nil, nil
+	if !n.ran {
+		lacking, forgotten = nil, nil
 	}
 	n.mu.Unlock()
 
 	if r != nil {
-		err = errors.Join(err, storeRecord(ctx, sh.st, nodeKey(n.name), r))
+		err = errors.Join(err, n.write(ctx, sh, r))
 	}
-	for _, m := range lost {
-		err = errors.Join(err, storeAgain(ctx, sh.st, m))
-	}
-	for _, m := range unsaid {
-		err = errors.Join(err, storeClosed(ctx, sh.st, m))
+	for _, m := range lacking {
+		err = errors.Join(err, storeAgain(ctx, sh, m, fresh))
 	}
 	for _, key := range forgotten {
 		err = errors.Join(err, sh.st.Delete(ctx, key))
 	}
 	n.finish(ctx, err)
+}
+
+// write writes a report, unless ctx has ended: then the process may have said already that it is gone.
+func (n *node) write(ctx context.Context, sh *share, r *report) error {
+	n.pen.Lock()
+	defer n.pen.Unlock()
+	if ctx.Err() != nil {
+		return nil
+	}
+	err := storeRecord(ctx, sh.st, nodeKey(n.name), r)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.parted = r.Left && err == nil
+	return err
 }
 
 // finish logs when the storage begins to fail and when it is well again, and wakes who waits.
@@ -278,10 +362,13 @@ func (n *node) tell() {
 // retire ends the exchange when there is nothing left to tell of, and says whether it did.
 func (n *node) retire(ctx context.Context, sh *share) bool {
 	n.mu.Lock()
-	idle := len(sh.pools) == 0 && n.sessions() == 0
-	if idle && sh.stop != nil && ctx.Err() == nil {
+	idle := ctx.Err() == nil && len(sh.pools) == 0 && n.sessions() == 0
+	if idle {
 		sh.halt()
-		for shared := range n.marked { // until it is read again, when there is something to tell of
+		// All is read again when there is something to tell of.
+		n.shares, n.used, n.round, n.witness = nil, nil, 0, false
+		clear(n.peers)
+		for shared := range n.marked {
 			n.unset(shared)
 		}
 	}
@@ -301,7 +388,7 @@ func (n *node) sessions() (sum int64) {
 // leave tells the others that this process ends, as far as that is possible in short.
 func (n *node) leave(sh *share) {
 	n.mu.Lock()
-	if n.reported == 0 { // nobody has heard of it
+	if !n.known {
 		n.mu.Unlock()
 		return
 	}
@@ -309,19 +396,16 @@ func (n *node) leave(sh *share) {
 	now := n.t.now()
 	r := n.makeReport(now, n.accounts(now))
 	r.Left = true
-	n.reported = 0
+	n.known, n.reported = false, 0
 	n.mu.Unlock()
-	_ = within(context.Background(), func(ctx context.Context) error {
-		return storeRecord(ctx, sh.st, nodeKey(n.name), r)
-	})
+	_ = within(context.Background(), func(ctx context.Context) error { return n.write(ctx, sh, r) })
 }
 
 // exit tells the others that this process ends.
 func (n *node) exit() {
 	n.mu.Lock()
-	var last *share
-	if len(n.shares) > 0 {
-		last = n.shares[0]
+	last := n.used
+	if last != nil {
 		last.halt()
 	}
 	if !n.ending {
@@ -338,13 +422,13 @@ func (n *node) exit() {
 var errNoStorage = errors.New("no reverse_proxy of this Caddy has lb_policy bokeh")
 
 // storage returns the storage in use.
-func (n *node) storage() (recordStorage, error) {
+func (n *node) storage() (*share, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.shares) == 0 {
+	if n.follow(); n.used == nil {
 		return nil, errNoStorage
 	}
-	return n.shares[0].st, nil
+	return n.used, nil
 }
 
 // settles returns how long a session lives without a socket, in the policy where that is longest; when
@@ -365,13 +449,13 @@ func (n *node) eachPool(yield func(pool)) {
 }
 
 // dueReport returns the report to be written now, or nil. While something drains the others wait for
-// it. n.mu is locked.
+// it, and while the process ends. n.mu is locked.
 func (n *node) dueReport(now time.Duration, accounts func() map[string]account) *report {
-	if !n.running() || n.reported != 0 && now-n.reported < quietPause && !n.somethingDrains() {
+	if !n.ran || n.reported != 0 && now-n.reported < quietPause && !n.somethingDrains() && !n.exiting() {
 		return nil
 	}
 	n.seq++
-	n.reported = now
+	n.known, n.reported = true, now
 	return n.makeReport(now, accounts())
 }
 

@@ -9,6 +9,10 @@ import (
 )
 
 const (
+	// partedAfter is when a node is gone that has said so, for it may have something to say after all:
+	// one that is about to end still serves whoever comes.
+	partedAfter = 3 * nodePause
+
 	// silentAfter is when it is looked whether the process of a node of this machine is there: some
 	// systems hide those of others.
 	silentAfter = quietPause + nodePause
@@ -34,7 +38,7 @@ type peer struct {
 // who reported in the storage before this one may be slow to follow. n.mu is locked.
 func (n *node) hear(sh *share, reports map[string]*report, all bool, now time.Duration) {
 	for key, r := range reports {
-		if r.Node == n.name || key != nodeKey(r.Node) {
+		if r == nil || r.Node == n.name || key != nodeKey(r.Node) {
 			continue
 		}
 		p := n.peers[key]
@@ -48,12 +52,17 @@ func (n *node) hear(sh *share, reports map[string]*report, all bool, now time.Du
 		p.report, p.share = r, sh
 	}
 	for key, p := range n.peers {
-		lost := all && reports[key] == nil && p.share == sh || p.Left || now-p.changed > silentAfter && p.Process.isGone(n.process) || now-p.changed > givenUpAfter
+		silent := now - p.changed
+		lost := all && reports[key] == nil && p.share == sh ||
+			silent > partedAfter && p.Left || silent > silentAfter && p.Process.isGone(n.process) || silent > givenUpAfter
 		switch {
 		case !lost && reports[key] != nil:
 			p.gone = 0
 		case lost && p.gone == 0:
 			p.gone = now
+		}
+		if all && reports[key] == nil && p.gone != 0 && n.settling(p, now) <= 0 {
+			delete(n.peers, key)
 		}
 	}
 	n.compareKeys()
@@ -72,8 +81,7 @@ func (n *node) settling(p *peer, now time.Duration) time.Duration {
 func (n *node) forget(now time.Duration, accounts func() map[string]account) (keys []string) {
 	for key, p := range n.peers {
 		if p.gone != 0 && n.settling(p, now) <= 0 {
-			delete(n.peers, key)
-			keys = append(keys, key)
+			keys = append(keys, key) // until that has worked
 		}
 	}
 	for shared, md := range n.marked {
@@ -105,19 +113,20 @@ func (n *node) wanted(shared string, own account, now time.Duration) bool {
 
 // giveUp says for a node that it is dead. If it is not, its next report says so.
 func (n *node) giveUp(ctx context.Context, name string) error {
-	st, err := n.storage()
+	sh, err := n.storage()
 	if err != nil {
 		return err
 	}
 	n.mu.Lock()
 	p := n.peers[nodeKey(name)]
-	n.mu.Unlock()
 	if p == nil {
+		n.mu.Unlock()
 		return errUnknownNode
 	}
 	last := *p.report
+	n.mu.Unlock()
 	last.Left = true
-	err = within(ctx, func(ctx context.Context) error { return storeRecord(ctx, st, nodeKey(name), last) })
+	err = within(ctx, func(ctx context.Context) error { return storeRecord(ctx, sh.st, nodeKey(name), last) })
 	if err != nil {
 		return err
 	}

@@ -101,7 +101,7 @@ func loadRecord[T any](ctx context.Context, st recordStorage, key string) (*T, e
 }
 
 // loadRecords returns all records under a prefix by their keys. With an error come those that could
-// be had: one that is broken does not hide the others.
+// be had; one that is broken is nil.
 func loadRecords[T any](ctx context.Context, st recordStorage, prefix string) (map[string]*T, error) {
 	keys, err := st.List(ctx, strings.TrimSuffix(prefix, "/"), false)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -121,10 +121,8 @@ func loadRecords[T any](ctx context.Context, st recordStorage, prefix string) (m
 			continue
 		}
 		record, err := loadRecord[T](ctx, st, key)
-		switch {
-		case err != nil:
-			failed = errors.Join(failed, err)
-		case record != nil:
+		failed = errors.Join(failed, err)
+		if record != nil || errors.Is(err, errBroken) {
 			records[key] = record
 		}
 	}

@@ -20,7 +20,7 @@ type report struct {
 	Heard   map[string]uint64 `json:"heard,omitempty"` // the last report of each other node that it had read before it made this one
 	Settles time.Duration     `json:"settles"`         // how long browsers come back to sessions that it had
 	Settled bool              `json:"settled"`         // whether it is up for longer than that
-	Left    bool              `json:"left,omitempty"`  // whether this is its last report
+	Left    bool              `json:"left,omitempty"`  // whether this is its last report, unless there is another one
 
 	Unsure    bool               `json:"unsure,omitempty"` // whether it may have upstreams in a pool that it does not know yet
 	Upstreams map[string]account `json:"upstreams"`        // by their names between nodes
@@ -61,10 +61,23 @@ func (n *node) makeReport(now time.Duration, accounts map[string]account) *repor
 	}
 	r.Settled = now-n.start >= r.Settles
 	r.Unsure = n.unsure()
+	r.Left = n.exiting() && n.isEmpty()
 	for _, p := range n.peers {
 		r.Heard[p.Node] = p.Seq
 	}
 	return r
+}
+
+// isEmpty says whether no websocket is open here and no page is being built. n.mu is locked.
+func (n *node) isEmpty() bool {
+	c := n.sessionCounts()
+	return c.Connected+c.Building == 0
+}
+
+// sessionCounts returns what there is of sessions here.
+func (n *node) sessionCounts() (c counts) {
+	n.t.each(func(u *upstream) { c = c.plus(u.sessionCounts()) })
+	return c
 }
 
 // unsure says whether a policy does not know all upstreams of its pool. n.mu is locked.

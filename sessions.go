@@ -285,8 +285,8 @@ func (t *table) move(k sessionKey, u *upstream) {
 	t.leave(k, u, func(*session) bool { return true })
 }
 
-// abandon ends the waiting of all sessions at u, to which nothing goes any more: what is open there
-// counts until it closes.
+// abandon ends the waiting of all sessions at u, to which nothing goes any more, for as long as that
+// is so: what is open there counts until it closes.
 func (t *table) abandon(u *upstream) {
 	for i := range t.shards {
 		sh := &t.shards[i]
@@ -294,7 +294,7 @@ func (t *table) abandon(u *upstream) {
 		for _, s := range sh.sessions {
 			for ; s != nil; s = s.next {
 				if s.at == u {
-					t.quit(sh, s)
+					t.stopWaiting(sh, s)
 				}
 			}
 		}
@@ -318,7 +318,13 @@ func (t *table) leave(k sessionKey, u *upstream, may func(*session) bool) bool {
 
 // quit ends the waiting of s, now and when what is open of it closes. The shard is locked.
 func (t *table) quit(sh *shard, s *session) {
-	s.claimed, s.until = true, 0
+	s.claimed = true
+	t.stopWaiting(sh, s)
+}
+
+// stopWaiting ends the waiting of s. The shard is locked.
+func (t *table) stopWaiting(sh *shard, s *session) {
+	s.until = 0
 	if s.timer != nil {
 		s.timer.Stop()
 		s.timer = nil

@@ -229,7 +229,7 @@ func (n *node) self(now time.Duration) nodeStatus {
 	if n.failure != nil {
 		st.Storage = n.failure.Error()
 	}
-	n.t.each(func(u *upstream) { st.Sessions = st.Sessions.plus(u.sessionCounts()) })
+	st.Sessions = n.sessionCounts()
 	return st
 }
 

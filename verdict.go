@@ -62,7 +62,10 @@ func (n *node) judgeAll(now time.Duration) {
 				v.nagged = n.tellDrained(u, before, now)
 			}
 			verdicts[u] = v
-			u.draining.empty.Store(v.drained)
+			u.draining.empty.Store(0)
+			if v.drained {
+				u.draining.empty.Store(int64(n.round + staleAfter))
+			}
 			if n.round != 0 && len(peers) == 0 {
 				u.draining.alone.Store(int64(n.round + aloneFor))
 			}
@@ -76,7 +79,7 @@ const nagPause = time.Hour
 
 // tellStarted raises the event that u has begun to drain, unless it did before this process started.
 func (n *node) tellStarted(u *upstream) {
-	if n.round == 0 || !n.running() {
+	if !n.witness {
 		return
 	}
 	data := map[string]any{"upstream": u.name, "config": u.draining.configs.Load() > 0, "by": "", "reason": ""}
@@ -182,6 +185,9 @@ func (n *node) waitsHere(u *upstream, since, now time.Duration) (waits []wait) {
 	if left := n.start + n.settles() - now; left > 0 && !u.draining.closed() {
 		say(true, "it has just started; browsers may come back for another %s", seconds(left))
 	}
+	if left := time.Duration(u.draining.reopened.Load()) + n.settles() - now; left > 0 && u.draining.reopened.Load() != 0 {
+		say(true, "it was closed until a moment ago; browsers may come back for another %s", seconds(left))
+	}
 	if left := since + markRest - now; left > 0 {
 		say(true, "the mark is new; a node that is starting reads it within %s", seconds(left))
 	}
@@ -201,12 +207,14 @@ func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits [
 		return nil
 	}
 	if p.gone != 0 {
-		say(false, "it is gone; browsers may come back for another %s", seconds(n.settling(p, now)))
+		if left := n.settling(p, now); left > 0 {
+			say(false, "it is gone; browsers may come back for another %s", seconds(left))
+		}
 		return waits
 	}
 	switch {
 	case m != nil && a.Mark != m.ID:
-		say(true, "it has not read the mark")
+		say(true, "it has not said that it has read the mark")
 	case m == nil && a.InPool && !a.Draining:
 		say(true, "its config does not drain the upstream")
 	}

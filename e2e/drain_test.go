@@ -389,4 +389,3 @@ func TestRollingRestartOfOthers(t *testing.T) {
 		})
 	}
 }
-

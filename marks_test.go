@@ -1,0 +1,389 @@
+// This file tests that what an operator has said last holds, whatever becomes of the storage, of nodes and of configs.
+
+package caddybokeh
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// wantNoVisit checks that no new session goes to addr.
+func (c *caddyNode) wantNoVisit(addr, when string) {
+	c.t.Helper()
+	for range 50 {
+		if home, _ := c.visit(); home == addr {
+			c.t.Errorf("%s: a new session went to %s", when, addr)
+			return
+		}
+	}
+}
+
+// wantState checks what is told of an upstream.
+func (c *caddyNode) wantState(addr, want, when string) {
+	c.t.Helper()
+	if st, err := c.upstream(addr); err != nil || st.State != want {
+		c.t.Errorf("%s: it is %+v %v, want %s", when, st, err, want)
+	}
+}
+
+// A Caddy whose config had no policy for a while waits for the marks as one that starts.
+func TestMarksAreReadAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		a.drain(u0)
+		pass(time.Minute)
+		_ = a.s.Cleanup()
+		pass(time.Minute)
+		release := a.door.hang()
+		time.AfterFunc(3*time.Second, release)
+		a.load(a.door, a.pool)
+		a.wantNoVisit(u0, "after a config without the policy")
+	})
+}
+
+// A storage that hangs holds up nothing that is due by the clock.
+func TestStorageHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		token := a.visitAt(u0)
+		_, hangUp := a.socket(token)
+		hour := time.Hour
+		a.tell(u0, word{state: stateDraining, grace: &hour})
+		b.drain("u1:80")
+		pass(30 * time.Minute)
+		a.wantDrained("u1:80", true, "before")
+		defer a.door.hang()()
+		pass(10 * time.Second)
+		a.wantDrained("u1:80", false, "when the storage has not been read for long")
+		b.tell("u1:80", word{state: stateReady})
+		pass(10 * time.Second)
+		other := b.visitAt("u1:80")
+		_, hangUpOther := b.socket(other)
+		hangUpOther()
+		if home, _ := a.socket(other); home != "u1:80" {
+			t.Error("a live session that another node has begun since went to ", home)
+		}
+
+		pass(time.Hour)
+		if home, _ := a.socket(token); home == u0 {
+			t.Error("when its grace period is over a socket goes there still")
+		}
+		hangUp()
+	})
+}
+
+// Who waits until a node is empty is answered though its storage hangs.
+func TestNodeIsEmptyWhileTheStorageHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		_, hangUp := a.socket(a.visitAt(u0))
+		defer a.door.hang()()
+		pass(5 * time.Second)
+		time.AfterFunc(10*time.Second, hangUp)
+		begun := time.Now()
+		empty, err := a.await(t.Context(), time.Hour, func() (bool, error) {
+			return a.node.status().Sessions.Connected == 0, nil
+		})
+		if took := time.Since(begun); !empty || err != nil || took > 20*time.Second {
+			t.Errorf("after %v: empty is %v, %v", took, empty, err)
+		}
+	})
+}
+
+// A closed upstream that is opened again has its sessions as before: those that were just unused, and those whose
+// websocket was not closed yet.
+func TestClosedAndOpenedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		pass(time.Minute)
+		unused := a.visitAt(u0)
+		_, hangUp := a.socket(unused)
+		open := map[string]func(){} // of these one is closed at once, the other a while later
+		for range 2 {
+			token := a.visitAt(u0)
+			_, open[token] = a.socket(token)
+		}
+		minute, never, span := time.Minute, time.Duration(0), time.Hour
+		a.tell(u0, word{state: stateDraining, grace: &minute, span: &span})
+		pass(time.Minute - 4*time.Second)
+		hangUp()
+		pass(5 * time.Second)
+		a.wantState(u0, stateClosed, "when the grace period is over")
+		a.tell(u0, word{state: stateDraining, grace: &never})
+		pass(7 * time.Second)
+		a.wantState(u0, stateDraining, "opened again, while a browser may come back")
+		if home, hangUp := a.socket(unused); home != u0 {
+			t.Error("a browser that comes back is sent to ", home)
+		} else {
+			hangUp()
+		}
+		pass(time.Hour)
+		for _, hangUp := range open {
+			hangUp()
+		}
+		pass(10 * time.Second)
+		a.wantState(u0, stateDraining, "10 s after a socket that was not closed has ended")
+		back := 0
+		for token := range open {
+			if home, _ := a.socket(token); home == u0 {
+				back++
+			}
+		}
+		if back == 0 {
+			t.Error("its browser is sent elsewhere")
+		}
+	})
+}
+
+// The storage that a config names is in use from when the config runs, though the one before lasts on: Caddy
+// may give its visitors hours (shutdown_delay).
+func TestStorageOfTheRunningConfig(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := newVault(), newVault()
+		a := startNode(t, one)
+		end := a.load(two.door(), a.pool)
+		a.drain(u0)
+		if one.holds(markKey(u0)) || !two.holds(markKey(u0)) {
+			t.Error("the mark is not in the storage of the config that runs")
+		}
+		pass(5 * time.Second)
+		if !two.holds(nodeKey(a.name)) {
+			t.Error("it does not report there")
+		}
+		a.runs(nil) // Caddy ends, which takes its time
+		pass(time.Hour)
+		before := string(two.value(nodeKey(a.name)))
+		pass(20 * time.Second)
+		if string(two.value(nodeKey(a.name))) == before {
+			t.Error("it does not report any more while Caddy ends")
+		}
+		end()
+	})
+}
+
+// The first visitor of a config finds the marks of its storage read.
+func TestMarksOfTheNextStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := newVault(), newVault()
+		a, other := startNode(t, one), startNode(t, two)
+		other.drain(u0)
+		slow := two.door()
+		time.AfterFunc(3*time.Second, slow.hang())
+		a.load(slow, a.pool)()
+		a.wantNoVisit(u0, "right after the reload")
+		pass(10 * time.Second)
+		a.wantNoVisit(u0, "later")
+	})
+}
+
+// A mark goes along to another storage and back again, whatever that remembers of earlier times.
+func TestMarkGoesAlong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := newVault(), newVault()
+		a := startNode(t, one)
+		load := func(v *vault, pool int) {
+			a.load(v.door(), testPool(pool))()
+			pass(time.Minute)
+		}
+		a.drain(u0)
+		pass(time.Minute)
+		a.tell(u0, word{state: stateReady})
+		load(two, 3)
+		a.drain(u0)
+		load(one, 3)
+		a.wantNoVisit(u0, "back at a storage that has an older word")
+		if !strings.Contains(string(one.value(markKey(u0))), stateDraining) {
+			t.Error("the older word is still in the storage")
+		}
+		a.tell(u0, word{state: stateReady})
+		load(two, 3)
+		a.visitAt(u0)
+		a.drain("u2:80")
+		load(two, 2) // the server is off for two minutes
+		load(one, 2)
+		load(one, 3)
+		a.wantNoVisit("u2:80", "off the pool for two minutes, while the storage changed")
+	})
+}
+
+// A look at a storage that is under way when another one is named says nothing there.
+func TestNodeDoesNotLeaveAnOldStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := newVault(), newVault()
+		a, b := startNode(t, one), startNode(t, one)
+		pass(time.Minute)
+		token := b.visitAt(u0)
+		_, hangUp := b.socket(token)
+		pass(time.Minute)
+		release := a.door.hang()
+		pass(3 * time.Second)
+		a.load(two.door(), a.pool)()
+		pass(3 * time.Second)
+		release()
+		pass(20 * time.Second)
+		b.drain(u0)
+		pass(time.Minute)
+		hangUp()
+		_, _ = a.socket(token)
+		pass(5 * time.Minute)
+		b.wantDrained(u0, false, "with a session through a node that has gone to another storage")
+	})
+}
+
+// What this node knows of an upstream is not forgotten with the record: a new reason changes nothing else.
+func TestReasonForALostMark(t *testing.T) {
+	for name, value := range map[string][]byte{"broken": []byte("{"), "lost": nil} {
+		synctest.Test(t, func(t *testing.T) {
+			v := newVault()
+			a := startNode(t, v)
+			pass(time.Minute)
+			minute := time.Minute
+			a.tell(u0, word{state: stateDraining, grace: &minute, reason: "old"})
+			pass(5 * time.Minute)
+			set := func() {
+				v.mu.Lock()
+				defer v.mu.Unlock()
+				if v.values[markKey(u0)] = value; value == nil {
+					delete(v.values, markKey(u0))
+				}
+			}
+			set()
+			a.tell(u0, word{state: stateDraining, reason: "new"})
+			if !a.s.members.get(u0).draining.closed() {
+				t.Errorf("%s: a new reason has opened a closed upstream", name)
+			}
+			set()
+			pass(5 * time.Second)
+			if !strings.Contains(string(v.value(markKey(u0))), stateClosed) {
+				t.Errorf("%s: the mark is not written again: %s", name, v.value(markKey(u0)))
+			}
+		})
+	}
+}
+
+// slowDoor waits before it stores what has some text in it, once.
+type slowDoor struct {
+	*door
+	text  string
+	wait  chan struct{}
+	waits chan struct{} // closed when it does
+	once  sync.Once
+}
+
+// Store implements recordStorage.
+func (d *slowDoor) Store(ctx context.Context, key string, value []byte) error {
+	if strings.Contains(string(value), d.text) {
+		d.once.Do(func() {
+			close(d.waits)
+			<-d.wait
+		})
+	}
+	return d.door.Store(ctx, key, value)
+}
+
+// A drain that is taken back just when its time is up stays so, though another node writes a moment later that the
+// upstream is closed.
+func TestTakenBackWhileClosing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		d := &slowDoor{door: v.door(), text: `"state":"closed"`, wait: make(chan struct{}), waits: make(chan struct{})}
+		s := newTestSelection(testPool(3))
+		a := &caddyNode{node: newNode(s.table, func() recordStorage { return d }, zap.NewNop()), t: t, s: s, pool: testPool(3)}
+		t.Cleanup(a.kill)
+		s.join(a.node, d)
+		b := startNode(t, v)
+		pass(time.Minute)
+		minute := time.Minute
+		a.tell(u0, word{state: stateDraining, grace: &minute})
+		<-d.waits
+		b.tell(u0, word{state: stateReady})
+		close(d.wait)
+		pass(10 * time.Second)
+		a.wantState(u0, stateReady, "on the node that closed it")
+		b.wantState(u0, stateReady, "on the node that was told")
+	})
+}
+
+// A node that is about to end says so as soon as nobody is there, so that it can be killed; and takes it back if
+// somebody comes after all.
+func TestNodeMayBeKilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		token := b.visitAt(u0)
+		_, hangUp := b.socket(token)
+		b.mu.Lock()
+		b.exiting = func() bool { return true }
+		b.mu.Unlock()
+		b.runs(nil)
+		a.drain(u0)
+		pass(time.Hour)
+		a.wantWait(u0, "it has 1 session", "while somebody is connected")
+		hangUp()
+		empty := func() (bool, error) { return b.mayBeKilled(), nil }
+		if ok, _ := b.await(t.Context(), 10*time.Second, empty); !ok {
+			t.Fatal("it does not say that it may be killed")
+		}
+		_, hangUp = b.socket(token)
+		pass(5 * time.Minute)
+		a.wantWait(u0, "it has 1 session", "when somebody has come back")
+		hangUp()
+		if ok, _ := b.await(t.Context(), 10*time.Second, empty); !ok {
+			t.Fatal("it does not say again that it may be killed")
+		}
+		b.kill()
+		pass(time.Minute)
+		a.wantDrained(u0, true, "a minute after it was killed")
+	})
+}
+
+// A drain that began before the process did is not told of as one that begins.
+func TestOldDrainDoesNotStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		startNode(t, v).drain(u0)
+		s := newTestSelection(testPool(3))
+		var mu sync.Mutex
+		var raised []string
+		s.raise = func(name string, data map[string]any) {
+			mu.Lock()
+			defer mu.Unlock()
+			raised = append(raised, name+" "+data["upstream"].(string))
+		}
+		d := v.door()
+		b := &caddyNode{node: newNode(s.table, func() recordStorage { return d }, zap.NewNop()), t: t, s: s, pool: testPool(3)}
+		t.Cleanup(b.kill)
+		s.join(b.node, d)
+		pass(5 * time.Second)
+		b.drain("u1:80")
+		pass(5 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		if len(raised) != 1 || raised[0] != eventStarted+" u1:80" {
+			t.Errorf("raised: %v", raised)
+		}
+	})
+}
+
+// A node is said to be dead while it reports.
+func TestGiveUpWhileItReports(t *testing.T) {
+	v := newVault()
+	a, b := startNode(t, v), startNode(t, v)
+	soon(t, "read of", func() bool { return !errors.Is(a.giveUp(t.Context(), b.name), errUnknownNode) })
+	for range 100 {
+		if err := a.giveUp(t.Context(), b.name); err != nil {
+			t.Fatal(err)
+		}
+		a.exchange(t.Context(), a.used)
+	}
+}
