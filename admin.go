@@ -68,11 +68,19 @@ func (a adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
 		{Pattern: upstreamsPath, Handler: caddy.AdminHandlerFunc(a.serveUpstreams)},
 		{Pattern: upstreamsPath + "/", Handler: caddy.AdminHandlerFunc(a.serveUpstream)},
+		{Pattern: drainingPath, Handler: caddy.AdminHandlerFunc(a.serveNothing)}, // or the router would redirect
 		{Pattern: drainingPath + "/", Handler: caddy.AdminHandlerFunc(a.serveDraining)},
 		{Pattern: nodePath, Handler: caddy.AdminHandlerFunc(a.serveThisNode)},
 		{Pattern: nodesPath, Handler: caddy.AdminHandlerFunc(a.serveNodes)},
 		{Pattern: nodesPath + "/", Handler: caddy.AdminHandlerFunc(a.serveNode)},
+		{Pattern: "/bokeh/", Handler: caddy.AdminHandlerFunc(a.serveNothing)},
 	}
+}
+
+// serveNothing answers what is none of the above, with an error as all others are.
+func (adminAPI) serveNothing(_ http.ResponseWriter, r *http.Request) error {
+	return apiError(http.StatusNotFound, "there is nothing at %s; there are %s, %s/<address>, %s/<address>, %s, %s and %s/<node>",
+		r.URL.Path, upstreamsPath, upstreamsPath, drainingPath, nodePath, nodesPath, nodesPath)
 }
 
 // serveUpstreams tells of all upstreams.
@@ -144,7 +152,7 @@ func patienceOf(r *http.Request) (time.Duration, error) {
 	value := r.URL.Query().Get("wait")
 	patience, err := caddy.ParseDuration(value)
 	if err != nil || patience <= 0 {
-		return 0, apiError(http.StatusBadRequest, "malformed wait %q: it is a duration, like 30s", value)
+		return 0, apiError(http.StatusBadRequest, "malformed wait %q: it is a duration above zero, like 30s", value)
 	}
 	return patience, nil
 }
@@ -263,10 +271,10 @@ func (b drainBody) word(method, by string) (word, error) {
 		return w, apiError(http.StatusBadRequest, "what is taken back has no grace_period and no span")
 	case method == http.MethodDelete:
 		w.state = stateReady
-	case w.grace != nil && *w.grace < 0:
-		return w, apiError(http.StatusBadRequest, "malformed grace_period: it is a duration like 30m, or 0")
-	case w.span != nil && *w.span <= 0:
-		return w, apiError(http.StatusBadRequest, "malformed span: it is a duration like 30s")
+	case w.grace != nil && (*w.grace < 0 || *w.grace > maxLifetime):
+		return w, apiError(http.StatusBadRequest, "malformed grace_period: it is a duration like 30m, from 0 (never) to %v", maxLifetime)
+	case w.span != nil && (*w.span <= 0 || *w.span > maxLifetime):
+		return w, apiError(http.StatusBadRequest, "malformed span: it is a duration above zero, like 30s, up to %v", maxLifetime)
 	}
 	return w, nil
 }
@@ -274,11 +282,12 @@ func (b drainBody) word(method, by string) (word, error) {
 // drain marks an upstream as draining. Unless forced it must be known, and another one must take new
 // sessions.
 func (n *node) drain(ctx context.Context, address string, said word, force bool) (*upstreamStatus, error) {
-	name := upstreamName(address)
+	names := spellings(address)
+	name := names[len(names)-1]
 	if st, err := n.upstream(address); err == nil {
 		name = st.Address
 	} else if !force {
-		return nil, err
+		return nil, apiError(http.StatusNotFound, "%v (?force=true drains it all the same)", err)
 	}
 	if n.here(sharedNameAt(name, n.host)) != name || !utf8.ValidString(name) {
 		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
@@ -286,8 +295,8 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 	last := n.claim(name)
 	defer n.unclaim(name)
 	if last && !force {
-		return nil, apiError(http.StatusConflict, "%s is the last upstream of a reverse_proxy that takes new sessions; visitors would get 503"+
-			" (add another one, take a drain back, or force it)", name)
+		return nil, apiError(http.StatusConflict, "%s is the last upstream of a reverse_proxy that takes new sessions: the others drain, are unhealthy, or"+
+			" have just refused a connection (add another one, take a drain back, or force it with --force or ?force=true)", name)
 	}
 	if err := n.say(ctx, sharedNameAt(name, n.host), said); err != nil {
 		return nil, storageError(err)
@@ -358,13 +367,24 @@ func (n *node) upstream(address string) (*upstreamStatus, error) {
 		}
 	}
 	if len(all) == 0 {
-		return nil, apiError(http.StatusNotFound, "no upstream %q is known, nor any other: %v", address, errNoStorage)
+		return nil, apiError(http.StatusNotFound, "no upstream %q is known, nor any other: %v", address, n.whyNone())
 	}
 	known := make([]string, len(all))
 	for i, st := range all {
 		known[i] = st.Address
 	}
 	return nil, apiError(http.StatusNotFound, "no upstream %q is known; known are: %s", address, strings.Join(known, ", "))
+}
+
+// errNoneYet is what is said of a Caddy whose upstreams are all discovered when somebody visits.
+var errNoneYet = errors.New("discovered upstreams are known from the first visit on, and nobody has visited yet")
+
+// whyNone says why no upstream is known.
+func (n *node) whyNone() error {
+	if _, err := n.storage(); err != nil {
+		return err
+	}
+	return errNoneYet
 }
 
 // spellings returns the names that an address in a path may stand for. Caddy's router makes one
@@ -438,6 +458,9 @@ func readBody(w http.ResponseWriter, r *http.Request, into any) error {
 	}
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return apiError(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", tooLarge.Limit)
+	}
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return apiError(http.StatusBadRequest, "malformed body: %s does not belong at %q", wrong.Value, cmp.Or(wrong.Field, "the top, where an object does"))
 	}
 	return apiError(http.StatusBadRequest, "malformed body: %v", err)
 }

@@ -102,7 +102,8 @@ is left there, through any Caddy, and none can come. Then the server can be
 stopped. It goes on waiting while Caddy reloads or restarts.
 
 Exits with 0 when done, 1 on an error, 124 when the --timeout is over, and 130
-when interrupted. In the last two cases the upstreams go on draining.`,
+when interrupted (SIGINT or SIGTERM). Whatever was marked by then goes on
+draining; after an error the message names it.`,
 		Example: `  $ caddy bokeh drain localhost:5006 --wait && systemctl stop bokeh@5006
   $ caddy bokeh drain 10.0.0.7:5006 10.0.0.8:5006 --wait --timeout 8h --reason 'new version'
   $ caddy bokeh drain localhost:5006 --grace-period 8h --wait`,
@@ -156,14 +157,18 @@ func commandStatus(fl caddycmd.Flags) (int, error) {
 	if err := json.Unmarshal(raw, &all); err != nil {
 		return caddy.ExitCodeFailedStartup, fmt.Errorf("reading the answer: %w", err)
 	}
-	if len(all) == 0 {
+	var nodes []nodeStatus
+	if err := api.do(context.Background(), http.MethodGet, nodesPath, nil, &nodes); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if len(all) == 0 && nodes[0].Policies == 0 {
 		return caddy.ExitCodeFailedStartup, errNoStorage
 	}
-	return caddy.ExitCodeSuccess, printStatus(os.Stdout, all)
+	return caddy.ExitCodeSuccess, printStatus(os.Stdout, all, nodes)
 }
 
-// printStatus writes a table, and beneath it what draining upstreams wait for.
-func printStatus(w io.Writer, all []upstreamStatus) error {
+// printStatus writes a table, and beneath it what draining upstreams wait for, and which nodes are missed.
+func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ADDRESS\tSTATE\tHEALTHY\tSESSIONS\tBUILDING\tWAITING\tCONNECTED\tUNUSED\tOLDEST\tENDED IN 5M")
 	for _, st := range all {
@@ -190,6 +195,16 @@ func printStatus(w io.Writer, all []upstreamStatus) error {
 			fmt.Fprintf(w, "  waits for node %s on %s: %s\n", wait.Node, wait.Host, wait.Reason)
 		}
 	}
+	if len(all) == 0 {
+		fmt.Fprintf(w, "\n%v\n", errNoneYet)
+	}
+	for _, n := range nodes {
+		if n.State == nodeOverdue {
+			heard := time.Duration(n.Heard * float64(time.Second))
+			fmt.Fprintf(w, "\nnode %s on %s has not reported for %s: it is dead (then say so: DELETE %s/%s), or cannot write to the storage\n",
+				n.Node, n.Host, seconds(heard), nodesPath, n.Node)
+		}
+	}
 	return nil
 }
 
@@ -203,7 +218,11 @@ func (d *drainStatus) String() string {
 		s += ": " + d.Reason
 	}
 	if d.Deadline != nil {
-		s += fmt.Sprintf("; to be closed at %s", d.Deadline.Format(time.DateTime))
+		is := "to be closed at"
+		if time.Now().After(*d.Deadline) {
+			is = "closed since"
+		}
+		s += fmt.Sprintf("; %s %s", is, d.Deadline.Format(time.DateTime))
 	}
 	if d.Config {
 		s += "; and by the config"
@@ -228,7 +247,7 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	query := ""
 	if fl.Bool("force") {
@@ -238,12 +257,15 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 	if value := fl.String("grace-period"); value != "" {
 		grace, err := caddy.ParseDuration(value)
 		if err != nil || grace < 0 {
-			return caddy.ExitCodeFailedStartup, fmt.Errorf("malformed --grace-period %q: it is a duration, like 30m or 8h", value)
+			return caddy.ExitCodeFailedStartup, fmt.Errorf("malformed --grace-period %q: it is a duration, like 30m or 8h, or 0", value)
 		}
 		body["grace_period"] = grace.String()
 	}
 	if !fl.Bool("force") { // or a typo in the last address would be found when the others drain
 		if err := api.know(ctx, addresses); err != nil {
+			if _, ok := errors.AsType[saidError](err); ok {
+				err = fmt.Errorf("%w (--force drains it all the same)", err)
+			}
 			return caddy.ExitCodeFailedStartup, err
 		}
 	}
@@ -285,7 +307,7 @@ func timeoutOf(fl caddycmd.Flags) (time.Duration, error) {
 	}
 	d, err := caddy.ParseDuration(value)
 	if err != nil || d <= 0 {
-		return 0, fmt.Errorf("malformed --timeout %q: it is a duration, like 90s or 8h", value)
+		return 0, fmt.Errorf("malformed --timeout %q: it is a duration above zero, like 90s or 8h", value)
 	}
 	return d, nil
 }
@@ -347,11 +369,17 @@ func (c *adminClient) do(ctx context.Context, method, uri string, body, into any
 		if a.err != nil {
 			return c.explain(a.err)
 		}
-		return json.Unmarshal(a.text, into)
+		if err := json.Unmarshal(a.text, into); err != nil {
+			return c.isNoAPI(err)
+		}
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("asking Caddy at %s: %w", c.address, ctx.Err())
 	}
 }
+
+// saidError is one that the admin API has answered with.
+type saidError struct{ error }
 
 // explain returns an error as a person reads it: what the API says is in JSON, behind what Caddy's
 // client says of it.
@@ -363,9 +391,17 @@ func (c *adminClient) explain(err error) error {
 		Error string `json:"error"`
 	}
 	if i := strings.Index(err.Error(), "{"); i >= 0 && json.Unmarshal([]byte(err.Error()[i:]), &said) == nil && said.Error != "" {
-		return errors.New(said.Error)
+		return saidError{errors.New(said.Error)}
+	}
+	if _, said, ok := strings.Cut(err.Error(), "responded with error: "); ok {
+		status, _, _ := strings.Cut(said, ": ")
+		return c.isNoAPI(status)
 	}
 	return fmt.Errorf("asking Caddy at %s: %w", c.address, err)
+}
+
+func (c *adminClient) isNoAPI(why any) error {
+	return fmt.Errorf("what answers at %s is not the admin API of a Caddy with this module (--address or --config say where that is): %v", c.address, why)
 }
 
 // know returns an error if an address is that of no upstream.
@@ -439,12 +475,14 @@ func (c *adminClient) left(ctx context.Context, names []string) (left []upstream
 		return nil, err
 	}
 	known := make(map[string]upstreamStatus)
+	read := len(all) > 0 // whether Caddy has read the marks since it started
 	for _, st := range all {
 		known[st.Address] = st
+		read = read && st.State != stateUnknown
 	}
 	for _, name := range names {
-		switch st, ok := known[name]; {
-		case !ok || st.State == stateUnknown:
+		switch st := known[name]; {
+		case !read:
 			return nil, fmt.Errorf("no word of %s at present", name)
 		case st.Drain == nil:
 			return nil, fmt.Errorf("%s %w", name, errNotDraining)

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -90,6 +91,7 @@ func TestCommands(t *testing.T) {
 	a.begin("status", "extra").end(1, "unknown command")
 	a.begin("drain").end(1, "requires at least 1 arg")
 	a.begin("drain", "127.0.0.1:1").end(1, "known are: 127.0.0.1:")
+	a.begin("drain", "127.0.0.1:1").end(1, "--force")
 	a.begin("drain", home, "--timeout", "3s").end(1, "--timeout needs --wait")
 	a.begin("drain", home, "--wait", "--timeout", "3").end(1, "malformed --timeout")
 	a.begin("drain", home, "--grace-period", "3").end(1, "malformed --grace-period")
@@ -116,6 +118,12 @@ func TestCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.end(exitInterrupted, "the drain stays on")
+	c = a.begin("drain", home, "--wait")
+	c.says("the oldest of")
+	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	c.end(exitInterrupted, "the drain stays on")
 	if st := a.status(home); st.State != stateDraining {
 		t.Errorf("after an interrupted wait it is %s", st.State)
 	}
@@ -136,6 +144,7 @@ func TestCommands(t *testing.T) {
 	a.want(200, "draining", "PUT", "/bokeh/draining/"+w.server, `{"grace_period":"1h","span":"1s"}`)
 	a.begin("status").end(0, "to be closed at")
 	a.begin("drain", w.server, "--grace-period", "1ms", "--wait").end(0, "drained: ")
+	a.begin("status").end(0, "closed since")
 	a.begin("undrain", w.server).end(0, "is ready")
 
 	// Somebody else takes it back.
@@ -144,6 +153,24 @@ func TestCommands(t *testing.T) {
 	c.says("the oldest of")
 	a.want(200, "ready", "DELETE", "/bokeh/draining/"+w.server, "")
 	c.end(1, "somebody has taken it back")
+	a.begin("drain", "127.0.0.1:1", "--force").end(0, "127.0.0.1:1 is ")
+	c = a.begin("drain", "127.0.0.1:1", "--force", "--wait", "--timeout", "20s")
+	c.says("127.0.0.1:1 is draining")
+	a.want(200, "gone", "DELETE", "/bokeh/draining/127.0.0.1:1", "")
+	c.end(1, "somebody has taken it back")
+}
+
+// Where upstreams are discovered, none is known before the first visit.
+func TestStatusBeforeTheFirstVisit(t *testing.T) {
+	b := newBokeh(t, "")
+	host, port, _ := strings.Cut(b.addr(), ":")
+	a := administer(t, "respond nothing")
+	a.begin("status").end(1, "no reverse_proxy of this Caddy has lb_policy bokeh")
+	a.reload("reverse_proxy {\n dynamic a " + host + " " + port + "\n lb_policy bokeh\n}")
+	a.begin("status").end(0, "known from the first visit on")
+	a.begin("drain", b.addr()).end(1, "known from the first visit on")
+	a.visit()
+	a.begin("status").end(0, b.addr())
 }
 
 // The command finds the admin API by a config, as Caddy's own commands do, and says where it looked.
@@ -157,5 +184,7 @@ func TestCommandFindsCaddy(t *testing.T) {
 	a.begin("status", "--address", "", "--config", config).end(0, b.addr())
 	nobody := freeAddr(t)
 	a.begin("status", "--address", nobody).end(1, nobody)
+	other := newBokeh(t, "")
+	a.begin("status", "--address", other.addr()).end(1, "is not the admin API of a Caddy with this module")
 	a.begin("status", "--address", "", "--config", config+"x").end(1, "no such file")
 }

@@ -80,6 +80,7 @@ type nodeStatus struct {
 	Heard    float64 `json:"last_heard_seconds"` // how long ago its report changed last
 	Sessions counts  `json:"sessions"`
 	Storage  string  `json:"storage_error,omitempty"` // why this node cannot use the storage
+	Policies int     `json:"policies,omitempty"`      // like this in its configs, where it is the one that tells
 }
 
 // upstreams returns what there is to tell of every known upstream, in the order of their addresses.
@@ -229,6 +230,7 @@ func (n *node) self(now time.Duration) nodeStatus {
 	if n.failure != nil {
 		st.Storage = n.failure.Error()
 	}
+	n.eachPool(func(pool) { st.Policies++ })
 	st.Sessions = n.sessionCounts()
 	return st
 }
