@@ -4,9 +4,13 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,7 +24,8 @@ import (
 // A Caddy behind a balancer is emptied and replaced by another program: no visit fails, and no websocket is closed.
 func TestNodeIsReplaced(t *testing.T) {
 	p := quick(plan{keepAlive: true, origins: []string{"*"}})
-	p.global = "\tshutdown_delay 10m\n\tstorage file_system " + t.TempDir()
+	storage := t.TempDir()
+	p.global = "\tshutdown_delay 10m\n\tstorage file_system " + storage
 	p.site = `
 	@leaving {
 		path /healthy
@@ -38,14 +43,18 @@ func TestNodeIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Who is there works on, also after a reconnect: for it the node is as before. New ones come through the other node.
+	var node struct{ Node string }
 	f.await(func() error {
 		status, body, err := f.ask("/bokeh/node?wait=10s")
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("the node is not empty: %s", body)
 		}
-		return err
+		return errors.Join(err, json.Unmarshal([]byte(body), &node))
 	})
 	old.Kill() // its delay would last for long
+	if said, err := os.ReadFile(filepath.Join(storage, "caddy-bokeh", "nodes", node.Node+".json")); err != nil || !strings.Contains(string(said), `"left":true`) {
+		t.Errorf("the others do not hear that it is gone: %v %s", err, said)
+	}
 	c.awaitVisits(1)
 	f.startCaddy()
 	c.awaitVisits(6)
