@@ -58,7 +58,7 @@ window.WebSocket = class extends window.WebSocket {
 }
 window.said = []
 for (const level of ["log", "info", "warn", "error"]) {
-	const before = console[level]
+	const {[level]: before} = console
 	console[level] = (...args) => {
 		window.said.push(Date.now() + " " + args.join(" "))
 		before(...args)
