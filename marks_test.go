@@ -10,8 +10,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"go.uber.org/zap"
 )
 
 // wantNoVisit checks that no new session goes to addr.
@@ -296,10 +294,8 @@ func TestTakenBackWhileClosing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVault()
 		d := &slowDoor{door: v.door(), text: `"state":"closed"`, wait: make(chan struct{}), waits: make(chan struct{})}
-		s := newTestSelection(testPool(3))
-		a := &caddyNode{node: newNode(s.table, func() recordStorage { return d }, zap.NewNop()), t: t, s: s, pool: testPool(3)}
-		t.Cleanup(a.kill)
-		s.join(a.node, d)
+		a := makeNode(t, d, newTestSelection(testPool(3)), testPool(3))
+		a.s.join(a.node, d)
 		b := startNode(t, v)
 		pass(time.Minute)
 		minute := time.Minute
@@ -361,8 +357,7 @@ func TestOldDrainDoesNotStart(t *testing.T) {
 			raised = append(raised, name+" "+data["upstream"].(string))
 		}
 		d := v.door()
-		b := &caddyNode{node: newNode(s.table, func() recordStorage { return d }, zap.NewNop()), t: t, s: s, pool: testPool(3)}
-		t.Cleanup(b.kill)
+		b := makeNode(t, d, s, testPool(3))
 		s.join(b.node, d)
 		pass(5 * time.Second)
 		b.drain("u1:80")

@@ -146,12 +146,19 @@ func startNode(t *testing.T, v *vault) *caddyNode {
 
 func startNodeOn(t *testing.T, host string, d *door, pool reverseproxy.UpstreamPool) *caddyNode {
 	t.Helper()
-	s := newTestSelection(pool)
+	c := makeNode(t, d, newTestSelection(pool), pool)
+	c.host, c.door = host, d
+	c.s.join(c.node, d)
+	return c
+}
+
+// makeNode makes a node with a policy, which does not know each other yet.
+func makeNode(t *testing.T, st recordStorage, s *Selection, pool reverseproxy.UpstreamPool) *caddyNode {
+	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	n := newNode(s.table, func() recordStorage { return d }, zap.New(core))
-	n.host, n.process = host, process{}
-	c := &caddyNode{n, t, s, pool, d, logs}
-	s.join(n, d)
+	n := newNode(s.table, func() recordStorage { return st }, zap.New(core))
+	n.host, n.process = randomName(), process{}
+	c := &caddyNode{node: n, t: t, s: s, pool: pool, logs: logs}
 	t.Cleanup(c.kill)
 	return c
 }
@@ -977,8 +984,7 @@ func TestMarkOutlivesAQuietNight(t *testing.T) {
 		s := newTestSelection(nil)
 		s.keepsPool = true
 		d := v.door()
-		b := &caddyNode{node: newNode(s.table, func() recordStorage { return d }, zap.NewNop()), t: t, s: s}
-		t.Cleanup(b.kill)
+		b := makeNode(t, d, s, nil)
 		s.join(b.node, d)
 		pass(10 * time.Hour)
 		if !v.holds(markKey("u2:80")) {
@@ -1033,16 +1039,14 @@ func TestShortLivedSessionGoesToAStartingNode(t *testing.T) {
 			s := newTestSelection(testPool(3))
 			s.lifetime = 2 * time.Second
 			d := v.door()
-			config := func() recordStorage {
+			c := makeNode(t, d, s, testPool(3))
+			c.config = func() recordStorage {
 				if running() {
 					return d
 				}
 				return nil
 			}
-			c := &caddyNode{node: newNode(s.table, config, zap.NewNop()), t: t, s: s, pool: testPool(3)}
-			c.host, c.process = randomName(), process{}
 			s.join(c.node, d)
-			t.Cleanup(c.kill)
 			return c
 		}
 		a := start(func() bool { return true })
