@@ -23,7 +23,7 @@ type draining struct {
 	empty   atomic.Int64         // until when it is certain that no session is left on any node, on the table's clock
 	alone   atomic.Int64         // until when it is certain that no other node has sessions there, on the same clock
 
-	reopened atomic.Int64 // when it was closed last and opened again, on the same clock; 0 if never
+	reopened atomic.Int64 // when it was opened again last after it was closed, on the same clock; 0 if never
 	sockets  sockets
 
 	mu sync.Mutex // guards ended, and the change of is

@@ -29,9 +29,9 @@ const (
 // each upstream, so that it outlives Caddy and holds on every node. Taking a drain back writes
 // another mark: a record that is missing, or cannot be read, changes nothing.
 type mark struct {
-	ID       string    `json:"id"`                // of this mark, by which nodes say that they have read it
-	Follows  string    `json:"follows,omitempty"` // the id of the mark before
-	Upstream string    `json:"upstream"`          // its name between nodes, see sharedName
+	ID       string    `json:"id"`       // of this mark, by which nodes say that they have read it
+	Said     int64     `json:"said"`     // when, in nanoseconds of Unix time; by whatever clock, later than the mark before
+	Upstream string    `json:"upstream"` // its name between nodes, see sharedName
 	State    string    `json:"state"`
 	Since    time.Time `json:"since"` // by the clock of the node that wrote it
 	By       string    `json:"by"`
@@ -59,31 +59,25 @@ func (m *mark) id() string {
 // closes says whether m, which may be nil, lets nothing go to its upstream.
 func (m *mark) closes() bool { return m != nil && m.State == stateClosed }
 
-// closed returns the mark that follows m when its time is up. Nodes that find so at once write the
-// same.
+// closed returns what becomes of m when its time is up. Nodes that find so at once write the same.
 func (m *mark) closed() *mark {
 	c := *m
-	c.ID, c.Follows, c.State = m.ID+closedSuffix, m.ID, stateClosed
+	c.ID, c.State = m.ID+closedSuffix, stateClosed
 	return &c
 }
 
 // closedSuffix is what the id of a mark gets when its time is up.
 const closedSuffix = "-closed"
 
-// wordOf returns the id of the mark by which an operator has said what another one follows from.
-func wordOf(id string) string { return strings.TrimSuffix(id, closedSuffix) }
-
-// outlasts says whether m, which holds, goes on to do so although the storage has another mark: one that
-// m came after, which the storage has not heard of, or has lost. A storage that is new to this node may
-// know nothing of m; then it does not take a drain back.
-func (m *mark) outlasts(stored *mark, fresh bool) bool {
-	switch {
-	case m.ID == stored.ID:
-		return false
-	case m.Follows != "" && wordOf(m.Follows) == wordOf(stored.ID):
-		return true
-	}
-	return fresh && m.drains() && wordOf(stored.Follows) != wordOf(m.ID)
+// newer says whether m was said after another mark of the upstream, so that every node finds the same
+// one to be the last, in whatever order and storage it meets them. (A hybrid logical clock: Kulkarni et
+// al., "Logical Physical Clocks", 2014.)
+func (m *mark) newer(than *mark) bool {
+	return cmp.Or(
+		cmp.Compare(m.Said, than.Said),
+		cmp.Compare(strings.TrimSuffix(m.ID, closedSuffix), strings.TrimSuffix(than.ID, closedSuffix)),
+		cmp.Compare(len(m.ID), len(than.ID)), // closed comes after what it was before
+	) > 0
 }
 
 // deadline returns when the upstream is closed, by the clock of the node that wrote m.
@@ -139,7 +133,11 @@ type word struct {
 // follows returns the mark by which w holds after another one, which may be nil. It is that one if
 // nothing changes. Of its grace period so much is left.
 func (w word) follows(before *mark, shared, clock string, left time.Duration) *mark {
-	m := &mark{ID: randomName(), Follows: before.id(), Upstream: shared, State: w.state, Since: time.Now(), By: w.by, Reason: w.reason, Written: time.Now(), Clock: clock}
+	now := time.Now()
+	m := &mark{ID: randomName(), Said: now.UnixNano(), Upstream: shared, State: w.state, Since: now, By: w.by, Reason: w.reason, Written: now, Clock: clock}
+	if before != nil {
+		m.Said = max(m.Said, before.Said+1)
+	}
 	if before != nil && before.drains() == m.drains() {
 		if (w.reason == "" || w.reason == before.Reason) && w.grace == nil && w.span == nil {
 			return before
@@ -171,7 +169,7 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 		if err != nil {
 			return err
 		}
-		before, left := n.stands(sh, shared, stored)
+		before, left := n.stands(shared, stored)
 		if m = w.follows(before, shared, n.clock(), left); stored != nil && m.ID == stored.ID {
 			return nil
 		}
@@ -208,15 +206,15 @@ func loadMark(ctx context.Context, st recordStorage, shared string) (*mark, erro
 
 // stands returns the mark that holds of an upstream, or nil, where the storage has one that may be nil; and
 // how much is left of its grace period, 0 if it has none.
-func (n *node) stands(sh *share, shared string, stored *mark) (*mark, time.Duration) {
+func (n *node) stands(shared string, stored *mark) (*mark, time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	md := n.marked[shared]
 	switch {
 	case md == nil && stored == nil:
 		return nil, 0
-	case md == nil || stored != nil && stored.ID != md.ID && !md.outlasts(stored, sh.fresh):
-		return stored, stored.Left // it was written a moment ago, and is not read here yet
+	case md == nil || stored != nil && stored.newer(md.mark):
+		return stored, stored.Left // it is not read here yet
 	case md.until == 0:
 		return md.mark, md.Left
 	}
@@ -234,12 +232,12 @@ func (n *node) closeDue(now time.Duration) {
 
 // storeAgain writes a mark that the storage lacks, unless an operator has said something of its
 // upstream since.
-func storeAgain(ctx context.Context, sh *share, m *mark, fresh bool) error {
-	stored, err := loadMark(ctx, sh.st, m.Upstream)
-	if err != nil || stored != nil && !m.outlasts(stored, fresh) {
+func storeAgain(ctx context.Context, st recordStorage, m *mark) error {
+	stored, err := loadMark(ctx, st, m.Upstream)
+	if err != nil || stored != nil && !m.newer(stored) {
 		return err
 	}
-	return storeRecord(ctx, sh.st, markKey(m.Upstream), m)
+	return storeRecord(ctx, st, markKey(m.Upstream), m)
 }
 
 // errUnanswered is what is said of a storage that may do later what it was asked for.
@@ -259,15 +257,14 @@ func within(ctx context.Context, f func(context.Context) error) error {
 	}
 }
 
-// take makes the marks in the storage what holds here, and returns those that it lacks; all says whether
-// these are all. It may be another storage since a reload, or have lost some. Where an upstream is in
-// no pool, another node has deleted the mark. n.mu is locked.
-func (n *node) take(sh *share, marks map[string]*mark, all bool) (lacking []*mark) {
+// take makes the marks in the storage what holds here, as far as they are newer than what does, and
+// returns those that it lacks; all says whether these are all. n.mu is locked.
+func (n *node) take(sh *share, marks map[string]*mark, all bool, accounts func() map[string]account) (lacking []*mark) {
 	for key, m := range marks {
 		if m == nil || markKey(m.Upstream) != key {
 			continue
 		}
-		if md := n.marked[m.Upstream]; md == nil || !md.outlasts(m, sh.fresh) {
+		if md := n.marked[m.Upstream]; md == nil || m.newer(md.mark) {
 			n.set(m)
 		}
 		n.marked[m.Upstream].share = sh
@@ -275,11 +272,15 @@ func (n *node) take(sh *share, marks map[string]*mark, all bool) (lacking []*mar
 	for shared, md := range n.marked {
 		m, listed := marks[markKey(shared)]
 		switch {
-		case m != nil && m.ID == md.ID || !listed && !all:
-		case !listed && md.lonely != 0 && md.share == sh:
-			n.unset(shared)
-		case listed || md.drains():
-			lacking = append(lacking, md.mark)
+		case listed && (m == nil || m.ID != md.ID):
+			lacking = append(lacking, md.mark) // that in the storage is older, or broken
+		case listed || !all || !md.drains():
+		case md.share != sh:
+			lacking = append(lacking, md.mark) // the storage is another one since a reload
+		case accounts()[shared].wanted():
+			lacking = append(lacking, md.mark) // it has lost it
+		case md.lonely != 0:
+			n.unset(shared) // another node has deleted it
 		}
 	}
 	return lacking

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -288,6 +289,274 @@ func (d *slowDoor) Store(ctx context.Context, key string, value []byte) error {
 	return d.door.Store(ctx, key, value)
 }
 
+// fullDoor can be read, and not be written to while it is full.
+type fullDoor struct {
+	*door
+	full atomic.Bool
+}
+
+// Store implements recordStorage.
+func (d *fullDoor) Store(ctx context.Context, key string, value []byte) error {
+	if d.full.Load() {
+		return errors.New("disk full")
+	}
+	return d.door.Store(ctx, key, value)
+}
+
+// older leaves a word in the vault that an operator said of u0 an hour ago, by a node that is gone.
+func (v *vault) older(t *testing.T) {
+	t.Helper()
+	m := &mark{ID: randomName(), Said: time.Now().Add(-time.Hour).UnixNano(), Upstream: u0, State: stateReady}
+	if err := storeRecord(t.Context(), v.door(), markKey(u0), m); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An older word in the next storage wins in no way: not where that cannot be written to for a while, nor when it is named
+// anew meanwhile, nor for a drain that is said just then.
+func TestOlderWordInTheNextStorage(t *testing.T) {
+	for name, change := range map[string]func(a *caddyNode, two *vault){
+		"full": func(a *caddyNode, two *vault) {
+			a.drain(u0)
+			d := &fullDoor{door: two.door()}
+			d.full.Store(true)
+			a.load(d, a.pool)()
+			pass(10 * time.Second)
+			a.wantNoVisit(u0, "while it is full")
+			d.full.Store(false)
+		},
+		"named anew": func(a *caddyNode, two *vault) {
+			a.drain(u0)
+			fails := two.door()
+			fails.fail(errors.New("no route to host"))
+			a.load(fails, a.pool)()
+			pass(10 * time.Second)
+			a.load(two.door(), a.pool)()
+		},
+		"said meanwhile": func(a *caddyNode, two *vault) {
+			d := &slowDoor{door: a.door, text: `"state":"draining"`, wait: make(chan struct{}), waits: make(chan struct{})}
+			a.load(d, a.pool)()
+			said := make(chan error, 1)
+			go func() { said <- a.say(a.t.Context(), u0, word{state: stateDraining}) }()
+			<-d.waits
+			a.load(two.door(), a.pool)()
+			pass(3 * time.Second)
+			close(d.wait)
+			if err := <-said; err != nil {
+				a.t.Error(err)
+			}
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			two := newVault()
+			two.older(t)
+			a := startNode(t, newVault())
+			pass(time.Minute)
+			change(a, two)
+			pass(10 * time.Second)
+			a.wantNoVisit(u0, name)
+			if !strings.Contains(string(two.value(markKey(u0))), stateDraining) {
+				t.Errorf("%s: it still has the older word", name)
+			}
+		})
+	}
+}
+
+// Nodes change the storage one after the other, and operators go on meanwhile: what was said last holds on all.
+func TestStorageChangesNodeByNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := newVault(), newVault()
+		a, b := startNode(t, one), startNode(t, one)
+		a.drain(u0)
+		a.drain("u1:80")
+		pass(time.Minute)
+		b.load(two.door(), b.pool)()
+		pass(time.Minute)
+		b.tell(u0, word{state: stateReady})
+		b.drain(u0)
+		b.tell(u0, word{state: stateReady})
+		minute := time.Minute
+		b.tell("u1:80", word{state: stateDraining, grace: &minute, reason: "its disk is broken"})
+		pass(5 * time.Minute)
+		a.load(two.door(), a.pool)()
+		pass(time.Minute)
+		for _, n := range []*caddyNode{a, b} {
+			n.wantState(u0, stateReady, "taken back")
+			if !n.s.members.get("u1:80").draining.closed() {
+				t.Error("it is open again, and nobody said so")
+			}
+		}
+	})
+}
+
+// What all others have forgotten does not come back with a node that was cut off.
+func TestForgottenMarkStaysForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		a.drain("u2:80")
+		pass(time.Minute)
+		a.load(a.door, testPool(2))()
+		b.load(b.door, testPool(2))()
+		pass(5 * time.Second)
+		a.door.fail(errors.New("no route to host"))
+		pass(2 * time.Hour)
+		if v.holds(markKey("u2:80")) {
+			t.Fatal("the mark is not forgotten")
+		}
+		b.load(b.door, testPool(3))()
+		pass(time.Minute)
+		a.door.fail(nil)
+		pass(time.Minute)
+		b.wantState("u2:80", stateReady, "the next server at that address")
+	})
+}
+
+// A config that fails to load leaves no trace in its storage, though the one that runs has no policy.
+func TestFailedLoadLeavesNoTrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := newVault(), newVault()
+		a, b := startNode(t, one), startNode(t, one)
+		pass(time.Minute)
+		_, _ = a.socket(a.visitAt(u0))
+		a.drain("u1:80")
+		_ = a.s.Cleanup()
+		pass(time.Minute)
+		failed := newTestSelectionWith(a.s.table, a.pool)
+		failed.join(a.node, two.door())
+		pass(100 * time.Millisecond)
+		_ = failed.Cleanup()
+		pass(time.Minute)
+		if two.holds(markKey("u1:80")) || two.holds(nodeKey(a.name)) {
+			t.Error("there is a trace")
+		}
+		b.drain(u0)
+		pass(time.Minute)
+		b.wantWait(u0, "it has 1 session", "with a session through the node whose config failed")
+	})
+}
+
+// A node that ends while it says farewell to a storage ends when that is said.
+func TestExitWhileItRetires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		d := &slowDoor{door: v.door(), text: `"left":true`, wait: make(chan struct{}), waits: make(chan struct{})}
+		a.load(d, a.pool)()
+		pass(time.Minute)
+		_ = a.s.Cleanup()
+		<-d.waits
+		time.AfterFunc(time.Second, func() { close(d.wait) })
+		a.exit()
+		if !strings.Contains(string(v.value(nodeKey(a.name))), `"left":true`) {
+			t.Error("the others do not know")
+		}
+		pass(10 * time.Second)
+	})
+}
+
+// A storage that fails for a moment is tried again before the first visitor is let in.
+func TestFirstReadFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		startNode(t, v).drain(u0)
+		d := v.door()
+		d.fail(errors.New("connection reset"))
+		time.AfterFunc(150*time.Millisecond, func() { d.fail(nil) })
+		b := startNodeOn(t, "b", d, testPool(3))
+		b.wantNoVisit(u0, "when the config runs")
+		other := newVault()
+		startNode(t, other).drain("u1:80")
+		d = other.door()
+		d.fail(errors.New("connection reset"))
+		time.AfterFunc(150*time.Millisecond, func() { d.fail(nil) })
+		b.load(d, b.pool)()
+		b.wantNoVisit("u1:80", "when the next config runs")
+	})
+}
+
+// A node that is about to end, and was empty for a moment, may be cut off and well as any other: nobody asked to kill it.
+func TestNodeThatEndsIsCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		token := b.visitAt(u0)
+		_, hangUp := b.socket(token)
+		a.drain(u0)
+		pass(time.Minute)
+		b.ends()
+		hangUp()
+		pass(5 * time.Second)
+		b.door.fail(errors.New("no route to host"))
+		_, _ = b.socket(token)
+		for range 30 {
+			pass(10 * time.Second)
+			a.wantDrained(u0, false, "with a socket through a node that is about to end")
+		}
+	})
+}
+
+// An upstream that one node has closed, and that is opened again through one that has not noticed yet, is not called
+// drained by that before browsers have had the time to come back.
+func TestOpenedAgainElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		pass(time.Second)
+		b := startNodeOn(t, "b", a.door, testPool(3))
+		pass(time.Minute)
+		token := a.visitAt(u0)
+		_, hangUp := a.socket(token)
+		minute, never := time.Minute, time.Duration(0)
+		a.tell(u0, word{state: stateDraining, grace: &minute})
+		pass(58 * time.Second)
+		hangUp()
+		for !a.s.members.get(u0).draining.closed() {
+			pass(50 * time.Millisecond)
+		}
+		if b.s.members.get(u0).draining.closed() {
+			t.Fatal("both have closed it")
+		}
+		b.tell(u0, word{state: stateDraining, grace: &never})
+		for range 25 {
+			pass(time.Second)
+			b.wantDrained(u0, false, "while the browser may come back")
+		}
+		pass(time.Minute)
+		b.wantDrained(u0, true, "later")
+	})
+}
+
+// Whoever looks while a verdict is passed sees the one before or after it.
+func TestVerdictIsSteady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		a.drain(u0)
+		pass(time.Hour)
+		dr := &a.s.members.get(u0).draining
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range 20_000 {
+				a.mu.Lock()
+				a.judgeAll(a.node.t.now())
+				a.mu.Unlock()
+			}
+		}()
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				if !dr.isEmpty(a.node.t.now()) {
+					t.Fatal("for a moment it was not called empty")
+				}
+			}
+		}
+	})
+}
+
 // A drain that is taken back just when its time is up stays so, though another node writes a moment later that the
 // upstream is closed.
 func TestTakenBackWhileClosing(t *testing.T) {
@@ -302,6 +571,7 @@ func TestTakenBackWhileClosing(t *testing.T) {
 		a.tell(u0, word{state: stateDraining, grace: &minute})
 		<-d.waits
 		b.tell(u0, word{state: stateReady})
+		b.tell(u0, word{state: stateReady, reason: "the new version is bad"})
 		close(d.wait)
 		pass(10 * time.Second)
 		a.wantState(u0, stateReady, "on the node that closed it")
@@ -318,10 +588,7 @@ func TestNodeMayBeKilled(t *testing.T) {
 		pass(time.Minute)
 		token := b.visitAt(u0)
 		_, hangUp := b.socket(token)
-		b.mu.Lock()
-		b.exiting = func() bool { return true }
-		b.mu.Unlock()
-		b.runs(nil)
+		b.ends()
 		a.drain(u0)
 		pass(time.Hour)
 		a.wantWait(u0, "it has 1 session", "while somebody is connected")

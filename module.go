@@ -377,9 +377,8 @@ func checkDrain(addr string) error {
 // Cleanup lets go of the upstreams that s knows. After a Provision that failed it knows none.
 func (s *Selection) Cleanup() error {
 	if s.node != nil {
-		s.node.detach(s)
-		if caddy.Exiting() {
-			s.node.exit()
+		if last := s.node.detach(s); last && caddy.Exiting() {
+			s.node.exit() // before the storage ends
 		}
 	}
 	if s.members != nil {

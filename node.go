@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"reflect"
 	"slices"
 	"sync"
@@ -27,6 +26,9 @@ const (
 
 	// loadPause is the same while the first config is loading: when it runs, the others must know.
 	loadPause = 100 * time.Millisecond
+
+	// killRest is how long after it was told so somebody may take to kill a process that is about to end.
+	killRest = 30 * time.Second
 
 	// quietPause is how often a node reports while nothing drains.
 	quietPause = 10 * time.Second
@@ -68,10 +70,10 @@ type node struct {
 	events        chan event
 	lost          atomic.Int64 // events, since one was last taken
 
-	pen sync.Mutex // held while a report is written: the last one is that of the end
+	pen       sync.Mutex     // held while a report is written: the last one is that of the end
+	farewells sync.WaitGroup // of storages that are not used any more
 
 	mu       sync.Mutex            // guards all below
-	ran      bool                  // a config has run: one that is only validated leaves no trace
 	shares   []*share              // the storages of the configs that are loaded
 	used     *share                // the one in use; nil if there is none
 	marked   map[string]*marked    // what operators have said, by the upstream's name between nodes
@@ -81,7 +83,8 @@ type node struct {
 	settled  time.Duration         // what settles returned last
 	known    bool                  // others may have read of it
 	reported time.Duration         // when it last wrote a report, on the table's clock; 0 if one is due
-	parted   bool                  // that said that nobody is there, and that the process is about to end
+	parted   bool                  // that said that nobody is there, and that the process may be killed
+	awaited  time.Duration         // when somebody last waited for that, on the table's clock
 	round    time.Duration         // when all was read last; 0 if never
 	witness  bool                  // what begins to drain now begins before our eyes
 	failure  error                 // why that failed since
@@ -103,8 +106,8 @@ type share struct {
 	first sync.Once     // closes read
 	stop  context.CancelFunc
 
+	live  bool             // a config with it has run: one that is only validated leaves no trace
 	marks map[string]*mark // as read before the storage was in use
-	fresh bool             // another one was in use before, and this one was not read since
 }
 
 func newNode(t *table, config func() recordStorage, logger *zap.Logger) *node {
@@ -152,22 +155,16 @@ func same(a, b recordStorage) bool {
 	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.ValueOf(a).Comparable() && a == b
 }
 
-// alike says whether two storages hold the same: every config has a file storage of its own, of one
-// folder.
-func alike(a, b recordStorage) bool {
-	x, ok := a.(fmt.Stringer)
-	y, also := b.(fmt.Stringer)
-	return same(a, b) || ok && also && reflect.TypeOf(a) == reflect.TypeOf(b) && x.String() == y.String()
-}
-
-// detach forgets p. The last storage stays in use while there are sessions to tell of.
-func (n *node) detach(p pool) {
+// detach forgets p, and says whether it was the last one. The storage stays in use while there are sessions
+// to tell of.
+func (n *node) detach(p pool) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, sh := range n.shares {
 		sh.pools = slices.DeleteFunc(sh.pools, func(other pool) bool { return other == p })
 	}
 	n.follow()
+	return !slices.ContainsFunc(n.shares, func(sh *share) bool { return len(sh.pools) > 0 })
 }
 
 // follow uses the storage of the config that runs, and forgets those that no config has. The config
@@ -175,10 +172,13 @@ func (n *node) detach(p pool) {
 // stays as it is. n.mu is locked.
 func (n *node) follow() {
 	running := n.config()
-	n.ran = n.ran || running != nil
 	next := n.used
 	for _, sh := range n.shares {
-		if len(sh.pools) > 0 && (next == nil || len(next.pools) == 0 || running != nil && same(sh.raw, running)) {
+		switch {
+		case len(sh.pools) == 0:
+		case running != nil && same(sh.raw, running):
+			next, sh.live = sh, true
+		case next == nil || len(next.pools) == 0 && !next.live:
 			next = sh
 		}
 	}
@@ -190,18 +190,15 @@ func (n *node) follow() {
 
 // use begins to read and write a storage. n.mu is locked.
 func (n *node) use(sh *share) {
-	if before := n.used; before != nil {
-		before.halt()
-		sh.fresh = !alike(before.raw, sh.raw)
+	if n.used != nil {
+		n.used.halt()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.used, sh.stop = sh, cancel
 	n.reported, n.parted = 0, false // nothing is there of this node yet
-	if sh.fresh {
-		n.take(sh, sh.marks, false)
-	}
+	n.take(sh, sh.marks, false, nil)
 	go n.keepUp(ctx, sh)
-	go n.keepTime(ctx)
+	go n.keepTime(ctx, sh)
 	go n.raise(ctx)
 }
 
@@ -214,37 +211,54 @@ func (sh *share) halt() {
 
 // look reads the marks in a storage that will be in use when its config runs.
 func (n *node) look(sh *share) {
-	marks, _ := loadRecords[mark](context.Background(), sh.st, marksFolder)
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	sh.marks = marks
-	sh.first.Do(func() { close(sh.read) })
+	for !sh.wasRead() {
+		marks, err := loadRecords[mark](context.Background(), sh.st, marksFolder)
+		n.mu.Lock()
+		sh.marks = marks
+		n.mu.Unlock()
+		if err == nil {
+			sh.first.Do(func() { close(sh.read) })
+			return
+		}
+		time.Sleep(loadPause)
+	}
+}
+
+// wasRead says whether the marks were read once, or cannot be.
+func (sh *share) wasRead() bool {
+	select {
+	case <-sh.read:
+		return true
+	default:
+		return false
+	}
 }
 
 // keepUp reads what the others say and reports, until ctx ends.
 func (n *node) keepUp(ctx context.Context, sh *share) {
 	for {
-		n.exchange(ctx, sh)
-		sh.first.Do(func() { close(sh.read) })
+		if n.exchange(ctx, sh) {
+			sh.first.Do(func() { close(sh.read) })
+		}
 		if n.retire(ctx, sh) {
 			return
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(n.pause()):
+		case <-time.After(n.pause(sh)):
 		}
 	}
 }
 
 // keepTime does what the clock alone brings, until ctx ends: a storage that hangs holds up nothing
 // else.
-func (n *node) keepTime(ctx context.Context) {
+func (n *node) keepTime(ctx context.Context, sh *share) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(n.pause()):
+		case <-time.After(n.pause(sh)):
 		}
 		n.mu.Lock()
 		n.follow()
@@ -259,21 +273,22 @@ func (n *node) keepTime(ctx context.Context) {
 }
 
 // pause returns how long the node rests now.
-func (n *node) pause() time.Duration {
+func (n *node) pause(sh *share) time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.ran {
+	if !sh.live || !sh.wasRead() {
 		return loadPause
 	}
 	return nodePause
 }
 
 // exchange reads the marks and what the other nodes report, and then reports in turn: so whoever
-// finds its own report heard in another one knows that the other one was made later.
-func (n *node) exchange(ctx context.Context, sh *share) {
+// finds its own report heard in another one knows that the other one was made later. It says whether
+// all marks were read.
+func (n *node) exchange(ctx context.Context, sh *share) bool {
 	n.mu.Lock()
 	n.follow()
-	said := n.said
+	said, began := n.said, n.t.now()
 	n.mu.Unlock()
 	marks, errMarks := loadRecords[mark](ctx, sh.st, marksFolder)
 	reports, errReports := loadRecords[report](ctx, sh.st, nodesFolder)
@@ -281,27 +296,26 @@ func (n *node) exchange(ctx context.Context, sh *share) {
 	n.mu.Lock()
 	if ctx.Err() != nil {
 		n.mu.Unlock()
-		return
+		return false
 	}
 	now := n.t.now()
 	n.closeDue(now)
+	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
 	var lacking []*mark
-	fresh := sh.fresh
 	if said == n.said {
-		lacking = n.take(sh, marks, errMarks == nil)
-		sh.fresh = sh.fresh && errMarks != nil
+		lacking = n.take(sh, marks, errMarks == nil, accounts)
 	}
 	n.hear(sh, reports, errReports == nil, now)
 	err := errors.Join(errMarks, errReports)
 	if err == nil {
-		n.round = now
+		n.round = began
 	}
 	n.judgeAll(now)
 	n.witness = n.round != 0
-	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
-	r := n.dueReport(now, accounts)
+	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) })
+	r := n.dueReport(sh, now, accounts)
 	forgotten := n.forget(now, accounts)
-	if !n.ran {
+	if !sh.live {
 		lacking, forgotten = nil, nil
 	}
 	n.mu.Unlock()
@@ -310,12 +324,13 @@ func (n *node) exchange(ctx context.Context, sh *share) {
 		err = errors.Join(err, n.write(ctx, sh, r))
 	}
 	for _, m := range lacking {
-		err = errors.Join(err, storeAgain(ctx, sh, m, fresh))
+		err = errors.Join(err, storeAgain(ctx, sh.st, m))
 	}
 	for _, key := range forgotten {
 		err = errors.Join(err, sh.st.Delete(ctx, key))
 	}
 	n.finish(ctx, err)
+	return errMarks == nil
 }
 
 // write writes a report, unless ctx has ended: then the process may have said already that it is gone.
@@ -364,6 +379,7 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 	n.mu.Lock()
 	idle := ctx.Err() == nil && len(sh.pools) == 0 && n.sessions() == 0
 	if idle {
+		n.farewells.Add(1)
 		sh.halt()
 		// All is read again when there is something to tell of.
 		n.shares, n.used, n.round, n.witness = nil, nil, 0, false
@@ -375,6 +391,7 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 	n.mu.Unlock()
 	if idle {
 		n.leave(sh)
+		n.farewells.Done()
 	}
 	return idle
 }
@@ -416,6 +433,7 @@ func (n *node) exit() {
 	if last != nil {
 		n.leave(last)
 	}
+	n.farewells.Wait()
 }
 
 // errNoStorage is what an operator hears from a Caddy that has no policy like this.
@@ -450,8 +468,8 @@ func (n *node) eachPool(yield func(pool)) {
 
 // dueReport returns the report to be written now, or nil. While something drains the others wait for
 // it, and while the process ends. n.mu is locked.
-func (n *node) dueReport(now time.Duration, accounts func() map[string]account) *report {
-	if !n.ran || n.reported != 0 && now-n.reported < quietPause && !n.somethingDrains() && !n.exiting() {
+func (n *node) dueReport(sh *share, now time.Duration, accounts func() map[string]account) *report {
+	if !sh.live || n.reported != 0 && now-n.reported < quietPause && !n.somethingDrains() && !n.exiting() {
 		return nil
 	}
 	n.seq++

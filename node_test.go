@@ -174,12 +174,21 @@ func (c *caddyNode) runs(st recordStorage) {
 }
 
 // load loads a config with another pool or storage; what it returns ends the one before.
-func (c *caddyNode) load(d *door, pool reverseproxy.UpstreamPool) (end func()) {
+func (c *caddyNode) load(st recordStorage, pool reverseproxy.UpstreamPool) (end func()) {
 	before := c.s
-	c.s, c.pool, c.door = newTestSelectionWith(before.table, pool), pool, d
-	c.s.join(c.node, d)
-	c.runs(d)
+	c.s, c.pool = newTestSelectionWith(before.table, pool), pool
+	c.door, _ = st.(*door)
+	c.s.join(c.node, st)
+	c.runs(st)
 	return func() { _ = before.Cleanup() }
+}
+
+// ends makes the node believe that its process is about to end, which takes its time.
+func (c *caddyNode) ends() {
+	c.runs(nil)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.exiting = func() bool { return true }
 }
 
 // kill ends a node as kill -9 does.

@@ -10,7 +10,7 @@ import (
 
 const (
 	// partedAfter is when a node is gone that has said so, for it may have something to say after all:
-	// one that is about to end still serves whoever comes.
+	// one that may be killed still serves whoever comes.
 	partedAfter = 3 * nodePause
 
 	// silentAfter is when it is looked whether the process of a node of this machine is there: some
@@ -100,11 +100,11 @@ func (n *node) forget(now time.Duration, accounts func() map[string]account) (ke
 
 // wanted says whether an upstream may be in the pool of a node, or have sessions. n.mu is locked.
 func (n *node) wanted(shared string, own account, now time.Duration) bool {
-	if own.InPool || own.Sessions.all() > 0 || n.unsure() {
+	if own.wanted() || n.unsure() {
 		return true
 	}
 	for _, p := range n.peers {
-		if a := p.Upstreams[shared]; a.InPool || a.Sessions.all() > 0 || p.overdue(now) || p.Unsure {
+		if p.Upstreams[shared].wanted() || p.overdue(now) || p.Unsure {
 			return true
 		}
 	}

@@ -36,7 +36,14 @@ type account struct {
 	Ended    int64    `json:"ended,omitempty"`  // in the last five minutes
 	Oldest   float64  `json:"oldest,omitempty"` // age of its oldest session in seconds
 	Keys     []string `json:"keys,omitempty"`   // fingerprints of those that sign its stamps
+
+	// Reopened says that it was closed until a moment ago: browsers may come back to sessions that were
+	// not counted any more.
+	Reopened bool `json:"reopened,omitempty"`
 }
+
+// wanted says whether the upstream is in use.
+func (a account) wanted() bool { return a.InPool || a.Sessions.all() > 0 }
 
 // counts are sessions by what they are doing.
 type counts struct {
@@ -61,7 +68,7 @@ func (n *node) makeReport(now time.Duration, accounts map[string]account) *repor
 	}
 	r.Settled = now-n.start >= r.Settles
 	r.Unsure = n.unsure()
-	r.Left = n.exiting() && n.isEmpty()
+	r.Left = n.exiting() && n.isEmpty() && n.awaited != 0 && now < n.awaited+killRest
 	for _, p := range n.peers {
 		r.Heard[p.Node] = p.Seq
 	}
@@ -89,7 +96,11 @@ func (n *node) unsure() (unsure bool) {
 // accounts returns what there is to tell of the upstreams. n.mu is locked.
 func (n *node) accounts(now time.Duration) map[string]account {
 	as := make(map[string]account)
-	n.t.each(func(u *upstream) { as[u.shared] = u.account(now) })
+	n.t.each(func(u *upstream) {
+		a := u.account(now)
+		a.Reopened = n.reopened(u, now) > 0
+		as[u.shared] = a
+	})
 	n.eachPool(func(p pool) {
 		key := fingerprint((*p.stampKeys())[0])
 		p.each(func(m *member, inPool bool) {
@@ -107,6 +118,15 @@ func (n *node) accounts(now time.Duration) map[string]account {
 		as[u.shared] = a
 	}
 	return as
+}
+
+// reopened returns how long browsers may still come back to sessions that u had when it was closed, if it
+// was opened again. n.mu is locked.
+func (n *node) reopened(u *upstream, now time.Duration) time.Duration {
+	if at := time.Duration(u.draining.reopened.Load()); at != 0 {
+		return max(at+n.settles()-now, 0)
+	}
+	return 0
 }
 
 // account returns what there is to tell of u alone.

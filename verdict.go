@@ -62,10 +62,11 @@ func (n *node) judgeAll(now time.Duration) {
 				v.nagged = n.tellDrained(u, before, now)
 			}
 			verdicts[u] = v
-			u.draining.empty.Store(0)
+			until := int64(0)
 			if v.drained {
-				u.draining.empty.Store(int64(n.round + staleAfter))
+				until = int64(n.round + staleAfter)
 			}
+			u.draining.empty.Store(until)
 			if n.round != 0 && len(peers) == 0 {
 				u.draining.alone.Store(int64(n.round + aloneFor))
 			}
@@ -185,7 +186,7 @@ func (n *node) waitsHere(u *upstream, since, now time.Duration) (waits []wait) {
 	if left := n.start + n.settles() - now; left > 0 && !u.draining.closed() {
 		say(true, "it has just started; browsers may come back for another %s", seconds(left))
 	}
-	if left := time.Duration(u.draining.reopened.Load()) + n.settles() - now; left > 0 && u.draining.reopened.Load() != 0 {
+	if left := n.reopened(u, now); left > 0 {
 		say(true, "it was closed until a moment ago; browsers may come back for another %s", seconds(left))
 	}
 	if left := since + markRest - now; left > 0 {
@@ -220,6 +221,9 @@ func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits [
 	}
 	if c := a.Sessions.all(); c > 0 {
 		say(true, "it has %s", inWords(c))
+	}
+	if a.Reopened {
+		say(true, "it was closed there until a moment ago; browsers may come back")
 	}
 	if p.overdue(now) {
 		say(false, "it has not reported for %s; if it is dead, say so (DELETE %s/%s), else mend its storage",
