@@ -4,11 +4,125 @@ package caddybokeh
 
 import (
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
+
+// directive is the name of the directive that sets up a reverse proxy with this policy.
+const directive = "bokeh_proxy"
+
+func init() {
+	httpcaddyfile.RegisterHandlerDirective(directive, parseProxy)
+	httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "reverse_proxy")
+}
+
+// What bokeh_proxy sets where nothing else is said.
+const (
+	proxyTryDuration      = 5 * time.Second        // a server that has just gone is noticed by nobody
+	proxyTryInterval      = 250 * time.Millisecond // as by Caddy, but to be seen
+	proxyStreamCloseDelay = 24 * time.Hour         // a reload closes no websocket
+)
+
+// parseProxy sets up a reverse proxy from Caddyfile tokens. Syntax:
+//
+//	bokeh_proxy [<matcher>] <upstreams...> {
+//		# every option of lb_policy bokeh
+//		# every subdirective of reverse_proxy but lb_policy
+//	}
+//
+// It is short for:
+//
+//	reverse_proxy [<matcher>] <upstreams...> {
+//		lb_policy          bokeh
+//		lb_try_duration    5s
+//		lb_try_interval    250ms
+//		stream_close_delay 24h
+//	}
+func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	lines, err := splitProxy(h.Dispenser)
+	if err != nil {
+		return nil, err
+	}
+	policy, proxy := new(Selection), new(reverseproxy.Handler)
+	if err := policy.UnmarshalCaddyfile(caddyfile.NewDispenser(lines.policy)); err != nil {
+		return nil, err
+	}
+	if err := proxy.UnmarshalCaddyfile(caddyfile.NewDispenser(lines.proxy)); err != nil {
+		return nil, err
+	}
+	if err := proxy.FinalizeUnmarshalCaddyfile(h); err != nil {
+		return nil, err
+	}
+	if len(proxy.Upstreams) == 0 && proxy.DynamicUpstreamsRaw == nil {
+		return nil, h.Errf("%s without an upstream: name the servers, or where they are discovered (dynamic)", directive)
+	}
+	if proxy.LoadBalancing == nil {
+		proxy.LoadBalancing = new(reverseproxy.LoadBalancing)
+	}
+	lb := proxy.LoadBalancing
+	lb.SelectionPolicyRaw = caddyconfig.JSONModuleObject(policy, "policy", "bokeh", nil)
+	unlessGiven := func(subdirective string, option *caddy.Duration, d time.Duration) {
+		if !lines.given[subdirective] {
+			*option = caddy.Duration(d)
+		}
+	}
+	unlessGiven("lb_try_duration", &lb.TryDuration, proxyTryDuration)
+	unlessGiven("lb_try_interval", &lb.TryInterval, proxyTryInterval)
+	unlessGiven("stream_close_delay", &proxy.StreamCloseDelay, proxyStreamCloseDelay)
+	return proxy, nil
+}
+
+// proxyLines are the tokens of a bokeh_proxy, as lb_policy bokeh and reverse_proxy would have them.
+type proxyLines struct {
+	policy, proxy []caddyfile.Token
+	given         map[string]bool // subdirectives of reverse_proxy
+}
+
+func splitProxy(d *caddyfile.Dispenser) (*proxyLines, error) {
+	d.Next() // consume directive name
+	head := d.Token()
+	// A token of ours takes the place of another one, so that errors name the right line.
+	instead := func(t caddyfile.Token, text string) caddyfile.Token {
+		t.Text = text
+		return t
+	}
+	lines := &proxyLines{given: make(map[string]bool)}
+	lines.proxy = append([]caddyfile.Token{head}, d.RemainingArgsAsTokens()...)
+	lines.policy = []caddyfile.Token{instead(head, "bokeh")}
+	block := false
+	for d.NextBlock(0) {
+		if !block {
+			block = true
+			lines.proxy = append(lines.proxy, instead(lines.proxy[len(lines.proxy)-1], "{"))
+			lines.policy = append(lines.policy, instead(head, "{"))
+		}
+		name := d.Val()
+		if name == "lb_policy" {
+			return nil, d.Errf("%s has its own lb_policy, bokeh; options of that stand right in this block", directive)
+		}
+		if slices.Contains(policyOptions, name) {
+			lines.policy = append(lines.policy, d.NextSegment()...)
+			continue
+		}
+		lines.given[name] = true
+		lines.proxy = append(lines.proxy, d.NextSegment()...)
+	}
+	if block {
+		end := d.Token()
+		lines.proxy, lines.policy = append(lines.proxy, end), append(lines.policy, end)
+	}
+	return lines, nil
+}
+
+// policyOptions are the names of the policy's options.
+var policyOptions = []string{"session_ids", "secret_key", "unused_session_lifetime", "check_unused_sessions", "drain"}
 
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
 //
@@ -71,7 +185,7 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option string, args 
 	case "check_unused_sessions":
 		return unmarshalLifetime(d, option, args[0], &s.CheckUnusedSessions)
 	default:
-		return d.Errf("unrecognized option '%s': it is one of session_ids, secret_key, unused_session_lifetime, check_unused_sessions, drain", option)
+		return d.Errf("unrecognized option '%s': it is one of %s", option, strings.Join(policyOptions, ", "))
 	}
 	return nil
 }

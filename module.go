@@ -123,7 +123,7 @@ type Selection struct {
 	keepsPool bool                      // whether the pool is discovered, and the same for every request
 	last      atomic.Pointer[reverseproxy.UpstreamPool]
 
-	turnedAway atomic.Int64 // when it was last logged that visitors are, on the table's clock
+	pacers pacers
 }
 
 // sessions is the one table of this process. It outlives configs, because sessions do: a reload

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -132,9 +131,6 @@ func (rn *run) sayWhenToComeBack(w http.ResponseWriter, turnedAway bool) {
 	}
 }
 
-// turnedAwayPause is how often it is logged at most that visitors are turned away.
-const turnedAwayPause = time.Minute
-
 // allDrain says whether the upstreams that are healthy are all draining, and logs it.
 func (s *Selection) allDrain(v *view) bool {
 	found := false
@@ -150,8 +146,7 @@ func (s *Selection) allDrain(v *view) bool {
 	if !found {
 		return false
 	}
-	last := s.turnedAway.Load()
-	if (last == 0 || v.now-time.Duration(last) > turnedAwayPause) && s.turnedAway.CompareAndSwap(last, int64(v.now)) {
+	if s.pacers.allDrain.lets(v.now) {
 		s.logger.Error("every healthy upstream is draining; new visitors get 503 (add an upstream, or take a drain back: caddy bokeh undrain, or the drain line of the config)",
 			zap.Int("upstreams", len(v.pool)))
 	}
@@ -171,6 +166,7 @@ type run struct {
 	path       string
 	terms      terms
 	hangUp     context.CancelFunc // ends a websocket; nil for all else
+	origin     string             // of the page that opens it
 	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header        // the map on the request after our last change
 	tried      []*member
@@ -224,6 +220,8 @@ func (s *Selection) run(r *http.Request) *run {
 	rn.ctx = context.WithValue(r.Context(), runKey{s}, rn)
 	if rn.kind == socket {
 		rn.ctx, rn.hangUp = context.WithCancel(rn.ctx)
+		rn.origin = r.Header.Get("Origin")
+		s.examine(r, &rn.claim)
 	}
 	*r = *r.WithContext(rn.ctx)
 	return rn
@@ -575,6 +573,9 @@ func (rn *run) settle(a *attempt, status int) {
 	case socket:
 		a.m.draining.sockets.remove(a.tunnel)
 		a.load.socketEnded(status == http.StatusSwitchingProtocols)
+		if status == http.StatusForbidden {
+			rn.s.refusedSocket(a.m, rn.origin)
+		}
 	case other: // weighs nothing
 	}
 }

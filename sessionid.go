@@ -179,10 +179,11 @@ type claim struct {
 	id   string // the session id, if any was given
 	// gaveID says that the request brings an id or a token, readable or not. Bokeh refuses
 	// two of them, so we must not add one.
-	gaveID bool
-	stamp  string // a verified stamp
-	tag    tag    // of the upstream it names
-	key    *key   // that signed it
+	gaveID  bool
+	stamp   string // a verified stamp
+	tag     tag    // of the upstream it names
+	key     *key   // that signed it
+	expires int64  // when Bokeh refuses the token, in Unix seconds; 0 if it does not say
 }
 
 // readClaim reads what r says of its session.
@@ -323,25 +324,40 @@ func readToken(token string, ks keyring) (c claim) {
 	var packed string
 	for dec.More() {
 		var err error
-		switch name, _ := dec.Token(); name {
+		name, _ := dec.Token()
+		// Bokeh writes the id first, and then when the token expires. Once the id is ours there is
+		// nothing more to know, and the long rest need not be decoded.
+		if c.stamp != "" && name != "session_expiry" {
+			return c
+		}
+		switch name {
 		case "session_id":
-			err = dec.Decode(&c.id)
-			// Bokeh writes the id first. Once it is ours there is nothing more to know, and the
-			// long rest need not be decoded.
-			if err == nil && c.try(c.id, ks) {
-				return c
+			if err = dec.Decode(&c.id); err == nil {
+				c.try(c.id, ks)
+			}
+		case "session_expiry":
+			var at any
+			err = dec.Decode(&at)
+			if seconds, ok := at.(float64); ok {
+				c.expires = int64(seconds)
 			}
 		case "__bk__zlib_":
 			err = dec.Decode(&packed)
 		default:
 			err = skip(dec)
 		}
-		if err != nil {
+		switch {
+		case err != nil && c.stamp != "":
+			return c
+		case err != nil:
 			return claim{}
 		}
 	}
 	if c.id == "" {
 		return claim{}
+	}
+	if c.stamp != "" {
+		return c
 	}
 	for _, s := range packedStamps(packed) {
 		if c.try(s, ks) {

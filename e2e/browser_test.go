@@ -110,7 +110,7 @@ func (f *fleet) atWork(n int) (tabs []*tab) {
 
 func (f *fleet) visitIn(b *tab) *tab {
 	f.t.Helper()
-	if status := b.goTo(f.url("/counter")); status != http.StatusOK {
+	if status := b.goTo(f.url(f.plan.page)); status != http.StatusOK {
 		f.t.Fatalf("the page is answered with %d", status)
 	}
 	b.ready()
@@ -157,7 +157,7 @@ func (b *tab) await(what, js string) {
 	b.t.Helper()
 	poll := chromedp.Poll[chromedp.Void](js, chromedp.WithPollingTimeout(patience), chromedp.WithPollingInterval(20*time.Millisecond))
 	if err := chromedp.Do(b.ctx, poll); err != nil {
-		b.t.Fatalf("not so after %v: %s: %v", patience, what, err)
+		b.t.Fatalf("not so after %v: %s: %v\n%s", patience, what, err, b.story())
 	}
 }
 

@@ -138,7 +138,7 @@ func (c *crowd) open(b *tab) (seen int64, err error) {
 	seen = c.cuts.Load()
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
-	res, err := chromedp.RunResponse(ctx, chromedp.Navigate(c.f.url("/counter")))
+	res, err := chromedp.RunResponse(ctx, chromedp.Navigate(c.f.url(c.f.plan.page)))
 	if err != nil || res.Status != http.StatusOK {
 		return seen, fmt.Errorf("%w: %v", errPage, err)
 	}
@@ -182,7 +182,7 @@ func (b *tab) story() string {
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
 	var lines []string
-	result, err := chromedp.Run(ctx, chromedp.Evaluate[[]byte](`[...said, JSON.stringify({count: model("count")?.text, marked: model("count")?.marked, clickable: clickable() != null})]`))
+	result, err := chromedp.Run(ctx, chromedp.Evaluate[[]byte](`[...(window.said ?? []), JSON.stringify(window.model && {count: model("count")?.text, marked: model("count")?.marked, clickable: clickable() != null}) ?? ""]`))
 	if err == nil {
 		err = json.Unmarshal(result, &lines)
 	}

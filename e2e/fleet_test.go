@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -26,7 +27,10 @@ type plan struct {
 	site      string   // more lines in the site
 	global    string   // more global options
 	env       []string // of Caddy
-	serve     []string // more arguments of bokeh serve
+	python    stack.Python
+	program   []string // instead of bokeh serve
+	page      string   // path of the app
+	serve     []string // more arguments of the server
 	serveEnv  []string
 	origins   []string // more origins that may open websockets
 	keepAlive bool     // of websockets over a reload
@@ -48,12 +52,10 @@ type fleet struct {
 func start(t *testing.T, p plan) *fleet {
 	t.Helper()
 	need(t)
-	if p.policy == "" {
-		p.policy = "bokeh"
-	}
-	if p.scheme == "" {
-		p.scheme = "http"
-	}
+	p.policy = cmp.Or(p.policy, "bokeh")
+	p.scheme = cmp.Or(p.scheme, "http")
+	p.page = cmp.Or(p.page, "/counter")
+	p.python = cmp.Or(p.python, kit.python)
 	const n = 3
 	ports, err := stack.FreePorts(n + 2)
 	if err != nil {
@@ -91,13 +93,16 @@ func tail(s string, n int) string {
 func (f *fleet) startServer(i, port int) {
 	f.t.Helper()
 	var args []string
-	for _, o := range append([]string{f.host()}, f.plan.origins...) {
-		args = append(args, "--allow-websocket-origin", o)
+	origins := append([]string{f.host()}, f.plan.origins...)
+	if len(f.plan.program) == 0 || f.plan.program[1] == "serve" {
+		for _, o := range origins {
+			args = append(args, "--allow-websocket-origin", o)
+		}
 	}
-	b, err := kit.python.StartBokeh(kit.root, stack.BokehConfig{
-		Port: port,
+	b, err := f.plan.python.StartBokeh(kit.root, stack.BokehConfig{
+		Port: port, Program: f.plan.program,
 		Args: append(args, f.plan.serve...),
-		Env:  append([]string{"RUNS_FILE=" + f.runs, "ENDS_FILE=" + f.runs + ".ends"}, f.plan.serveEnv...),
+		Env:  append([]string{"RUNS_FILE=" + f.runs, "ENDS_FILE=" + f.runs + ".ends", "ORIGINS=" + strings.Join(origins, " ")}, f.plan.serveEnv...),
 	})
 	if err != nil {
 		f.t.Error(err)

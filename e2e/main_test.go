@@ -51,7 +51,7 @@ func prepare() (end func()) {
 	if kit.caddy, kit.missing = stack.BuildCaddy(context.Background(), kit.root); kit.missing != nil {
 		return end
 	}
-	if kit.python, kit.missing = stack.NewPython(context.Background(), kit.root); kit.missing != nil {
+	if kit.python, kit.missing = stack.NewPython(context.Background(), kit.root, stack.Requirements); kit.missing != nil {
 		return end
 	}
 	var chromium string

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"net/http"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -149,4 +150,20 @@ func TestServerHangs(t *testing.T) {
 		t.Errorf("the document was on server %s, now on %s", place, b.place())
 	}
 	f.wantRuns(7)
+}
+
+// What real servers refuse is logged with the flag that mends it.
+func TestMistakesAreLogged(t *testing.T) {
+	f := start(t, plan{serve: []string{"--session-token-expiration", "5"}})
+	b := f.visit()
+	b.click(1)
+	var tokens []string
+	b.eval(`window.tokens`, &tokens)
+	if got := status(t, f.url("/counter/ws"), with(socketHeader("bokeh, "+tokens[0]), "Origin", "http://elsewhere.example:8080")); !strings.HasPrefix(got, "403") {
+		t.Errorf("a foreign page's websocket is answered with %s", got)
+	}
+	f.awaitLog("--allow-websocket-origin=elsewhere.example:8080")
+	time.Sleep(7 * time.Second) // the token expires by the servers' clock
+	f.front.cut()
+	f.awaitLog("--session-token-expiration")
 }

@@ -45,7 +45,7 @@ func run(ctx context.Context) error {
 		}
 	}
 	fmt.Println("preparing Python and Bokeh; the first time this takes a minute")
-	python, err := stack.NewPython(ctx, root)
+	python, err := stack.NewPython(ctx, root, stack.Requirements)
 	if err != nil {
 		return err
 	}

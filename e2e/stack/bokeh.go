@@ -3,6 +3,7 @@
 package stack
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -17,7 +18,10 @@ import (
 // startLimit is how long a server may take to start; it imports a lot.
 const startLimit = 60 * time.Second
 
-// Bokeh is one bokeh serve process with the counter app.
+// Requirements is the file that lists what Bokeh needs.
+const Requirements = "requirements.txt"
+
+// Bokeh is one server process with the counter app.
 type Bokeh struct {
 	*Process
 	Port int
@@ -25,26 +29,32 @@ type Bokeh struct {
 
 // BokehConfig says how to start a Bokeh server.
 type BokehConfig struct {
-	Port int
-	Args []string // for bokeh serve
-	Env  []string
-	Echo io.Writer // gets its output as well, if not nil
+	Port    int
+	Program []string // the module that is the server, and its arguments before the port; bokeh serve with the counter app, if empty
+	Args    []string // after the port
+	Ready   string   // a path that answers when it is ready, and makes no session; a file that Bokeh servers have, if empty
+	Env     []string
+	Echo    io.Writer // gets its output as well, if not nil
 }
+
+// aFile is one that every server has. It makes no session.
+const aFile = "/static/js/bokeh.min.js"
 
 // StartBokeh starts a server and waits until it answers.
 func (py Python) StartBokeh(root string, c BokehConfig) (*Bokeh, error) {
 	name := fmt.Sprint(":", c.Port)
-	args := append([]string{
-		"-m", "bokeh", "serve", filepath.Join(root, "testdata", "apps", "counter.py"),
-		"--address", "127.0.0.1", "--port", strconv.Itoa(c.Port),
-	}, c.Args...)
-	p, err := start("bokeh "+name, c.Echo, append([]string{"SERVER_NAME=" + name, "PYTHONUNBUFFERED=1"}, c.Env...), string(py), args...)
+	program := c.Program
+	if len(program) == 0 {
+		program = []string{"bokeh", "serve", filepath.Join(root, "testdata", "apps", "counter.py"), "--address", "127.0.0.1"}
+	}
+	args := slices.Concat([]string{"-m"}, program, []string{"--port", strconv.Itoa(c.Port)}, c.Args)
+	env := append([]string{"SERVER_NAME=" + name, "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1"}, c.Env...)
+	p, err := start(program[0]+" "+name, c.Echo, env, string(py), args...)
 	if err != nil {
 		return nil, err
 	}
 	b := &Bokeh{Process: p, Port: c.Port}
-	// This path makes no session.
-	if err := p.Await(startLimit, func() error { return answers(b.Addr(), "/counter/metadata") }); err != nil {
+	if err := p.Await(startLimit, func() error { return answers(b.Addr(), cmp.Or(c.Ready, aFile)) }); err != nil {
 		p.Kill()
 		return nil, err
 	}

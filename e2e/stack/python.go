@@ -35,13 +35,13 @@ func Root() (string, error) {
 // Python is an interpreter with Bokeh installed.
 type Python string
 
-// NewPython returns the Python environment, which it makes unless it is there.
-func NewPython(ctx context.Context, root string) (Python, error) {
+// NewPython returns the Python environment with what a file in e2e lists, which it makes unless it is there.
+func NewPython(ctx context.Context, root, requirements string) (Python, error) {
 	base, version, err := findPython()
 	if err != nil {
 		return "", err
 	}
-	requirements := filepath.Join(root, "e2e", "requirements.txt")
+	requirements = filepath.Join(root, "e2e", requirements)
 	text, err := os.ReadFile(requirements)
 	if err != nil {
 		return "", err
@@ -67,7 +67,7 @@ func NewPython(ctx context.Context, root string) (Python, error) {
 	}
 	out, err := exec.CommandContext(ctx, string(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", requirements).CombinedOutput()
 	if err != nil {
-		return "", failure(ctx, "pip cannot install Bokeh; is there a network", out)
+		return "", failure(ctx, "pip cannot install what "+filepath.Base(requirements)+" lists; is there a network", out)
 	}
 	return python, os.WriteFile(mark, nil, 0o600)
 }

@@ -1,0 +1,97 @@
+// This file tests that known mistakes are logged, once in a while, with what mends them.
+
+package caddybokeh
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+func TestMistakesAreLogged(t *testing.T) {
+	inSeconds := func(d time.Duration) string {
+		return base64url.EncodeToString(fmt.Appendf(nil, `{"session_id":"x","session_expiry":%d}`, time.Now().Add(d).Unix()))
+	}
+	ours := func(d time.Duration) string {
+		return base64url.EncodeToString(fmt.Appendf(nil, `{"session_id":%q,"session_expiry":%d,"rest":"of no use"}`, stampOf("u0:80"), time.Now().Add(d).Unix()))
+	}
+	for name, c := range map[string]struct {
+		token  func() string
+		origin string
+		cookie int // bytes
+		limit  int // of the server
+		status int
+		want   string
+	}{
+		"all is well":            {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 101},
+		"expired":                {token: func() string { return inSeconds(-time.Minute) }, status: 101, want: "--session-token-expiration"},
+		"expired, id of ours":    {token: func() string { return ours(-time.Minute) }, status: 101, want: "--session-token-expiration"},
+		"of ours":                {token: func() string { return ours(time.Minute) }, status: 101},
+		"no expiry":              {token: func() string { return base64url.EncodeToString([]byte(`{"session_id":"x"}`)) }, status: 101},
+		"expiry that is none":    {token: func() string { return base64url.EncodeToString([]byte(`{"session_id":"x","session_expiry":"1"}`)) }, status: 101},
+		"foreign origin":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 403, want: "--allow-websocket-origin=a.example"},
+		"foreign port":           {token: func() string { return inSeconds(time.Minute) }, origin: "http://a.example:8080", status: 403, want: "--allow-websocket-origin=a.example:8080"},
+		"403 to a program":       {token: func() string { return inSeconds(time.Minute) }, status: 403},
+		"403 to a strange one":   {token: func() string { return inSeconds(time.Minute) }, origin: "null", status: 403},
+		"another status":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 404},
+		"close to the limit":     {token: func() string { return inSeconds(time.Minute) }, cookie: 13 << 10, limit: 16 << 10, status: 101, want: "max_header_size"},
+		"far from the limit":     {token: func() string { return inSeconds(time.Minute) }, cookie: 11 << 10, limit: 16 << 10, status: 101},
+		"the limit is as wanted": {token: func() string { return inSeconds(time.Minute) }, cookie: 60 << 10, limit: 64 << 10, status: 101},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(3)
+			s := newTestSelection(pool)
+			core, logs := observer.New(zapcore.WarnLevel)
+			s.logger = zap.New(core)
+			visit := func() {
+				r := newSocket(s, c.token())
+				r.Header.Set("Origin", c.origin)
+				r.Header.Set("Cookie", strings.Repeat("x", c.cookie))
+				if c.limit > 0 {
+					r.Request = r.WithContext(caddyhttp.PrepareRequest(r.Request, r.repl, nil, &caddyhttp.Server{MaxHeaderBytes: c.limit}).Context())
+				}
+				r.choose(pool)
+				r.answer(c.status)
+				synctest.Wait()
+			}
+			for range 3 {
+				visit()
+			}
+			time.Sleep(2 * time.Minute)
+			visit()
+			text := fmt.Sprint(logs.All())
+			switch got := logs.Len(); {
+			case c.want == "" && got > 0:
+				t.Errorf("%s: logged %s", name, text)
+			case c.want != "" && (got != 2 || !strings.Contains(text, c.want)):
+				t.Errorf("%s: logged %d times, want 2 and %s: %s", name, got, c.want, text)
+			}
+		})
+	}
+}
+
+// What is wrong with one session hides nothing of another mistake.
+func TestMistakesAreLoggedApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		core, logs := observer.New(zapcore.WarnLevel)
+		s.logger = zap.New(core)
+		r := newSocket(s, base64url.EncodeToString([]byte(`{"session_id":"x","session_expiry":1}`)))
+		r.Header.Set("Origin", "http://a.example")
+		r.choose(pool)
+		r.answer(http.StatusForbidden)
+		synctest.Wait()
+		if got := logs.Len(); got != 2 {
+			t.Errorf("%d of 2 mistakes are logged: %v", got, logs.All())
+		}
+	})
+}

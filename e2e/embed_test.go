@@ -1,0 +1,100 @@
+//go:build stacks
+
+// This file tests pages of another site that show an app: Flask's, with Bokeh's functions for that, and with cookies blocked.
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"testing"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
+)
+
+// pages starts a Flask server with pages that show the app. It prepares sessions through one Caddy, browsers come through
+// another.
+func (f *fleet) pages(pulled *fleet, port int) *stack.Bokeh {
+	f.t.Helper()
+	python, err := stack.NewPython(f.t.Context(), kit.root, newStacks)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	s, err := python.StartBokeh(kit.root, stack.BokehConfig{
+		Program: []string{"flask", "--app", filepath.Join(kit.root, "testdata", "stacks", "flask_pages.py"), "run"},
+		Port:    port, Ready: "/ready",
+		Env: []string{"VISITED=" + f.url("/counter"), "PULLED=" + pulled.url("/counter")},
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(s.Kill)
+	return s
+}
+
+// blocked opens a page of another site in a browser that refuses that site's cookies.
+func blocked(t *testing.T, url string) *tab {
+	t.Helper()
+	b := newVisitor(t)
+	b.blockCookies()
+	if status := b.goTo(url); status != http.StatusOK {
+		t.Fatalf("%s is answered with %d", url, status)
+	}
+	b.ready()
+	return b
+}
+
+// A session that a program has prepared is shown by a page of another site, through another Caddy: the very same one, also
+// with a server down, or draining.
+func TestPulledSessions(t *testing.T) {
+	for _, trouble := range []string{"none", "a server is down", "a server drains"} {
+		t.Run(trouble, func(t *testing.T) {
+			ports, err := stack.FreePorts(1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			site := fmt.Sprint("127.0.0.1:", ports[0])
+			f := start(t, plan{
+				proxy: "\t\tlb_try_duration 5s", global: "\tstorage file_system " + t.TempDir(), origins: []string{"*", site},
+			})
+			g := f.another()
+			flask := f.pages(g, ports[0])
+			switch trouble {
+			case "a server is down":
+				f.servers[0].Stop()
+			case "a server drains":
+				f.bokeh("drain", f.servers[0].Addr()).wait()
+				g.awaitLog("marked draining")
+			}
+			const visits = 8
+			for range visits {
+				b := blocked(t, "http://"+flask.Addr()+"/session")
+				b.await("it shows what was prepared", `model("count").text == "41"`)
+				b.click(1) // the app counts for itself
+				b.close()
+			}
+			f.wantRuns(visits)
+			if _, by := f.appRuns(); trouble != "none" && by[fmt.Sprint(":", f.servers[0].Port)] > 0 {
+				t.Errorf("a session is on the server that takes none: %v", by)
+			}
+		})
+	}
+}
+
+// A page of another site lets the browser make the session.
+func TestServerDocumentInFlask(t *testing.T) {
+	ports, err := stack.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := start(t, plan{origins: []string{fmt.Sprint("127.0.0.1:", ports[0])}})
+	flask := f.pages(f, ports[0])
+	const visits = 20
+	for range visits {
+		b := blocked(t, "http://"+flask.Addr()+"/document")
+		b.clicks(2)
+		b.close()
+	}
+	f.wantRuns(visits)
+}
