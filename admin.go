@@ -136,7 +136,7 @@ func (adminAPI) serveThisNode(w http.ResponseWriter, r *http.Request) error {
 	var st nodeStatus
 	empty, err := n.await(r.Context(), patience, func() (bool, error) {
 		st = n.status()
-		return patience == 0 || st.Sessions.Connected+st.Sessions.Building == 0 && n.mayBeKilled(), nil
+		return patience == 0 || st.Sessions.atWork() == 0 && n.mayBeKilled(), nil
 	})
 	if err != nil {
 		return err

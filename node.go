@@ -312,7 +312,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	}
 	n.judgeAll(now)
 	n.witness = n.round != 0
-	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) })
+	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) }) // once more: the marks have changed
 	r := n.dueReport(sh, now, accounts)
 	forgotten := n.forget(now, accounts)
 	if !sh.live {

@@ -662,11 +662,7 @@ func TestStorageIsAnother(t *testing.T) {
 		a.visitAt("u2:80")
 
 		a.load(after.door(), a.pool)()
-		for range 20 {
-			if home, _ := a.visit(); home == u0 {
-				t.Fatal("right after the reload the mark is forgotten")
-			}
-		}
+		a.wantNoVisit(u0, "right after the reload")
 		pass(5 * time.Second)
 		for _, n := range []*caddyNode{a, stranger} {
 			for range 20 {

@@ -55,6 +55,9 @@ type counts struct {
 
 func (c counts) all() int64 { return c.Building + c.Waiting + c.Connected + c.Unused }
 
+// atWork are those that have a websocket or a page being built.
+func (c counts) atWork() int64 { return c.Building + c.Connected }
+
 func (c counts) plus(d counts) counts {
 	return counts{c.Building + d.Building, c.Waiting + d.Waiting, c.Connected + d.Connected, c.Unused + d.Unused}
 }
@@ -68,17 +71,11 @@ func (n *node) makeReport(now time.Duration, accounts map[string]account) *repor
 	}
 	r.Settled = now-n.start >= r.Settles
 	r.Unsure = n.unsure()
-	r.Left = n.exiting() && n.isEmpty() && n.awaited != 0 && now < n.awaited+killRest
+	r.Left = n.exiting() && n.sessionCounts().atWork() == 0 && n.awaited != 0 && now < n.awaited+killRest
 	for _, p := range n.peers {
 		r.Heard[p.Node] = p.Seq
 	}
 	return r
-}
-
-// isEmpty says whether no websocket is open here and no page is being built. n.mu is locked.
-func (n *node) isEmpty() bool {
-	c := n.sessionCounts()
-	return c.Connected+c.Building == 0
 }
 
 // sessionCounts returns what there is of sessions here.

@@ -185,10 +185,13 @@ func (b *tab) place() (name string) {
 // mark marks the document, to tell it from the one that a reconnect brings.
 func (b *tab) mark() { b.eval(`model("count").marked = true`, nil) }
 
+// broughtAgain is true when a reconnect has brought the document again after it was marked.
+const broughtAgain = `model("count") != null && !model("count").marked && clickable() != null`
+
 // reconnected waits until a reconnect has brought the document again.
 func (b *tab) reconnected() {
 	b.t.Helper()
-	b.await("the document is brought again", `model("count") != null && !model("count").marked && clickable() != null`)
+	b.await("the document is brought again", broughtAgain)
 }
 
 // kept says whether the page still shows the marked document.

@@ -160,7 +160,7 @@ func (c *crowd) click(b *tab, before int, seen int64) (int64, error) {
 	defer c.busy.RUnlock()
 	if cuts := c.cuts.Load(); cuts != seen {
 		seen = cuts
-		if !b.becomes(`model("count") != null && !model("count").marked && clickable() != null`) {
+		if !b.becomes(broughtAgain) {
 			return seen, errors.New("the document is not brought again")
 		}
 		if !b.holds(`model("count").marked = true`) || !b.holds(fmt.Sprintf(`model("count").text == "%d"`, before)) {
@@ -200,6 +200,6 @@ func (b *tab) holds(js string) bool {
 
 // becomes says whether a JavaScript expression becomes true.
 func (b *tab) becomes(js string) bool {
-	poll := chromedp.Poll[chromedp.Void](js, chromedp.WithPollingTimeout(patience), chromedp.WithPollingInterval(20*time.Millisecond))
+	poll := chromedp.Poll[chromedp.Void](js, chromedp.WithPollingTimeout(patience/3), chromedp.WithPollingInterval(20*time.Millisecond))
 	return chromedp.Do(b.ctx, poll) == nil
 }

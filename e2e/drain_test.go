@@ -62,10 +62,13 @@ func (f *fleet) newcomers(n int, never string) {
 	}
 }
 
+// quickly are the options of servers that drop unused sessions soon.
+var quickly = []string{"--unused-session-lifetime", "6000", "--check-unused-sessions", "1000"}
+
 // quick are servers that drop unused sessions soon, and a policy that knows.
 func quick(p plan) plan {
 	p.policy = "bokeh {\n\t\t\tunused_session_lifetime 6s\n\t\t\tcheck_unused_sessions 1s\n\t\t}"
-	p.serve = append(p.serve, "--unused-session-lifetime", "6000", "--check-unused-sessions", "1000")
+	p.serve = append(p.serve, quickly...)
 	return p
 }
 

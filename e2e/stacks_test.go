@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chromedp/chromedp"
-
 	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
 )
 
@@ -33,9 +31,6 @@ const (
 	newStacks = "requirements-stacks.txt"
 	oldStacks = "requirements-old.txt"
 )
-
-// quickly are the options of servers that drop unused sessions soon.
-var quickly = []string{"--unused-session-lifetime", "6000", "--check-unused-sessions", "1000"}
 
 // panelServe is a Panel server with one of the apps.
 func panelServe(name, app string, args ...string) stackCase {
@@ -140,9 +135,7 @@ func (f *fleet) reconnects() string {
 	b.mark()
 	time.Sleep(pause)
 	f.front.cut()
-	poll := chromedp.Poll[chromedp.Void](`model("count") != null && !model("count").marked && clickable() != null`,
-		chromedp.WithPollingTimeout(20*time.Second), chromedp.WithPollingInterval(20*time.Millisecond))
-	if err := chromedp.Do(b.ctx, poll); err != nil {
+	if !b.becomes(broughtAgain) {
 		return "no"
 	}
 	b.await("it has a count", `model("count").text != ""`)
