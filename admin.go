@@ -186,13 +186,13 @@ func (n *node) await(ctx context.Context, patience time.Duration, so func() (boo
 }
 
 // mayBeKilled says whether the others know that this process may be killed, if it is about to end: else
-// they would take it for cut off. They are told when somebody asks. A storage that fails is not waited
-// for.
+// they would take it for cut off. They are told when somebody asks. A storage that cannot be written to
+// is not waited for.
 func (n *node) mayBeKilled() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.awaited = n.t.now()
-	return !n.exiting() || !n.known || n.parted || n.failure != nil
+	return !n.exiting() || !n.known || n.parted || n.unheard
 }
 
 var errInterrupted = apiError(http.StatusServiceUnavailable, "Caddy is loading a config, or ends; ask again")

@@ -610,6 +610,36 @@ func TestNodeMayBeKilled(t *testing.T) {
 	})
 }
 
+// That another node's report cannot be read does not keep a node from saying that it may be killed, and that
+// its own cannot be written keeps nobody from killing it.
+func TestNodeMayBeKilledThoughTheStorageFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		a.door.vault.mu.Lock()
+		v.values[nodeKey("other")] = []byte("{")
+		a.door.vault.mu.Unlock()
+		pass(time.Minute)
+		a.ends()
+		told := func() bool { return strings.Contains(string(v.value(nodeKey(a.name))), `"left":true`) }
+		awaits := func(c *caddyNode) bool {
+			ok, _ := c.await(t.Context(), 10*time.Second, func() (bool, error) { return c.mayBeKilled(), nil })
+			return ok
+		}
+		if ok := awaits(a); !ok || !told() {
+			t.Errorf("it may be killed: %v; the others know: %v", ok, told())
+		}
+		b := startNode(t, v)
+		pass(time.Minute)
+		b.door.fail(errors.New("disk full"))
+		b.ends()
+		if !awaits(b) {
+			t.Error("it waits for a storage that fails")
+		}
+	})
+}
+
 // A drain that began before the process did is not told of as one that begins.
 func TestOldDrainDoesNotStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

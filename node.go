@@ -84,6 +84,7 @@ type node struct {
 	known    bool                  // others may have read of it
 	reported time.Duration         // when it last wrote a report, on the table's clock; 0 if one is due
 	parted   bool                  // that said that nobody is there, and that the process may be killed
+	unheard  bool                  // that could not be written
 	awaited  time.Duration         // when somebody last waited for that, on the table's clock
 	round    time.Duration         // when all was read last; 0 if never
 	witness  bool                  // what begins to drain now begins before our eyes
@@ -195,7 +196,7 @@ func (n *node) use(sh *share) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.used, sh.stop = sh, cancel
-	n.reported, n.parted = 0, false // nothing is there of this node yet
+	n.reported, n.parted, n.unheard = 0, false, false // nothing is there of this node yet
 	n.take(sh, sh.marks, false, nil)
 	go n.keepUp(ctx, sh)
 	go n.keepTime(ctx, sh)
@@ -343,7 +344,7 @@ func (n *node) write(ctx context.Context, sh *share, r *report) error {
 	err := storeRecord(ctx, sh.st, nodeKey(n.name), r)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.parted = r.Left && err == nil
+	n.parted, n.unheard = r.Left && err == nil, err != nil
 	return err
 }
 

@@ -42,6 +42,7 @@ func TestNodeIsReplaced(t *testing.T) {
 	if err := old.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	f.awaitLog("shutdown scheduled") // before that it is a Caddy that goes on for ever
 	// Who is there works on, also after a reconnect: for it the node is as before. New ones come through the other node.
 	var node struct{ Node string }
 	f.await(func() error {
