@@ -42,7 +42,7 @@ fmt: ## rewrite the code to the newest idioms and the one format
 fuzz: ## each fuzz target for FUZZTIME (30s)
 	@scripts/need .
 	@for target in $$(go test -list '^Fuzz' . | grep '^Fuzz'); do \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit; \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x . || exit; \
 	done
 
 bench: ## the benchmarks that match BENCH (all), COUNT times (5) on one core and on two; their medians

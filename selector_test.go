@@ -394,6 +394,34 @@ func TestForeignIDs(t *testing.T) {
 	}
 }
 
+// A client names a session of ours whose server is lost, to a stack that makes ids of its own: the socket goes where
+// the page went, on every node.
+func TestOldIDOfAStackThatIgnoresIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		home, token := landed(t, s, pool)
+		old := readToken(token, testRing).id
+		page := newRequest(s, "/app", sessionIDHeader, old)
+		page.choose(pool)
+		page.refuse()
+		there, _ := page.choose(pool)
+		page.answer(200)
+		if there == home {
+			t.Fatal("the page stays at the server that refuses it")
+		}
+		if got := page.Header.Get(sessionIDHeader); got != old {
+			t.Errorf("the upstream sees another id than the client sent: %q", got)
+		}
+		packed := makeToken(t, "made-by-the-stack", map[string]any{sessionIDHeader: old, stampHeader: page.Header.Get(stampHeader)})
+		for name, node := range map[string]*Selection{"this node": s, "another": newTestSelection(pool)} {
+			if addr, _ := newSocket(node, packed).choose(pool); addr != there {
+				t.Errorf("%s: page at %s, socket at %s", name, there, addr)
+			}
+		}
+	})
+}
+
 // One id on two sites is two sessions, and each site sees only its own pool.
 func TestOneForeignIDOnTwoSites(t *testing.T) {
 	inner, outer := testPool(1), reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: "public:80"}}

@@ -3,7 +3,7 @@
 package caddybokeh
 
 import (
-	"compress/zlib"
+	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -13,12 +13,15 @@ import (
 	"encoding/json"
 	"hash"
 	"io"
+	"iter"
 	"net/http"
 	"net/url"
 	"path"
-	"slices"
+	"regexp"
 	"strings"
 	"sync"
+
+	"github.com/klauspost/compress/zlib"
 )
 
 const (
@@ -44,8 +47,9 @@ const (
 	// token is refused by Bokeh, so we need not read it.
 	maxTokenLen = 64 << 10
 
-	// maxPackedLen bounds what we inflate of the page request's headers. They come first in the
-	// packed JSON and passed Tornado's limit once; escaping can make them a few times longer.
+	// maxPackedLen bounds what we inflate of the page request's headers, and so what a token can cost.
+	// They come first in the packed JSON and passed Tornado's limit once; escaping can make them a few
+	// times longer.
 	maxPackedLen = 4 * maxTokenLen
 )
 
@@ -312,51 +316,19 @@ func unescape(s string) string {
 // readToken reads the session id of a Bokeh token and the stamp it brings back: the id itself,
 // or one of the page request's headers that Bokeh packed into the token. A token is
 // base64url(JSON), in signed modes followed by a dot and its signature, which is Bokeh's to check.
-func readToken(token string, ks keyring) (c claim) {
+// Of one that is broken it takes what stands before.
+func readToken(token string, ks keyring) claim {
 	if len(token) > maxTokenLen {
-		return c
+		return claim{}
 	}
 	payload, _, _ := strings.Cut(token, ".")
-	dec := json.NewDecoder(base64.NewDecoder(base64url, strings.NewReader(strings.TrimRight(payload, "="))))
-	if !opens(dec) {
-		return c
-	}
-	var packed string
-	for dec.More() {
-		var err error
-		name, _ := dec.Token()
-		// Bokeh writes the id first, and then when the token expires. Once the id is ours there is
-		// nothing more to know, and the long rest need not be decoded.
-		if c.stamp != "" && name != "session_expiry" {
-			return c
-		}
-		switch name {
-		case "session_id":
-			if err = dec.Decode(&c.id); err == nil {
-				c.try(c.id, ks)
-			}
-		case "session_expiry":
-			var at any
-			err = dec.Decode(&at)
-			if seconds, ok := at.(float64); ok {
-				c.expires = int64(seconds)
-			}
-		case "__bk__zlib_":
-			err = dec.Decode(&packed)
-		default:
-			err = skip(dec)
-		}
-		switch {
-		case err != nil && c.stamp != "":
-			return c
-		case err != nil:
-			return claim{}
-		}
-	}
+	text, _ := base64url.DecodeString(strings.TrimRight(payload, "="))
+	before, packed, after := cutPacked(text)
+	c := readPlain(json.NewDecoder(io.MultiReader(bytes.NewReader(before), bytes.NewReader(after))))
 	if c.id == "" {
 		return claim{}
 	}
-	if c.stamp != "" {
+	if c.try(c.id, ks) {
 		return c
 	}
 	for _, s := range packedStamps(packed) {
@@ -367,82 +339,138 @@ func readToken(token string, ks keyring) (c claim) {
 	return c
 }
 
-// packedStamps returns what may be a stamp among the page request's headers that Bokeh packs
-// into a token as base64url(zlib(JSON)): its own id header first, then ours.
-func packedStamps(packed string) []string {
-	if packed == "" {
-		return nil
+// cutPacked cuts the packed headers out of a token's JSON, so that there is an empty string in their
+// place. They are most of the token, and with nothing in them that JSON escapes they need no decoder.
+func cutPacked(text []byte) (before, packed, after []byte) {
+	at := packedMember.FindIndex(text)
+	if at == nil {
+		return text, nil, nil
 	}
-	z, err := zlib.NewReader(base64.NewDecoder(base64url, strings.NewReader(strings.TrimRight(packed, "="))))
+	before, packed = text[:at[1]], text[at[1]:]
+	if end := bytes.IndexByte(packed, '"'); end >= 0 {
+		packed, after = packed[:end], packed[end:]
+	}
+	return before, packed, after
+}
+
+var packedMember = regexp.MustCompile(`"__bk__zlib_"\s*:\s*"`)
+
+// readPlain reads what a token says in clear.
+func readPlain(dec *json.Decoder) (c claim) {
+	t, err := dec.Token()
+	if t != json.Delim('{') {
+		return c
+	}
+	for err == nil && dec.More() {
+		t, _ = dec.Token() // an error comes back with the value
+		switch t {
+		case "session_id":
+			err = dec.Decode(&c.id)
+		case "session_expiry":
+			var at any
+			err = dec.Decode(&at)
+			if seconds, ok := at.(float64); ok {
+				c.expires = int64(seconds)
+			}
+		default:
+			var value json.RawMessage
+			err = dec.Decode(&value)
+		}
+	}
+	return c
+}
+
+// packedStamps returns what may be a stamp among the page request's headers that Bokeh packs into a
+// token as base64url(zlib(JSON)): our own header, which names the upstream that the page went to,
+// then Bokeh's, where a client that named the session may have an old one. Names of headers are
+// compared in any case, for not every stack keeps it.
+func packedStamps(packed []byte) []string {
+	in := inflaters.Get().(*inflater)
+	defer inflaters.Put(in)
+	var stamps, ids []string
+	for name, value := range packedHeaders(in.inflate(packed)) {
+		switch {
+		case bytes.EqualFold(name, []byte(stampHeader)):
+			stamps = append(stamps, string(value))
+		case bytes.EqualFold(name, []byte(sessionIDHeader)):
+			ids = append(ids, string(value))
+		}
+	}
+	return append(stamps, ids...)
+}
+
+// inflater inflates one packed text at a time. To make it anew would take longer than its work.
+type inflater struct {
+	zlib   io.ReadCloser // nil before the first
+	zipped []byte
+	from   bytes.Reader // of zipped
+	text   bytes.Buffer
+}
+
+var inflaters = sync.Pool{New: func() any { return new(inflater) }}
+
+// inflate returns the text that Bokeh has packed, as far as it can be read and at most maxPackedLen
+// of it. The next call overwrites it.
+func (in *inflater) inflate(packed []byte) []byte {
+	in.zipped, _ = base64url.AppendDecode(in.zipped[:0], bytes.TrimRight(packed, "="))
+	in.from.Reset(in.zipped)
+	var err error
+	if in.zlib == nil {
+		in.zlib, err = zlib.NewReader(&in.from)
+	} else {
+		err = in.zlib.(zlib.Resetter).Reset(&in.from, nil)
+	}
 	if err != nil {
 		return nil
 	}
-	dec := json.NewDecoder(io.LimitReader(z, maxPackedLen))
-	if !opens(dec) {
-		return nil
-	}
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return nil
-		}
-		if name == "headers" {
-			return stampsOf(dec)
-		}
-		if skip(dec) != nil {
-			return nil
-		}
-	}
-	return nil
+	in.text.Reset()
+	_, _ = in.text.ReadFrom(io.LimitReader(in.zlib, maxPackedLen))
+	return in.text.Bytes()
 }
 
-// stampsOf reads the JSON object of the packed headers.
-func stampsOf(dec *json.Decoder) []string {
-	if !opens(dec) {
-		return nil
+// packedHeaders returns the headers in what Bokeh has packed, as their JSON has them: no name that we
+// look for and no stamp needs an escape. It is for speed that no decoder reads this.
+func packedHeaders(text []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(name, value []byte) bool) {
+		at := headersMember.FindIndex(text)
+		if at == nil {
+			return
+		}
+		text = text[at[1]:]
+		for {
+			name, rest, ok := cutString(text)
+			if !ok {
+				return
+			}
+			rest, ok = bytes.CutPrefix(bytes.TrimSpace(rest), []byte(":"))
+			value, rest, isString := cutString(rest)
+			if !ok || !isString || !yield(name, value) {
+				return
+			}
+			text, ok = bytes.CutPrefix(bytes.TrimSpace(rest), []byte(","))
+			if !ok {
+				return
+			}
+		}
 	}
-	var ids, stamps []string
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
+}
+
+var headersMember = regexp.MustCompile(`"headers"\s*:\s*{`)
+
+// cutString returns the JSON string that text begins with, as it is written, and what follows it.
+func cutString(text []byte) (s, rest []byte, ok bool) {
+	text, ok = bytes.CutPrefix(bytes.TrimSpace(text), []byte(`"`))
+	for end := 0; ok; end++ {
+		i := bytes.IndexByte(text[end:], '"')
+		if i < 0 {
 			break
 		}
-		s, _ := name.(string)
-		switch {
-		case strings.EqualFold(s, sessionIDHeader):
-			err = appendString(dec, &ids)
-		case strings.EqualFold(s, stampHeader):
-			err = appendString(dec, &stamps)
-		default:
-			err = skip(dec)
-		}
-		if err != nil {
-			break
+		end += i
+		s = text[:end]
+		// An odd number of backslashes before it makes it a part of the string.
+		if (len(s)-len(bytes.TrimRight(s, `\`)))%2 == 0 {
+			return s, text[end+1:], true
 		}
 	}
-	return slices.Concat(ids, stamps)
-}
-
-// opens consumes the brace that opens a JSON object.
-func opens(dec *json.Decoder) bool {
-	t, err := dec.Token()
-	return err == nil && t == json.Delim('{')
-}
-
-// skip consumes one JSON value.
-func skip(dec *json.Decoder) error {
-	var raw json.RawMessage
-	return dec.Decode(&raw)
-}
-
-// appendString consumes one JSON value and keeps it if it is a string.
-func appendString(dec *json.Decoder, to *[]string) error {
-	var v any
-	if err := dec.Decode(&v); err != nil {
-		return err
-	}
-	if s, ok := v.(string); ok {
-		*to = append(*to, s)
-	}
-	return nil
+	return nil, nil, false
 }
