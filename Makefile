@@ -51,9 +51,9 @@ bench: ## the benchmarks that match BENCH (all), COUNT times (5) on one core and
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -cpu 1,2 -count $(COUNT) . | tee .build/bench.txt
 	@go tool -modfile=tools/go.mod benchstat .build/bench.txt
 
-stacks: ## every stack in a real browser, and the README's table of them
+stacks: ## what `make e2e` does with every stack, and the README's table of them written anew
 	@scripts/need e2e
-	cd e2e && UPDATE_README=1 go test -tags stacks -count=1 -timeout 30m -run '^Test(Stacks|PulledSessions|ServerDocumentInFlask)$$' -v .
+	cd e2e && UPDATE_README=1 go test -count=1 -timeout 30m -run '^TestStacks$$' -v .
 
 xcaddy: ## Caddy with this module as users build it, as .build/caddy-xcaddy
 	@scripts/test xcaddy

@@ -159,6 +159,15 @@ func (b *bokeh) open(id string) {
 }
 
 func (b *bokeh) serveSocket(w http.ResponseWriter, r *http.Request) {
+	protocols := r.Header.Get("Sec-Websocket-Protocol")
+	if first, _, ok := strings.Cut(protocols, ", "); ok && first != "bokeh" && strings.Count(protocols, ",") == 1 {
+		// Bokeh takes the first of two, whatever it is, and closes what it then finds is not its own.
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "websocket")
+		w.Header().Set("Sec-WebSocket-Protocol", first)
+		w.WriteHeader(http.StatusSwitchingProtocols)
+		return
+	}
 	token, ok := subprotocolToken(r.Header)
 	id := readToken(token, testRing).id
 	if !ok || !b.accepts(id) {

@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -403,6 +404,117 @@ func TestClientsStampIsNotPassedOn(t *testing.T) {
 	}
 }
 
+// overheard is a server that keeps what it is sent, byte by byte.
+type overheard struct {
+	net.Listener
+	requests chan string
+}
+
+func newOverheard(t *testing.T) *overheard {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	o := &overheard{ln, make(chan string, 1)}
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			o.serve(c)
+		}
+	}()
+	return o
+}
+
+func (o *overheard) serve(c net.Conn) {
+	defer c.Close()
+	var raw strings.Builder
+	r, err := http.ReadRequest(bufio.NewReader(io.TeeReader(c, &raw)))
+	if err != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, r.Body)
+	o.requests <- raw.String()
+	fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+}
+
+// What a client sends reaches the server as through any other policy, but for one header with the stamp on a page.
+func TestServerSeesTheSame(t *testing.T) {
+	token := makeToken(t, stampOf("a:80"), nil)
+	ws := "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+	none, asID, beside := "", sessionIDHeader, stampHeader
+	for name, tc := range map[string]struct{ request, header, stamp string }{
+		"a page":                  {"GET /app", "Cookie: a=b\r\n", asID},
+		"its own id":              {"GET /app", "Bokeh-Session-Id: x\r\n", beside},
+		"its own id, lower case":  {"GET /app", "bokeh-session-id: x\r\n", beside},
+		"an empty id":             {"GET /app", "Bokeh-Session-Id: \r\n", beside},
+		"two ids":                 {"GET /app", "Bokeh-Session-Id: x\r\nBokeh-Session-Id: y\r\n", beside},
+		"an id of ours":           {"GET /app", "Bokeh-Session-Id: " + stampOf("a:80") + "\r\n", beside},
+		"30 KB of id":             {"GET /app", "Bokeh-Session-Id: " + strings.Repeat("x", 30<<10) + "\r\n", beside},
+		"an id that is no text":   {"GET /app", "Bokeh-Session-Id: \xff\xfe\r\n", beside},
+		"a stamp of its own":      {"GET /app", "caddy-bokeh-stamp: " + stampOf("a:80") + "\r\n", asID},
+		"id in the query":         {"GET /app?bokeh-session-id=x&a=b", "", beside},
+		"broken id in the query":  {"GET /app?bokeh-session-id=%zz&bokeh-session-id=%00;", "", beside},
+		"token in the query":      {"GET /app?bokeh-token=" + token, "", beside},
+		"no token in the query":   {"GET /app?bokeh-token=%25%25", "", beside},
+		"a body":                  {"GET /app", "Content-Length: 20\r\n", beside},
+		"a form":                  {"POST /app", "Content-Length: 20\r\n", none},
+		"a file":                  {"GET /static/js/bokeh.min.js", "Bokeh-Session-Id: x\r\n", none},
+		"a file, stamped":         {"GET /static/js/bokeh.min.js", "Caddy-Bokeh-Stamp: x\r\n", none},
+		"a socket":                {"GET /app/ws", ws + "Sec-WebSocket-Protocol: bokeh, " + token + "\r\n", none},
+		"a socket, stamped":       {"GET /app/ws", ws + "Caddy-Bokeh-Stamp: x\r\nBokeh-Session-Id: x\r\nSec-WebSocket-Protocol: bokeh, " + token + "\r\n", none},
+		"a socket, two tokens":    {"GET /app/ws", ws + "Sec-WebSocket-Protocol: bokeh, " + token + ", " + token + "\r\n", none},
+		"a socket, two lines":     {"GET /app/ws", ws + "Sec-WebSocket-Protocol: bokeh\r\nSec-WebSocket-Protocol:  " + token + "\r\n", none},
+		"a socket, half a token":  {"GET /app/ws", ws + "Sec-WebSocket-Protocol: bokeh, " + token[:len(token)/2] + "\r\n", none},
+		"a socket, no token":      {"GET /app/ws", ws, none},
+		"a socket, another's":     {"GET /app/ws", ws + "Sec-WebSocket-Protocol: graphql-ws\r\n", none},
+		"a socket, 60 KB of junk": {"GET /app/ws", ws + "Sec-WebSocket-Protocol: bokeh, " + strings.Repeat("%", 60<<10) + "\r\n", none},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newOverheard(t)
+			heard := func(policy string) string {
+				s := serve(t, "reverse_proxy "+o.Addr().String()+" {\n lb_policy "+policy+"\n}")
+				c, err := net.Dial("tcp", s.addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				fmt.Fprintf(c, "%s HTTP/1.1\r\nHost: 127.0.0.1\r\n%s\r\n", tc.request, tc.header)
+				if strings.Contains(tc.header, "Content-Length") {
+					fmt.Fprint(c, "bokeh-session-id=abc")
+				}
+				return <-o.requests
+			}
+			with, without := heard("bokeh {\n secret_key k\n}"), heard("first")
+			without = line(stampHeader).ReplaceAllString(without, "") // nothing but a client's own
+			stamp := ""
+			if tc.stamp != none {
+				found := line(tc.stamp).FindAllStringSubmatch(with, -1)
+				if len(found) != 1 {
+					t.Fatalf("it has %d stamps:\n%.2000s", len(found), with)
+				}
+				stamp = found[0][1]
+				with = line(tc.stamp).ReplaceAllString(with, "")
+			}
+			if with != without {
+				t.Errorf("the server sees\n%.2000s\nwithout us\n%.2000s", with, without)
+			}
+			if _, _, ok := (keyring{newKey([]byte("k"))}).verify(stamp); ok != (tc.stamp != none) {
+				t.Errorf("the stamp %q is not one of ours", stamp)
+			}
+		})
+	}
+}
+
+// line matches a line of headers with the given name.
+func line(name string) *regexp.Regexp {
+	return regexp.MustCompile(`(?m)^` + name + `: (.*)\r\n`)
+}
+
 // The ways in which servers make session ids, and what a policy may have been told of it.
 func TestSessionIDs(t *testing.T) {
 	const secret = "a secret key"
@@ -779,6 +891,9 @@ func TestShippedLogFilter(t *testing.T) {
 			s.get("/login?next=" + url.QueryEscape("/app"+query))
 			b.status.Store(0)
 			if _, err := s.tryOpen("/x/app/ws"+query, "bokeh, "+token); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.tryOpen("/x/app/ws", token+", bokeh"); err != nil {
 				t.Fatal(err)
 			}
 			b.stop() // what goes wrong is logged elsewhere

@@ -24,7 +24,7 @@ import (
 // about 30 s.
 const patience = 40 * time.Second
 
-// library finds the app's models, and the button through the shadow trees that Bokeh renders into.
+// library finds the app's models, and the button and other elements through the shadow trees that Bokeh renders into.
 const library = `
 window.model = name => {
 	for (const d of (window.Bokeh?.documents ?? [])) {
@@ -33,14 +33,15 @@ window.model = name => {
 	}
 	return null
 }
-window.clickable = (root = document) => {
+window.find = (selector, root = document) => {
 	for (const e of root.querySelectorAll("*")) {
-		if (e.tagName == "BUTTON") return e
-		const found = e.shadowRoot && clickable(e.shadowRoot)
+		if (e.matches(selector)) return e
+		const found = e.shadowRoot && find(selector, e.shadowRoot)
 		if (found) return found
 	}
 	return null
 }
+window.clickable = () => find("button")
 true`
 
 // watch keeps the Bokeh token of every websocket that a page opens, for that of an embedded app is not
@@ -93,8 +94,13 @@ func openTab(t *testing.T, options ...chromedp.ContextOption) *tab {
 	return &tab{t, ctx, cancel}
 }
 
-// visit opens the app in a new tab and waits until it can be used.
-func (f *fleet) visit() *tab { return f.visitIn(newTab(f.t)) }
+// visit opens the app in a new tab and waits until it can be used. Where people have to enter first, each does.
+func (f *fleet) visit() *tab {
+	if f.plan.enter != nil {
+		return f.visitIn(newVisitor(f.t))
+	}
+	return f.visitIn(newTab(f.t))
+}
 
 // atWork opens the app in n tabs, clicks twice in each, and marks the documents.
 func (f *fleet) atWork(n int) (tabs []*tab) {
@@ -112,6 +118,9 @@ func (f *fleet) visitIn(b *tab) *tab {
 	f.t.Helper()
 	if status := b.goTo(f.url(f.plan.page)); status != http.StatusOK {
 		f.t.Fatalf("the page is answered with %d", status)
+	}
+	if f.plan.enter != nil {
+		f.plan.enter(b)
 	}
 	b.ready()
 	return b

@@ -1,13 +1,14 @@
-//go:build stacks
-
-// This file tests pages of another site that show an app: Flask's, with Bokeh's functions for that, and with cookies blocked.
+// This file tests pages of another site that show an app, with Bokeh's functions for that, and with cookies blocked.
 
 package e2e
 
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
@@ -17,11 +18,7 @@ import (
 // another.
 func (f *fleet) pages(pulled *fleet, port int) *stack.Bokeh {
 	f.t.Helper()
-	python, err := stack.NewPython(f.t.Context(), kit.root, newStacks)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	s, err := python.StartBokeh(kit.root, stack.BokehConfig{
+	s, err := install(f.t, newStacks).StartBokeh(kit.root, stack.BokehConfig{
 		Program: []string{"flask", "--app", filepath.Join(kit.root, "testdata", "stacks", "flask_pages.py"), "run"},
 		Port:    port, Ready: "/ready",
 		Env: []string{"VISITED=" + f.url("/counter"), "PULLED=" + pulled.url("/counter")},
@@ -41,8 +38,62 @@ func blocked(t *testing.T, url string) *tab {
 	if status := b.goTo(url); status != http.StatusOK {
 		t.Fatalf("%s is answered with %d", url, status)
 	}
-	b.ready()
 	return b
+}
+
+// site is another site with one page. To the browser 127.0.0.1 and localhost are two sites.
+type site struct {
+	*httptest.Server
+	t     *testing.T
+	shows string // in the page; set before somebody looks
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	s := &site{t: t}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, "<!DOCTYPE html><title>another site</title><body>%s</body>", s.shows)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *site) origin() string { return strings.TrimPrefix(s.URL, "http://") }
+
+// embeds makes the page show an app, by a script that loads its autoload.js.
+func (s *site) embeds(url string) {
+	s.t.Helper()
+	out, err := exec.Command(string(kit.python), "-c",
+		fmt.Sprintf("from bokeh.embed import server_document; print(server_document(%q))", url)).Output()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.shows = string(out)
+}
+
+func TestEmbeddedWithCookiesBlocked(t *testing.T) {
+	need(t)
+	const visits = 6
+	for policy, wrong := range map[string]func(runs int) bool{
+		"bokeh": func(runs int) bool { return runs != visits },
+		// The control: a balancer that binds by cookie cannot do it.
+		"cookie": func(runs int) bool { return runs <= visits },
+	} {
+		t.Run(policy, func(t *testing.T) {
+			s := newSite(t)
+			f := start(t, plan{policy: policy, origins: []string{s.origin()}})
+			s.embeds(f.url("/counter"))
+			for range visits {
+				b := blocked(t, s.URL)
+				b.ready()
+				b.clicks(2)
+				b.close()
+			}
+			if runs, by := f.appRuns(); wrong(runs) {
+				t.Errorf("%d visits ran the app %d times: %v", visits, runs, by)
+			}
+		})
+	}
 }
 
 // A session that a program has prepared is shown by a page of another site, through another Caddy: the very same one, also
@@ -70,6 +121,7 @@ func TestPulledSessions(t *testing.T) {
 			const visits = 8
 			for range visits {
 				b := blocked(t, "http://"+flask.Addr()+"/session")
+				b.ready()
 				b.await("it shows what was prepared", `model("count").text == "41"`)
 				b.click(1) // the app counts for itself
 				b.close()
@@ -93,6 +145,7 @@ func TestServerDocumentInFlask(t *testing.T) {
 	const visits = 20
 	for range visits {
 		b := blocked(t, "http://"+flask.Addr()+"/document")
+		b.ready()
 		b.clicks(2)
 		b.close()
 	}

@@ -21,16 +21,17 @@ import (
 
 // plan says what a fleet is made of. The zero plan is three stock servers and lb_policy bokeh.
 type plan struct {
-	policy    string   // after lb_policy
-	proxy     string   // more lines in reverse_proxy
-	scheme    string   // of the site
-	site      string   // more lines in the site
-	global    string   // more global options
-	env       []string // of Caddy
-	python    stack.Python
-	program   []string // instead of bokeh serve
-	page      string   // path of the app
-	serve     []string // more arguments of the server
+	policy    string     // after lb_policy
+	proxy     string     // more lines in reverse_proxy
+	scheme    string     // of the site
+	site      string     // more lines in the site
+	global    string     // more global options
+	env       []string   // of Caddy
+	needs     string     // the file that lists what the servers need, if not what all do
+	program   []string   // instead of bokeh serve
+	page      string     // path of the app
+	enter     func(*tab) // what a visitor does before the app is there
+	serve     []string   // more arguments of the server
 	serveEnv  []string
 	origins   []string // more origins that may open websockets
 	keepAlive bool     // of websockets over a reload
@@ -40,6 +41,7 @@ type plan struct {
 type fleet struct {
 	t       *testing.T
 	plan    plan
+	python  stack.Python // of the servers
 	servers []*stack.Bokeh
 	caddy   *stack.Caddy
 	home    string
@@ -55,14 +57,17 @@ func start(t *testing.T, p plan) *fleet {
 	p.policy = cmp.Or(p.policy, "bokeh")
 	p.scheme = cmp.Or(p.scheme, "http")
 	p.page = cmp.Or(p.page, "/counter")
-	p.python = cmp.Or(p.python, kit.python)
+	python := kit.python
+	if p.needs != "" {
+		python = install(t, p.needs)
+	}
 	const n = 3
 	ports, err := stack.FreePorts(n + 2)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	f := &fleet{t: t, plan: p, servers: make([]*stack.Bokeh, n), home: dir, runs: filepath.Join(dir, "runs"), port: ports[n], admin: ports[n+1]}
+	f := &fleet{t: t, plan: p, python: python, servers: make([]*stack.Bokeh, n), home: dir, runs: filepath.Join(dir, "runs"), port: ports[n], admin: ports[n+1]}
 	f.front = newFront(t, fmt.Sprint("127.0.0.1:", f.port))
 	var wg sync.WaitGroup
 	for i := range n {
@@ -79,6 +84,16 @@ func start(t *testing.T, p plan) *fleet {
 		}
 	})
 	return f
+}
+
+// install returns a Python with what a file lists.
+func install(t *testing.T, needs string) stack.Python {
+	t.Helper()
+	python, err := stack.NewPython(t.Context(), kit.root, needs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return python
 }
 
 func tail(s string, n int) string {
@@ -99,7 +114,7 @@ func (f *fleet) startServer(i, port int) {
 			args = append(args, "--allow-websocket-origin", o)
 		}
 	}
-	b, err := f.plan.python.StartBokeh(kit.root, stack.BokehConfig{
+	b, err := f.python.StartBokeh(kit.root, stack.BokehConfig{
 		Port: port, Program: f.plan.program,
 		Args: append(args, f.plan.serve...),
 		Env:  append([]string{"RUNS_FILE=" + f.runs, "ENDS_FILE=" + f.runs + ".ends", "ORIGINS=" + strings.Join(origins, " ")}, f.plan.serveEnv...),

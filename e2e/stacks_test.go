@@ -1,11 +1,14 @@
-//go:build stacks
-
 // This file tests every stack that speaks Bokeh's protocol, and makes the README's table of them.
 
 package e2e
 
 import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,18 +16,19 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
+	"github.com/chromedp/cdproto/browser"
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/chromedp"
 )
 
 // stackCase is a stack, and what is known of it beforehand.
 type stackCase struct {
-	name    string
-	python  string // the file that lists what it needs
-	program []string
-	page    string
-	serve   []string
-	env     []string
-	spare   bool // it runs the app once a server for no visit, to keep a session at hand
+	plan
+	name  string
+	spare bool       // it runs the app once a server for no visit, to keep a session at hand
+	embed string     // the path of the app for pages of other sites, if not the same
+	shows func(*tab) // checks what it shows beside the counter, if not nil
 }
 
 const (
@@ -32,39 +36,93 @@ const (
 	oldStacks = "requirements-old.txt"
 )
 
+// bokehServe is bokeh serve with the counter app, in the version that a file names.
+func bokehServe(name, needs string, env ...string) stackCase {
+	return stackCase{name: name, plan: plan{needs: needs, serve: quickly, serveEnv: env}}
+}
+
 // panelServe is a Panel server with one of the apps.
 func panelServe(name, app string, args ...string) stackCase {
-	return stackCase{
-		name: name, python: newStacks, page: "/" + app, serve: append(slices.Clone(quickly), args...),
-		program: []string{"panel", "serve", filepath.Join(kit.root, "testdata", "stacks", app+".py"), "--address", "127.0.0.1"},
-	}
+	return stackCase{name: name, plan: plan{
+		needs: newStacks, page: "/" + app, serve: append(slices.Clone(quickly), args...),
+		program: []string{"panel", "serve", testFile(app + ".py"), "--address", "127.0.0.1"},
+	}}
 }
 
 // underUvicorn is an ASGI application under uvicorn.
-func underUvicorn(name, module string) stackCase {
-	return stackCase{
-		name: name, python: newStacks, page: "/counter",
+func underUvicorn(name, module string, env ...string) stackCase {
+	return stackCase{name: name, plan: plan{
+		needs: newStacks, page: "/counter", serveEnv: env,
 		program: []string{"uvicorn", module + ":application", "--host", "127.0.0.1"},
-	}
+	}}
 }
 
+// testFile is a file that a stack needs.
+func testFile(name string) string { return filepath.Join(kit.root, "testdata", "stacks", name) }
+
 func stackCases() []stackCase {
-	django := underUvicorn("bokeh-django 0.2", "bokeh_django_app")
-	django.env = []string{"BOKEH_RESOURCES=server"} // or its pages have Bokeh's files from another site
+	django := underUvicorn("bokeh-django 0.2", "bokeh_django_app", "BOKEH_RESOURCES=server") // or its pages have Bokeh's files from another site
+	django.embed = "/embedded"
 	warm := panelServe("Panel 1.10, `--reuse-sessions --warm`", "panel_counter", "--reuse-sessions", "--warm")
 	warm.spare = true
+	login := panelServe("Panel 1.10, `--basic-auth`", "panel_counter", "--basic-auth", password, "--cookie-secret", secret)
+	login.enter = logIn
+	files := panelServe("Panel 1.10, Tabulator and FileDownload", "panel_files")
+	files.shows = downloads
+	widgets := panelServe("Panel 1.10, ipywidgets", "panel_ipywidgets")
+	widgets.shows = func(b *tab) { b.await("the slider is drawn", `find(".widget-slider .noUi-handle") != null`) }
 	return []stackCase{
-		{name: "Bokeh 3.10", serve: quickly},
-		{name: "Bokeh 3.0", python: oldStacks, serve: quickly, env: []string{"PYTHONPATH=" + filepath.Join(kit.root, "testdata", "stacks", "old")}},
+		bokehServe("Bokeh 3.10", ""),
+		bokehServe("Bokeh 3.0", oldStacks, "PYTHONPATH="+testFile("old")),
 		underUvicorn("Bokeh 3.10's ASGI server", "bokeh_asgi"),
 		underUvicorn("bokeh-fastapi 0.1", "bokeh_fastapi_app"),
 		django,
 		panelServe("Panel 1.10", "panel_counter"),
 		panelServe("Panel 1.10, `--reuse-sessions`", "panel_counter", "--reuse-sessions"),
 		warm,
-		panelServe("Panel 1.10, Tabulator and FileDownload", "panel_files"),
-		panelServe("Panel 1.10, ipywidgets", "panel_ipywidgets"),
+		login,
+		files,
+		widgets,
 		underUvicorn("Panel 1.10 on FastAPI", "panel_fastapi"),
+	}
+}
+
+const password = "everybody's"
+
+// logIn fills in the form that Panel shows first.
+func logIn(b *tab) {
+	b.t.Helper()
+	b.eval(`document.querySelector("[name=username]").value = "somebody"`, nil)
+	b.eval(fmt.Sprintf(`document.querySelector("[name=password]").value = %q`, password), nil)
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	if _, err := chromedp.RunResponse(ctx, chromedp.Evaluate[chromedp.Void](`document.querySelector("form").submit()`)); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// downloads looks at the table, and takes the file that the app makes when it is asked to.
+func downloads(b *tab) {
+	b.t.Helper()
+	b.await("the table is drawn", `find(".tabulator-row") != null`)
+	folder := b.t.TempDir()
+	err := chromedp.Do(b.ctx, func(ctx context.Context, target *chromedp.Target) (v chromedp.Void, err error) {
+		_, err = cdp.Call(ctx, target, browser.SetDownloadBehavior, browser.SetDownloadBehaviorParams{Behavior: "allow", DownloadPath: folder})
+		return v, err
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.eval(`find("button > a").click()`, nil)
+	deadline := time.Now().Add(patience)
+	for path := filepath.Join(folder, "file.txt"); ; time.Sleep(pause / 10) {
+		text, err := os.ReadFile(path)
+		if string(text) == "what the file holds" {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("the file holds %q: %v", text, err)
+		}
 	}
 }
 
@@ -81,7 +139,12 @@ func TestStacks(t *testing.T) {
 	for i, c := range stackCases() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // most of it is waiting
-			f := start(t, c.plan(t))
+			elsewhere := newSite(t)
+			p := quick(c.plan)
+			p.serve, p.keepAlive = c.serve, true
+			p.serveEnv = append([]string{"PYTHONPATH=" + testFile("")}, c.serveEnv...)
+			p.origins = []string{elsewhere.origin()}
+			f := start(t, p)
 			const visits = 20
 			for range visits {
 				b := f.visit()
@@ -99,31 +162,59 @@ func TestStacks(t *testing.T) {
 					t.Errorf("server %s ran the app %d times", server, n)
 				}
 			}
+			if c.shows != nil {
+				b := f.visit()
+				c.shows(b)
+				b.close()
+			}
 			back := f.reconnects()
+			f.namedByClients()
+			f.broken()
+			embedded := f.embedded(elsewhere, cmp.Or(c.embed, f.plan.page))
 			f.drainOne()
 			for line := range strings.Lines(f.caddy.Output()) {
 				if strings.Contains(line, "/static/") && strings.Contains(line, `"status":404`) {
 					t.Errorf("a file is missing: %.500s", line)
 				}
 			}
-			rows[i] = fmt.Sprintf("| %s | 1%s | %s |", c.name, map[bool]string{true: ", and one a server"}[c.spare], back)
+			rows[i] = fmt.Sprintf("| %s | 1%s | %s | %s |", c.name, map[bool]string{true: ", and one a server"}[c.spare], back, embedded)
+			t.Log(rows[i])
 		})
 	}
 }
 
-func (c stackCase) plan(t *testing.T) plan {
-	t.Helper()
-	p := quick(plan{keepAlive: true, program: c.program, page: c.page})
-	p.serve = c.serve
-	p.serveEnv = append([]string{"PYTHONPATH=" + filepath.Join(kit.root, "testdata", "stacks")}, c.env...)
-	if c.python != "" {
-		python, err := stack.NewPython(t.Context(), kit.root, c.python)
-		if err != nil {
-			t.Fatal(err)
+// embedded shows the app in a page of another site with cookies blocked, and says whether that works. Where it does not,
+// it must not without us.
+func (f *fleet) embedded(s *site, path string) string {
+	f.t.Helper()
+	s.embeds(f.url(path))
+	before, _ := f.appRuns()
+	const visits = 4
+	for range visits {
+		b := blocked(f.t, s.URL)
+		if !b.drawn() {
+			story := b.story()
+			b.close()
+			s.embeds(fmt.Sprintf("http://localhost:%d%s", f.servers[0].Port, path))
+			if blocked(f.t, s.URL).drawn() {
+				f.t.Error("it works without Caddy only: ", story)
+			}
+			return "no"
 		}
-		p.python = python
+		b.ready()
+		b.clicks(2)
+		b.close()
 	}
-	return p
+	if after, _ := f.appRuns(); after != before+visits {
+		f.t.Errorf("%d embedded visits ran the app %d times", visits, after-before)
+	}
+	return "yes"
+}
+
+// drawn says whether the app is drawn.
+func (b *tab) drawn() bool {
+	b.eval(library, nil)
+	return b.becomes(`model("count") != null && clickable() != null`)
 }
 
 // reconnects cuts the connection of somebody at work and says what that one sees.
@@ -148,6 +239,99 @@ func (f *fleet) reconnects() string {
 	return "the same document"
 }
 
+// awaitSessions waits until so many sessions are counted, each with its websocket: those of closed tabs end, and a page and
+// its websocket are one, whatever ids they have.
+func (f *fleet) awaitSessions(want int) {
+	f.t.Helper()
+	f.await(func() error {
+		_, body, err := f.ask("/bokeh/upstreams")
+		if err != nil {
+			return err
+		}
+		var upstreams []struct {
+			Sessions struct{ Connected int }
+			Total    int `json:"total_sessions"`
+		}
+		if err := json.Unmarshal([]byte(body), &upstreams); err != nil {
+			return err
+		}
+		connected, total := 0, 0
+		for _, u := range upstreams {
+			connected += u.Sessions.Connected
+			total += u.Total
+		}
+		if connected != want || total != want {
+			return fmt.Errorf("%d sessions are counted, %d of them connected, want %d of both: %s", total, connected, want, body)
+		}
+		return nil
+	})
+}
+
+// namedByClients visits as clients that name the session themselves, and try to name the server.
+func (f *fleet) namedByClients() {
+	f.t.Helper()
+	before, _ := f.appRuns()
+	for _, header := range []string{"Bokeh-Session-Id", "bokeh-session-id", "Caddy-Bokeh-Stamp"} {
+		b := newVisitor(f.t)
+		err := chromedp.Do(b.ctx, func(ctx context.Context, target *chromedp.Target) (v chromedp.Void, err error) {
+			_, err = cdp.Call(ctx, target, network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: network.Headers{header: "x" + rand.Text()}})
+			return v, err
+		})
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		f.visitIn(b)
+		b.clicks(2)
+		b.close()
+	}
+	if after, by := f.appRuns(); after != before+3 {
+		f.t.Errorf("3 visits of clients that name their session ran the app %d times: %v", after-before, by)
+	}
+}
+
+// broken opens websockets with tokens that are none. Who does hears the same as without Caddy.
+func (f *fleet) broken() {
+	f.t.Helper()
+	b := f.visit()
+	defer b.close()
+	var token string
+	b.eval(`tokens.at(-1)`, &token)
+	protocols := []string{"", "bokeh", "bokeh,", "bokeh, " + token + ", " + token, token + ", bokeh", "other, " + token}
+	for i := range token {
+		protocols = append(protocols, "bokeh, "+token[:i])
+	}
+	there := f.server(b.place()).Addr()
+	for _, p := range protocols {
+		through, direct := f.handshake(f.front.to, p), f.handshake(there, p)
+		if through != direct {
+			f.t.Errorf("with subprotocols of length %d, %.20q: %d through Caddy, %d without", len(p), p, through, direct)
+		}
+	}
+	b.click(1)
+}
+
+// handshake asks for a websocket and returns the status of the answer.
+func (f *fleet) handshake(addr, protocols string) int {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+f.plan.page+"/ws", nil)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	r.Host = f.host()
+	r.Header = http.Header{
+		"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
+		"Origin": {"http://" + f.host()}, "Sec-Websocket-Protocol": {protocols},
+	}
+	res, err := http.DefaultTransport.RoundTrip(r)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	res.Body.Close()
+	return res.StatusCode
+}
+
 // drainOne drains one of three servers while people are at work, and stops it when that is drained.
 func (f *fleet) drainOne() {
 	f.t.Helper()
@@ -157,6 +341,7 @@ func (f *fleet) drainOne() {
 		b.clicks(2)
 		tabs = append(tabs, b)
 	}
+	f.awaitSessions(len(tabs))
 	leaving := f.server(tabs[0].place())
 	before, _ := f.appRuns()
 	f.bokeh("drain", leaving.Addr()).wait()
@@ -210,7 +395,7 @@ func wantTable(t *testing.T, rows []string) {
 	if !ok || !also {
 		t.Fatal("the README has no place for the table of stacks")
 	}
-	want := "| stack | app runs a visit | after a lost connection |\n| --- | --- | --- |\n" + strings.Join(rows, "\n") + "\n"
+	want := "| stack | app runs a visit | after a lost connection | embedded, cookies blocked |\n| --- | --- | --- | --- |\n" + strings.Join(rows, "\n") + "\n"
 	switch {
 	case table == want:
 	case os.Getenv("UPDATE_README") != "":

@@ -1,13 +1,9 @@
-// This file tests what visitors do: visits, tabs, embedded pages.
+// This file tests what visitors do: visits, tabs.
 
 package e2e
 
 import (
 	"fmt"
-	"net/http"
-	"net/http/httptest"
-	"os/exec"
-	"strings"
 	"testing"
 )
 
@@ -65,46 +61,6 @@ func TestTabsOfOneBrowser(t *testing.T) {
 	one.click(3)
 	two.click(4)
 	f.wantRuns(2)
-}
-
-func TestEmbeddedWithCookiesBlocked(t *testing.T) {
-	if n := embeddedRuns(t, "bokeh"); n != 6 {
-		t.Errorf("6 visits ran the app %d times", n)
-	}
-	// The control: a balancer that binds by cookie cannot do it.
-	if n := embeddedRuns(t, "cookie"); n <= 6 {
-		t.Errorf("with lb_policy cookie 6 visits ran the app %d times", n)
-	}
-}
-
-// embeddedRuns visits a page of another site with the app in it 6 times, and says how often the app ran.
-func embeddedRuns(t *testing.T, policy string) int {
-	t.Helper()
-	var script string
-	page := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, "<!DOCTYPE html><title>another site</title><body>%s</body>", script)
-	}))
-	defer page.Close()
-	// To the browser 127.0.0.1 and localhost are two sites.
-	f := start(t, plan{policy: policy, origins: []string{strings.TrimPrefix(page.URL, "http://")}})
-	out, err := exec.Command(string(kit.python), "-c",
-		fmt.Sprintf("from bokeh.embed import server_document; print(server_document(%q))", f.url("/counter"))).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	script = string(out)
-	for range 6 {
-		b := newTab(t)
-		b.blockCookies()
-		if status := b.goTo(page.URL); status != http.StatusOK {
-			t.Fatal(status)
-		}
-		b.ready()
-		b.clicks(2)
-		b.close()
-	}
-	n, _ := f.appRuns()
-	return n
 }
 
 // Behind TLS the browser asks for pages over HTTP/2. Its websockets come over HTTP/1.1, unless Caddy is made to offer them

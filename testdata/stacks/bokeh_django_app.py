@@ -21,7 +21,8 @@ from django.apps import apps
 from django.urls import re_path
 from django.views.static import serve
 
-bokeh_apps = [document("counter", app), autoload("counter", app)]
+# Each has sessions of its own: at one path, the websocket of one would look for its session at the other.
+bokeh_apps = [document("counter", app), autoload("embedded", app)]
 urlpatterns = [re_path(r"^static/(?P<path>.*)$", serve, {"document_root": bokehjs_path()})]
 urlpatterns += static_extensions()
 routes = apps.get_app_config("bokeh_django").routes
