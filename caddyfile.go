@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -37,7 +38,7 @@ const (
 //		# every subdirective of reverse_proxy but lb_policy
 //	}
 //
-// It is short for:
+// It becomes, and what is given in its block goes before:
 //
 //	reverse_proxy [<matcher>] <upstreams...> {
 //		lb_policy          bokeh
@@ -46,15 +47,15 @@ const (
 //		stream_close_delay 24h
 //	}
 func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
-	lines, err := splitProxy(h.Dispenser)
+	policy, proxy := new(Selection), new(reverseproxy.Handler)
+	tokens, given, err := policy.takeOptions(h.Dispenser)
 	if err != nil {
 		return nil, err
 	}
-	policy, proxy := new(Selection), new(reverseproxy.Handler)
-	if err := policy.UnmarshalCaddyfile(caddyfile.NewDispenser(lines.policy)); err != nil {
-		return nil, err
-	}
-	if err := proxy.UnmarshalCaddyfile(caddyfile.NewDispenser(lines.proxy)); err != nil {
+	if err := proxy.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
+		if strings.Contains(err.Error(), "unrecognized subdirective") {
+			err = fmt.Errorf("%w; it is none of reverse_proxy, nor an option of lb_policy bokeh: %s", err, strings.Join(policyOptions, ", "))
+		}
 		return nil, err
 	}
 	if err := proxy.FinalizeUnmarshalCaddyfile(h); err != nil {
@@ -69,7 +70,7 @@ func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	lb := proxy.LoadBalancing
 	lb.SelectionPolicyRaw = caddyconfig.JSONModuleObject(policy, "policy", "bokeh", nil)
 	unlessGiven := func(subdirective string, option *caddy.Duration, d time.Duration) {
-		if !lines.given[subdirective] {
+		if !given[subdirective] {
 			*option = caddy.Duration(d)
 		}
 	}
@@ -79,46 +80,35 @@ func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	return proxy, nil
 }
 
-// proxyLines are the tokens of a bokeh_proxy, as lb_policy bokeh and reverse_proxy would have them.
-type proxyLines struct {
-	policy, proxy []caddyfile.Token
-	given         map[string]bool // subdirectives of reverse_proxy
-}
-
-func splitProxy(d *caddyfile.Dispenser) (*proxyLines, error) {
-	d.Next() // consume directive name
-	head := d.Token()
-	// A token of ours takes the place of another one, so that errors name the right line.
-	instead := func(t caddyfile.Token, text string) caddyfile.Token {
-		t.Text = text
-		return t
-	}
-	lines := &proxyLines{given: make(map[string]bool)}
-	lines.proxy = append([]caddyfile.Token{head}, d.RemainingArgsAsTokens()...)
-	lines.policy = []caddyfile.Token{instead(head, "bokeh")}
+// takeOptions reads the policy's options in a bokeh_proxy. It returns the other tokens, which are those of
+// a reverse_proxy, and the names of its subdirectives.
+func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Token, given map[string]bool, err error) {
+	d.Next() // to the directive's name
+	others = append([]caddyfile.Token{d.Token()}, d.RemainingArgsAsTokens()...)
+	given = make(map[string]bool)
 	block := false
-	for d.NextBlock(0) {
+	for ; d.NextBlock(0); block = true {
 		if !block {
-			block = true
-			lines.proxy = append(lines.proxy, instead(lines.proxy[len(lines.proxy)-1], "{"))
-			lines.policy = append(lines.policy, instead(head, "{"))
+			d.Prev() // the brace has been consumed
+			others = append(others, d.Token())
+			d.Next()
 		}
-		name := d.Val()
-		if name == "lb_policy" {
-			return nil, d.Errf("%s has its own lb_policy, bokeh; options of that stand right in this block", directive)
+		switch name := d.Val(); {
+		case name == "lb_policy":
+			return nil, nil, d.Errf("%s has its own lb_policy, bokeh; options of that stand right in this block", directive)
+		case slices.Contains(policyOptions, name):
+			if err := s.unmarshalLine(d); err != nil {
+				return nil, nil, err
+			}
+		default:
+			given[name] = true
+			others = append(others, d.NextSegment()...)
 		}
-		if slices.Contains(policyOptions, name) {
-			lines.policy = append(lines.policy, d.NextSegment()...)
-			continue
-		}
-		lines.given[name] = true
-		lines.proxy = append(lines.proxy, d.NextSegment()...)
 	}
 	if block {
-		end := d.Token()
-		lines.proxy, lines.policy = append(lines.proxy, end), append(lines.policy, end)
+		others = append(others, d.Token())
 	}
-	return lines, nil
+	return others, given, nil
 }
 
 // policyOptions are the names of the policy's options.
@@ -141,28 +131,26 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.Errf("unexpected '%s': the policy takes no arguments, its options stand in a block", d.Val())
 	}
 	for d.NextBlock(0) {
-		option := d.Val()
-		if option == "drain" {
-			if err := s.unmarshalDrain(d); err != nil {
-				return err
-			}
-			continue
-		}
-		args := d.RemainingArgs()
-		switch {
-		case len(args) == 0 && option == "secret_key":
-			return d.Err("secret_key without a key; is it an environment variable that is not set?")
-		case len(args) == 0 || len(args) > 1 && option != "secret_key":
-			return d.ArgErr()
-		}
-		if err := s.unmarshalOption(d, option, args); err != nil {
+		if err := s.unmarshalLine(d); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option string, args []string) error {
+// unmarshalLine reads one option.
+func (s *Selection) unmarshalLine(d *caddyfile.Dispenser) error {
+	option := d.Val()
+	if option == "drain" {
+		return s.unmarshalDrain(d)
+	}
+	args := d.RemainingArgs()
+	switch {
+	case len(args) == 0 && option == "secret_key":
+		return d.Err("secret_key without a key; is it an environment variable that is not set?")
+	case len(args) == 0 || len(args) > 1 && option != "secret_key":
+		return d.ArgErr()
+	}
 	switch option {
 	case "session_ids":
 		if s.SessionIDs != "" {

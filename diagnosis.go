@@ -5,6 +5,8 @@ package caddybokeh
 import (
 	"net/http"
 	"net/url"
+	"regexp"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -27,14 +29,14 @@ func (p *pacer) lets(now time.Duration) bool {
 }
 
 // pacers are one for each mistake that a policy knows of.
-type pacers struct{ allDrain, origin, expired, header pacer }
+type pacers struct{ allDrain, ownOrigin, otherOrigin, expired, header pacer }
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
 func (s *Selection) examine(r *http.Request, c *claim) {
 	now := s.table.now()
-	if c.expires != 0 && time.Now().Unix() > c.expires && s.pacers.expired.lets(now) {
+	if c.expired() && s.pacers.expired.lets(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
-			" (start the servers with a longer --session-token-expiration, like 36000 for a working day; or set the clocks right)",
+			" (start servers of Bokeh and Panel with a longer --session-token-expiration, like 36000 for a working day; or set the clocks right)",
 			zap.Duration("expired_ago", time.Since(time.Unix(c.expires, 0)).Truncate(time.Second)))
 	}
 	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
@@ -59,13 +61,26 @@ func headerSize(r *http.Request) int {
 	return size
 }
 
-// refusedSocket takes note that a server answered 403 to a websocket.
-func (s *Selection) refusedSocket(m *member, origin string) {
-	u, err := url.Parse(origin)
-	if err != nil || u.Host == "" || !s.pacers.origin.lets(s.table.now()) {
+// expired says whether Bokeh refuses the token for its age.
+func (c *claim) expired() bool { return c.expires != 0 && time.Now().Unix() > c.expires }
+
+// refusedSocket takes note that a server answered 403 to a websocket. Anybody can send any origin, so what we
+// tell to allow must be a name, and that of the site itself, or somebody must look at it.
+func (s *Selection) refusedSocket(m *member, rn *run) {
+	u, err := url.Parse(rn.origin)
+	if err != nil || !siteName.MatchString(u.Host) || rn.expired() {
 		return
 	}
-	s.logger.Error("upstream refused a websocket with 403; unless the app has reasons of its own it does not know the site's name"+
-		" (start the servers with the flag)",
-		zap.String("upstream", m.name), zap.String("flag", "--allow-websocket-origin="+u.Host))
+	now, upstream, flag := s.table.now(), zap.String("upstream", m.name), zap.String("flag", "--allow-websocket-origin="+u.Host)
+	switch own := strings.EqualFold(u.Host, rn.host); {
+	case own && s.pacers.ownOrigin.lets(now):
+		s.logger.Error("upstream refused a websocket with 403; unless the app has reasons of its own it does not know the site's name"+
+			" (start the servers with the flag)", upstream, flag)
+	case !own && s.pacers.otherOrigin.lets(now):
+		s.logger.Warn("upstream refused a websocket of another site's page with 403; if you do not know that site, all is well"+
+			" (if it shall show the app, start the servers with the flag)", upstream, flag, zap.String("site", rn.host))
+	}
 }
+
+// siteName matches what browsers write for the host of an origin.
+var siteName = regexp.MustCompile(`^([A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,39}\])(:[0-9]{1,5})?$`)

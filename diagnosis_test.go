@@ -37,8 +37,15 @@ func TestMistakesAreLogged(t *testing.T) {
 		"of ours":                {token: func() string { return ours(time.Minute) }, status: 101},
 		"no expiry":              {token: func() string { return base64url.EncodeToString([]byte(`{"session_id":"x"}`)) }, status: 101},
 		"expiry that is none":    {token: func() string { return base64url.EncodeToString([]byte(`{"session_id":"x","session_expiry":"1"}`)) }, status: 101},
-		"foreign origin":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 403, want: "--allow-websocket-origin=a.example"},
-		"foreign port":           {token: func() string { return inSeconds(time.Minute) }, origin: "http://a.example:8080", status: 403, want: "--allow-websocket-origin=a.example:8080"},
+		"unknown origin":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://example.com", status: 403, want: "does not know the site's name"},
+		"another's origin":       {token: func() string { return inSeconds(time.Minute) }, origin: "http://a.example:8080", status: 403, want: "if you do not know that site, all is well"},
+		"another's origin, flag": {token: func() string { return inSeconds(time.Minute) }, origin: "http://[::1]:8080", status: 403, want: "--allow-websocket-origin=[::1]:8080"},
+		"no name":                {token: func() string { return inSeconds(time.Minute) }, origin: "https://*", status: 403},
+		"a command":              {token: func() string { return inSeconds(time.Minute) }, origin: "https://$(reboot)", status: 403},
+		"another flag":           {token: func() string { return inSeconds(time.Minute) }, origin: "https://[fe80::1%25en0%20--secret=1]", status: 403},
+		"text runs backwards":    {token: func() string { return inSeconds(time.Minute) }, origin: "https://a%E2%80%AEb", status: 403},
+		"expired and refused":    {token: func() string { return inSeconds(-time.Minute) }, origin: "https://example.com", status: 403, want: "--session-token-expiration"},
+		"expiry out of time":     {token: func() string { return base64url.EncodeToString([]byte(`{"session_id":"x","session_expiry":1e300}`)) }, status: 101},
 		"403 to a program":       {token: func() string { return inSeconds(time.Minute) }, status: 403},
 		"403 to a strange one":   {token: func() string { return inSeconds(time.Minute) }, origin: "null", status: 403},
 		"another status":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 404},
@@ -78,20 +85,22 @@ func TestMistakesAreLogged(t *testing.T) {
 	}
 }
 
-// What is wrong with one session hides nothing of another mistake.
+// A page of another site hides nothing of the site's own.
 func TestMistakesAreLoggedApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(3)
 		s := newTestSelection(pool)
 		core, logs := observer.New(zapcore.WarnLevel)
 		s.logger = zap.New(core)
-		r := newSocket(s, base64url.EncodeToString([]byte(`{"session_id":"x","session_expiry":1}`)))
-		r.Header.Set("Origin", "http://a.example")
-		r.choose(pool)
-		r.answer(http.StatusForbidden)
-		synctest.Wait()
-		if got := logs.Len(); got != 2 {
-			t.Errorf("%d of 2 mistakes are logged: %v", got, logs.All())
+		for _, origin := range []string{"http://a.example", "http://b.example", "http://example.com"} {
+			r := newSocket(s, base64url.EncodeToString([]byte(`{"session_id":"x"}`)))
+			r.Header.Set("Origin", origin)
+			r.choose(pool)
+			r.answer(http.StatusForbidden)
+			synctest.Wait()
+		}
+		if text := fmt.Sprint(logs.All()); logs.Len() != 2 || !strings.Contains(text, "a.example") || !strings.Contains(text, "=example.com") {
+			t.Errorf("of 3 mistakes are logged: %v", text)
 		}
 	})
 }

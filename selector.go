@@ -166,6 +166,7 @@ type run struct {
 	path       string
 	terms      terms
 	hangUp     context.CancelFunc // ends a websocket; nil for all else
+	host       string             // that it is for
 	origin     string             // of the page that opens it
 	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header        // the map on the request after our last change
@@ -220,7 +221,7 @@ func (s *Selection) run(r *http.Request) *run {
 	rn.ctx = context.WithValue(r.Context(), runKey{s}, rn)
 	if rn.kind == socket {
 		rn.ctx, rn.hangUp = context.WithCancel(rn.ctx)
-		rn.origin = r.Header.Get("Origin")
+		rn.host, rn.origin = r.Host, r.Header.Get("Origin")
 		s.examine(r, &rn.claim)
 	}
 	*r = *r.WithContext(rn.ctx)
@@ -281,6 +282,9 @@ func (rn *run) home(v *view) int {
 	alive := slices.IndexFunc(places, func(i int) bool { return !v.lost(i) })
 	switch {
 	case len(places) == 0 && rn.stamp != "":
+		if rn.stamp == rn.id {
+			rn.readPackedStamp(*rn.ring)
+		}
 		return rn.named(v)
 	case len(places) == 0:
 		return -1
@@ -574,7 +578,7 @@ func (rn *run) settle(a *attempt, status int) {
 		a.m.draining.sockets.remove(a.tunnel)
 		a.load.socketEnded(status == http.StatusSwitchingProtocols)
 		if status == http.StatusForbidden {
-			rn.s.refusedSocket(a.m, rn.origin)
+			rn.s.refusedSocket(a.m, rn)
 		}
 	case other: // weighs nothing
 	}

@@ -422,6 +422,42 @@ func TestOldIDOfAStackThatIgnoresIt(t *testing.T) {
 	})
 }
 
+// A client names a session of ours whose server drains: the page goes elsewhere, and so does its socket through another
+// Caddy, though the session's id names the draining server.
+func TestOldIDOfADrainingUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		one, two := newTestSelection(pool), newTestSelection(pool)
+		old := stampOf("u0:80")
+		for _, s := range []*Selection{one, two} {
+			defer drainUpstream(s, "u0:80")()
+		}
+		page := newRequest(one, "/app", sessionIDHeader, old)
+		there, _ := page.choose(pool)
+		page.answer(200)
+		if there == "u0:80" {
+			t.Fatal("the page goes to the draining server")
+		}
+		token := makeToken(t, old, map[string]any{sessionIDHeader: old, stampHeader: page.Header.Get(stampHeader)})
+		for name, node := range map[string]*Selection{"this node": one, "another": two} {
+			if addr, _ := newSocket(node, token).choose(pool); addr != there {
+				t.Errorf("%s: page at %s, socket at %s", name, there, addr)
+			}
+		}
+	})
+}
+
+// Over HTTP/3 a request does not say whether it has a body. It is a page like any other.
+func TestPageOfUnknownLength(t *testing.T) {
+	pool := testPool(3)
+	page := newRequest(newTestSelection(pool), "/app")
+	page.ContentLength = -1
+	page.choose(pool)
+	if page.Header.Get(sessionIDHeader) == "" || page.Header.Get(stampHeader) != "" {
+		t.Errorf("the stamp is not the session's id: %v", page.Header)
+	}
+}
+
 // One id on two sites is two sessions, and each site sees only its own pool.
 func TestOneForeignIDOnTwoSites(t *testing.T) {
 	inner, outer := testPool(1), reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: "public:80"}}

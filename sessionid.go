@@ -17,7 +17,6 @@ import (
 	"net/http"
 	"net/url"
 	"path"
-	"regexp"
 	"strings"
 	"sync"
 
@@ -48,9 +47,14 @@ const (
 	maxTokenLen = 64 << 10
 
 	// maxPackedLen bounds what we inflate of the page request's headers, and so what a token can cost.
-	// They come first in the packed JSON and passed Tornado's limit once; escaping can make them a few
-	// times longer.
-	maxPackedLen = 4 * maxTokenLen
+	// They come first in the packed JSON and passed Tornado's limit once; escaping can make them longer.
+	maxPackedLen = 2 * maxTokenLen
+
+	// The rest of what a token may have for us to read it. Bokeh writes three members in clear, and a
+	// request has one header of a name and not many in all.
+	maxPlainMembers  = 16
+	maxPackedHeaders = 256
+	maxPackedStamps  = 4
 )
 
 // base64url is Bokeh's encoding of ids, tokens and signatures (bokeh/util/token.py).
@@ -184,6 +188,7 @@ type claim struct {
 	// gaveID says that the request brings an id or a token, readable or not. Bokeh refuses
 	// two of them, so we must not add one.
 	gaveID  bool
+	token   string // that told of it, if one did
 	stamp   string // a verified stamp
 	tag     tag    // of the upstream it names
 	key     *key   // that signed it
@@ -216,8 +221,7 @@ func readPage(r *http.Request, ks keyring) claim {
 	if lines := r.Header[sessionIDHeader]; len(lines) > 0 {
 		id, hasID = strings.Join(lines, ","), true // as Tornado does
 	}
-	// A body can bring one, too: Tornado reads arguments from it.
-	c := claim{kind: pageRequest, id: id, gaveID: hasID || hasToken || r.ContentLength != 0}
+	c := claim{kind: pageRequest, id: id, gaveID: hasID || hasToken || bringsForm(r)}
 	switch {
 	case hasID:
 		c.try(id, ks)
@@ -226,6 +230,15 @@ func readPage(r *http.Request, ks keyring) claim {
 		c.kind, c.gaveID = pageRequest, true
 	}
 	return c
+}
+
+// bringsForm says whether r may have a body that Tornado reads arguments from (tornado/httputil.py,
+// parse_body_arguments). Over HTTP/3 nobody knows the length of a body before it ends, nor whether there
+// is one.
+func bringsForm(r *http.Request) bool {
+	content := r.Header.Get("Content-Type")
+	return r.ContentLength != 0 &&
+		(strings.HasPrefix(content, "application/x-www-form-urlencoded") || strings.HasPrefix(content, "multipart/form-data"))
 }
 
 // try takes s as the claim's stamp if it is one of ours.
@@ -272,7 +285,7 @@ func isPageRequest(r *http.Request) bool {
 	case "autoload.js", "embed.json":
 		return true
 	}
-	for segment := range strings.SplitSeq(r.URL.Path, "/") {
+	for segment := range strings.SplitSeq(path.Dir(path.Clean(r.URL.Path)), "/") {
 		if segment == "static" || segment == "components" {
 			return false
 		}
@@ -318,42 +331,54 @@ func unescape(s string) string {
 // base64url(JSON), in signed modes followed by a dot and its signature, which is Bokeh's to check.
 // Of one that is broken it takes what stands before.
 func readToken(token string, ks keyring) claim {
-	if len(token) > maxTokenLen {
-		return claim{}
-	}
-	payload, _, _ := strings.Cut(token, ".")
-	text, _ := base64url.DecodeString(strings.TrimRight(payload, "="))
-	before, packed, after := cutPacked(text)
+	before, packed, after := cutToken(token)
 	c := readPlain(json.NewDecoder(io.MultiReader(bytes.NewReader(before), bytes.NewReader(after))))
 	if c.id == "" {
 		return claim{}
 	}
-	if c.try(c.id, ks) {
-		return c
-	}
-	for _, s := range packedStamps(packed) {
-		if c.try(s, ks) {
-			break
-		}
+	c.token = token
+	if !c.try(c.id, ks) {
+		stamps, ids := packedStamps(packed)
+		c.tryAll(append(stamps, ids...), ks)
 	}
 	return c
 }
 
-// cutPacked cuts the packed headers out of a token's JSON, so that there is an empty string in their
-// place. They are most of the token, and with nothing in them that JSON escapes they need no decoder.
-func cutPacked(text []byte) (before, packed, after []byte) {
-	at := packedMember.FindIndex(text)
-	if at == nil {
+// readPackedStamp takes the stamp in the token's packed headers for that of the claim, if we have put one
+// there: a client that named a session of ours was then sent elsewhere.
+func (c *claim) readPackedStamp(ks keyring) {
+	_, packed, _ := cutToken(c.token)
+	stamps, _ := packedStamps(packed)
+	c.tryAll(stamps, ks)
+}
+
+// tryAll takes the first of them that is one of ours.
+func (c *claim) tryAll(stamps []string, ks keyring) {
+	for _, s := range stamps {
+		if c.try(s, ks) {
+			return
+		}
+	}
+}
+
+// cutToken cuts the packed headers out of a token's JSON, so that there is an empty string in their
+// place. They are most of it, and with nothing in them that JSON escapes they need no decoder.
+func cutToken(token string) (before, packed, after []byte) {
+	if len(token) > maxTokenLen {
+		return nil, nil, nil
+	}
+	payload, _, _ := strings.Cut(token, ".")
+	text, _ := base64url.DecodeString(strings.TrimRight(payload, "="))
+	packed, ok := behindName(text, "__bk__zlib_", '"')
+	if !ok {
 		return text, nil, nil
 	}
-	before, packed = text[:at[1]], text[at[1]:]
+	before = text[:len(text)-len(packed)]
 	if end := bytes.IndexByte(packed, '"'); end >= 0 {
 		packed, after = packed[:end], packed[end:]
 	}
 	return before, packed, after
 }
-
-var packedMember = regexp.MustCompile(`"__bk__zlib_"\s*:\s*"`)
 
 // readPlain reads what a token says in clear.
 func readPlain(dec *json.Decoder) (c claim) {
@@ -361,7 +386,7 @@ func readPlain(dec *json.Decoder) (c claim) {
 	if t != json.Delim('{') {
 		return c
 	}
-	for err == nil && dec.More() {
+	for n := 0; err == nil && dec.More() && n < maxPlainMembers; n++ {
 		t, _ = dec.Token() // an error comes back with the value
 		switch t {
 		case "session_id":
@@ -369,7 +394,7 @@ func readPlain(dec *json.Decoder) (c claim) {
 		case "session_expiry":
 			var at any
 			err = dec.Decode(&at)
-			if seconds, ok := at.(float64); ok {
+			if seconds, ok := at.(float64); ok && 0 < seconds && seconds < 1<<40 {
 				c.expires = int64(seconds)
 			}
 		default:
@@ -380,23 +405,22 @@ func readPlain(dec *json.Decoder) (c claim) {
 	return c
 }
 
-// packedStamps returns what may be a stamp among the page request's headers that Bokeh packs into a
-// token as base64url(zlib(JSON)): our own header, which names the upstream that the page went to,
-// then Bokeh's, where a client that named the session may have an old one. Names of headers are
-// compared in any case, for not every stack keeps it.
-func packedStamps(packed []byte) []string {
+// packedStamps returns what may be stamps among the page request's headers that Bokeh packs into a
+// token as base64url(zlib(JSON)): those in our own header, which name the upstream that the page went
+// to, and those in Bokeh's, where a client that named the session may have an old one. Names of headers
+// are compared in any case, for not every stack keeps it.
+func packedStamps(packed []byte) (stamps, ids []string) {
 	in := inflaters.Get().(*inflater)
 	defer inflaters.Put(in)
-	var stamps, ids []string
 	for name, value := range packedHeaders(in.inflate(packed)) {
 		switch {
-		case bytes.EqualFold(name, []byte(stampHeader)):
+		case bytes.EqualFold(name, []byte(stampHeader)) && len(stamps) < maxPackedStamps:
 			stamps = append(stamps, string(value))
-		case bytes.EqualFold(name, []byte(sessionIDHeader)):
+		case bytes.EqualFold(name, []byte(sessionIDHeader)) && len(ids) < maxPackedStamps:
 			ids = append(ids, string(value))
 		}
 	}
-	return append(stamps, ids...)
+	return stamps, ids
 }
 
 // inflater inflates one packed text at a time. To make it anew would take longer than its work.
@@ -429,48 +453,81 @@ func (in *inflater) inflate(packed []byte) []byte {
 }
 
 // packedHeaders returns the headers in what Bokeh has packed, as their JSON has them: no name that we
-// look for and no stamp needs an escape. It is for speed that no decoder reads this.
+// look for and no stamp needs an escape. Those that are not strings are passed over. It is for speed
+// that no decoder reads this.
 func packedHeaders(text []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func(name, value []byte) bool) {
-		at := headersMember.FindIndex(text)
-		if at == nil {
-			return
-		}
-		text = text[at[1]:]
-		for {
-			name, rest, ok := cutString(text)
-			if !ok {
+		text, more := behindName(text, "headers", '{')
+		for n := 0; more && n < maxPackedHeaders; n++ {
+			var name []byte
+			if name, text, more = cutString(text); !more {
 				return
 			}
-			rest, ok = bytes.CutPrefix(bytes.TrimSpace(rest), []byte(":"))
-			value, rest, isString := cutString(rest)
-			if !ok || !isString || !yield(name, value) {
+			if text, more = bytes.CutPrefix(bytes.TrimLeft(text, space), []byte(":")); !more {
 				return
 			}
-			text, ok = bytes.CutPrefix(bytes.TrimSpace(rest), []byte(","))
-			if !ok {
+			value, rest, isString := cutString(text)
+			switch {
+			case !isString:
+				rest = afterValue(text)
+			case !yield(name, value):
 				return
 			}
+			text, more = bytes.CutPrefix(bytes.TrimLeft(rest, space), []byte(","))
 		}
 	}
 }
 
-var headersMember = regexp.MustCompile(`"headers"\s*:\s*{`)
+// behindName returns what follows the opening byte of the value of the first member with that name. No
+// string can look like one: the quotes in it are escaped.
+func behindName(text []byte, name string, opening byte) ([]byte, bool) {
+	for range maxPlainMembers {
+		_, rest, ok := bytes.Cut(text, []byte(`"`+name+`"`))
+		if !ok {
+			break
+		}
+		value, isName := bytes.CutPrefix(bytes.TrimLeft(rest, space), []byte(":"))
+		value = bytes.TrimLeft(value, space)
+		if isName && len(value) > 0 && value[0] == opening {
+			return value[1:], true
+		}
+		text = rest
+	}
+	return nil, false
+}
+
+// space is what JSON calls so.
+const space = " \t\r\n"
 
 // cutString returns the JSON string that text begins with, as it is written, and what follows it.
 func cutString(text []byte) (s, rest []byte, ok bool) {
-	text, ok = bytes.CutPrefix(bytes.TrimSpace(text), []byte(`"`))
-	for end := 0; ok; end++ {
-		i := bytes.IndexByte(text[end:], '"')
-		if i < 0 {
-			break
-		}
-		end += i
-		s = text[:end]
-		// An odd number of backslashes before it makes it a part of the string.
-		if (len(s)-len(bytes.TrimRight(s, `\`)))%2 == 0 {
-			return s, text[end+1:], true
+	text, ok = bytes.CutPrefix(bytes.TrimLeft(text, space), []byte(`"`))
+	for i := 0; ok && i < len(text); i++ {
+		switch text[i] {
+		case '\\':
+			i++ // what follows does not end it
+		case '"':
+			return text[:i], text[i+1:], true
 		}
 	}
 	return nil, nil, false
+}
+
+// afterValue returns what follows the JSON value that text begins with, which is no string.
+func afterValue(text []byte) []byte {
+	depth := 0
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '"':
+			_, rest, _ := cutString(text[i:])
+			i = len(text) - len(rest) - 1
+		case c == '[' || c == '{':
+			depth++
+		case depth == 0 && (c == ',' || c == ']' || c == '}'):
+			return text[i:]
+		case c == ']' || c == '}':
+			depth--
+		}
+	}
+	return nil
 }

@@ -170,7 +170,10 @@ func tokenCases(t testing.TB) map[string]struct{ token, id, stamp string } {
 		"stamp in a value":         {makeToken(t, "x", map[string]any{"A": `","` + stampHeader + `":"` + beside}), "x", ""},
 		"stamp behind backslashes": {makeToken(t, "x", map[string]any{"A": `\\"\`, stampHeader: beside}), "x", beside},
 		"stamp in a cookie":        {packed(`{"headers":{},"cookies":{"` + stampHeader + `":"` + beside + `"}}`), "x", ""},
-		"stamp after no string":    {packed(`{"headers":{"A":{"` + stampHeader + `":"` + beside + `"}}}`), "x", ""},
+		"stamp in no string":       {packed(`{"headers":{"A":{"` + stampHeader + `":"` + beside + `"}}}`), "x", ""},
+		"stamp after no strings":   {packed(`{"headers":{"A":{"B":["}\"]"],"C":{}},"D":["x"],"E":null,"F": -1.5e3 ,"` + stampHeader + `":"` + beside + `"}}`), "x", beside},
+		"stamp behind the headers": {packed(`{"headers":{"A":1},"` + stampHeader + `":"` + beside + `"}`), "x", ""},
+		"headers are a string":     {packed(`{"headers":"{","headers":{"` + stampHeader + `":"` + beside + `"}}`), "x", beside},
 		"headers come later":       {packed(`{"arguments":{"headers":["{"]},"headers":{"` + stampHeader + `":"` + beside + `"}}`), "x", beside},
 		"spaces everywhere":        {packed(" { \"headers\" : {\n\"A\" : \"\" ,\t\"" + stampHeader + "\" : \"" + beside + "\" } } "), "x", beside},
 		"60 KB before the stamp":   {makeToken(t, "x", map[string]any{"A": strings.Repeat("0", 60<<10), stampHeader: beside}), "x", beside},
@@ -319,6 +322,8 @@ func TestIsPageRequest(t *testing.T) {
 		"/app/autoload.js":              true,
 		"/app/embed.json":               true,
 		"/static.app":                   true,
+		"/components":                   true,
+		"/apps/static/":                 true,
 		"/rest/session_info":            true,
 		"/app/metadata":                 false,
 		"/favicon.ico":                  false,
@@ -423,6 +428,10 @@ func BenchmarkReadToken(b *testing.B) {
 		payload := asJSON(b, map[string]any{"headers": headers, "later": later})
 		return base64url.EncodeToString(fmt.Appendf(nil, `{"session_id": %q, "session_expiry": 1, "__bk__zlib_": %q}`, id, pack(b, payload)))
 	}
+	packed := func(text string) string {
+		return base64url.EncodeToString(fmt.Appendf(nil, `{"session_id": "x", "__bk__zlib_": %q}`, pack(b, text)))
+	}
+	forged := newKey([]byte("another")).stamp(tag{})
 	for _, bm := range []struct {
 		name, token string
 		found       bool
@@ -432,6 +441,14 @@ func BenchmarkReadToken(b *testing.B) {
 		{"behind", token("x", map[string]any{"Accept": cookies, stampHeader: stampOf("a:80")}, ""), true},
 		{"bomb", token("x", map[string]any{"Accept": strings.Repeat("0", 4<<20)}, ""), false},
 		{"most", token("x", map[string]any{"Accept": most}, ""), false},
+		{"spaces", packed(strings.Repeat(" ", 300<<10)), false},
+		{"names", packed(strings.Repeat(`"headers"`, 30<<10)), false},
+		{"forged", packed(`"headers":{` + strings.Repeat(`"`+stampHeader+`":"`+forged+`",`, 3000)), false},
+		{"empty", packed(`"headers":{` + strings.Repeat(`"":"",`, 40<<10)), false},
+		{"escapes", packed(`"headers":{"A":"` + strings.Repeat(`\"`, 120<<10)), false},
+		{"nested", packed(`"headers":{"A":` + strings.Repeat(`[`, 240<<10)), false},
+		{"members", base64url.EncodeToString([]byte(`{"session_id":"x"` + strings.Repeat(`,"":0`, 9000))), false},
+		{"clear", base64url.EncodeToString([]byte(`{"session_id":"x"` + strings.Repeat(`"__bk__zlib_"   `, 3000))), false},
 	} {
 		if len(bm.token) > maxTokenLen {
 			b.Fatal("not read at all: ", bm.name)
