@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -103,9 +104,13 @@ func markKey(shared string) string {
 }
 
 const (
-	// lonelyFor is how long an upstream is in no pool until what was said of it is forgotten, so that
+	// lonelyFor is how long an upstream is in no pool until it is forgotten that it drains, so that
 	// the next server at its address is ready.
 	lonelyFor = 10 * time.Minute
+
+	// readyFor is the same for a drain that was taken back. It keeps nobody out, and a node that was cut
+	// off for long may still know of the drain.
+	readyFor = 24 * time.Hour
 
 	// defaultSpan is over which the sockets of a closed upstream are closed: browsers reconnect at
 	// once, and every one of them lets another server run the app.
@@ -156,6 +161,32 @@ func (w word) follows(before *mark, shared, clock string, left time.Duration) *m
 	return m
 }
 
+// readMarks reads what was said through other nodes since they were read last, as far as that is possible: the
+// last upstream but one may have been marked a moment ago.
+func (n *node) readMarks(ctx context.Context) {
+	sh, err := n.storage()
+	if err != nil {
+		return
+	}
+	_ = within(ctx, func(ctx context.Context) error {
+		marks, _ := loadRecords[mark](ctx, sh.st, marksFolder)
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.used == sh {
+			n.take(sh, marks, false, nil)
+		}
+		return nil
+	})
+}
+
+// lonelyFor is how long an upstream is in no pool until m is forgotten.
+func (m *mark) lonelyFor() time.Duration {
+	if m.State == stateReady {
+		return readyFor
+	}
+	return lonelyFor
+}
+
 // say writes what an operator says of an upstream, and makes it hold here. Nothing changes if the
 // storage has that already, or fails.
 func (n *node) say(ctx context.Context, shared string, w word) error {
@@ -166,6 +197,9 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 	var m *mark
 	err = within(ctx, func(ctx context.Context) error {
 		stored, err := loadMark(ctx, sh.st, shared)
+		if err == nil {
+			err = ctx.Err() // nobody waits any more: what was said is not what is said now
+		}
 		if err != nil {
 			return err
 		}
@@ -173,7 +207,10 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 		if m = w.follows(before, shared, n.clock(), left); stored != nil && m.ID == stored.ID {
 			return nil
 		}
-		return storeRecord(ctx, sh.st, markKey(shared), m)
+		if err := storeRecord(ctx, sh.st, markKey(shared), m); err != nil {
+			return fmt.Errorf("%w: %w", errUnsure, err)
+		}
+		return nil
 	})
 	if err != nil {
 		return err
@@ -186,6 +223,9 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 	n.tell()
 	return nil
 }
+
+// errUnsure is that of a storage that failed to say whether it has written.
+var errUnsure = errors.New("the storage failed while it was written to")
 
 // clock returns what tells this machine's clock from others.
 func (n *node) clock() string { return cmp.Or(n.process.Boot, n.host) }
@@ -297,7 +337,7 @@ func (n *node) set(m *mark) {
 		return
 	}
 	before := md.mark
-	md.mark, md.until = m, 0
+	md.mark, md.until, md.lonely = m, 0, 0
 	if m.State == stateDraining && m.Left != 0 {
 		md.until = n.t.now() + m.Left
 		if m.Clock == n.clock() {

@@ -473,6 +473,7 @@ func TestFirstReadFails(t *testing.T) {
 		time.AfterFunc(150*time.Millisecond, func() { d.fail(nil) })
 		b.load(d, b.pool)()
 		b.wantNoVisit("u1:80", "when the next config runs")
+		pass(time.Second)
 	})
 }
 

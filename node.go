@@ -70,7 +70,6 @@ type node struct {
 	events        chan event
 	lost          atomic.Int64 // events, since one was last taken
 
-	pen       sync.Mutex     // held while a report is written: the last one is that of the end
 	farewells sync.WaitGroup // of storages that are not used any more
 
 	mu       sync.Mutex            // guards all below
@@ -106,6 +105,8 @@ type share struct {
 	read  chan struct{} // closed when it was read once, or has not answered for too long
 	first sync.Once     // closes read
 	stop  context.CancelFunc
+
+	pen sync.Mutex // held while a report is written: the last one is that of the end
 
 	live  bool             // a config with it has run: one that is only validated leaves no trace
 	marks map[string]*mark // as read before the storage was in use
@@ -147,6 +148,7 @@ func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 	})
 	if n.follow(); n.used != sh {
 		go n.look(sh)
+		go n.watch(sh)
 	}
 	return sh.read
 }
@@ -222,6 +224,20 @@ func (n *node) look(sh *share) {
 			return
 		}
 		time.Sleep(loadPause)
+	}
+}
+
+// watch uses a storage as soon as its config runs.
+func (n *node) watch(sh *share) {
+	for {
+		time.Sleep(loadPause)
+		n.mu.Lock()
+		n.follow()
+		over := n.used == sh || len(sh.pools) == 0
+		n.mu.Unlock()
+		if over {
+			return
+		}
 	}
 }
 
@@ -302,10 +318,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	now := n.t.now()
 	n.closeDue(now)
 	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
-	var lacking []*mark
-	if said == n.said {
-		lacking = n.take(sh, marks, errMarks == nil, accounts)
-	}
+	lacking := n.take(sh, marks, errMarks == nil && said == n.said, accounts)
 	n.hear(sh, reports, errReports == nil, now)
 	err := errors.Join(errMarks, errReports)
 	if err == nil {
@@ -315,9 +328,9 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	n.witness = n.round != 0
 	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) }) // once more: the marks have changed
 	r := n.dueReport(sh, now, accounts)
-	forgotten := n.forget(now, accounts)
-	if !sh.live {
-		lacking, forgotten = nil, nil
+	forgotten, dead := n.forget(now, err == nil && said == n.said, accounts)
+	if !sh.live || said != n.said {
+		lacking, forgotten, dead = nil, nil, nil
 	}
 	n.mu.Unlock()
 
@@ -326,6 +339,9 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	}
 	for _, m := range lacking {
 		err = errors.Join(err, storeAgain(ctx, sh.st, m))
+	}
+	for _, last := range dead {
+		err = errors.Join(err, storeRecord(ctx, sh.st, nodeKey(last.Node), last))
 	}
 	for _, key := range forgotten {
 		err = errors.Join(err, sh.st.Delete(ctx, key))
@@ -336,8 +352,8 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 
 // write writes a report, unless ctx has ended: then the process may have said already that it is gone.
 func (n *node) write(ctx context.Context, sh *share, r *report) error {
-	n.pen.Lock()
-	defer n.pen.Unlock()
+	sh.pen.Lock()
+	defer sh.pen.Unlock()
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -383,11 +399,13 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 		n.farewells.Add(1)
 		sh.halt()
 		// All is read again when there is something to tell of.
-		n.shares, n.used, n.round, n.witness = nil, nil, 0, false
+		n.shares = slices.DeleteFunc(n.shares, func(other *share) bool { return len(other.pools) == 0 })
+		n.used, n.round, n.witness = nil, 0, false
 		clear(n.peers)
 		for shared := range n.marked {
 			n.unset(shared)
 		}
+		n.follow() // a config with another storage may be loading
 	}
 	n.mu.Unlock()
 	if idle {

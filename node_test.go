@@ -517,6 +517,7 @@ func TestPeerIsGivenUp(t *testing.T) {
 		a.wantDrained(u0, false, "while browsers may come back")
 		pass(10 * time.Second)
 		a.wantDrained(u0, true, "after that")
+		pass(10 * time.Second) // others hear of it first
 		if keys, _ := a.door.List(t.Context(), "caddy-bokeh/nodes", false); len(keys) != 2 {
 			t.Errorf("reports of the dead are left: %v", keys)
 		}

@@ -31,6 +31,7 @@ type peer struct {
 	share    *share        // where that was read
 	changed  time.Duration // when its report changed last, on our table's clock: the clocks of two nodes are never compared
 	gone     time.Duration // when it was found to be gone; 0 if it may be alive
+	told     time.Duration // when we told the others so; 0 if it did itself
 	strayKey bool          // it was logged that it signs with a key that we cannot verify
 }
 
@@ -53,7 +54,7 @@ func (n *node) hear(sh *share, reports map[string]*report, all bool, now time.Du
 	}
 	for key, p := range n.peers {
 		silent := now - p.changed
-		lost := all && reports[key] == nil && p.share == sh ||
+		lost := all && reports[key] == nil && p.share == sh && p.Left ||
 			silent > partedAfter && p.Left || silent > silentAfter && p.Process.isGone(n.process) || silent > givenUpAfter
 		switch {
 		case !lost && reports[key] != nil:
@@ -76,11 +77,24 @@ func (n *node) settling(p *peer, now time.Duration) time.Duration {
 	return p.gone + max(p.Settles, n.settles()) - now
 }
 
-// forget drops what need not be known any more, and returns the keys of the records to delete.
-// n.mu is locked.
-func (n *node) forget(now time.Duration, accounts func() map[string]account) (keys []string) {
+// forget drops what need not be known any more, and returns the keys of the records to delete and the last
+// reports of nodes that did not say themselves that they are gone: those are told to all others first, for
+// not everyone can see it, and a record that is missing says nothing. sure says whether all was read just
+// now. n.mu is locked.
+func (n *node) forget(now time.Duration, sure bool, accounts func() map[string]account) (keys []string, dead []*report) {
+	if !sure {
+		return nil, nil
+	}
 	for key, p := range n.peers {
-		if p.gone != 0 && n.settling(p, now) <= 0 {
+		if p.gone == 0 || n.settling(p, now) > 0 {
+			continue
+		}
+		if !p.Left {
+			last := *p.report
+			last.Left, p.told = true, now
+			dead = append(dead, &last)
+		}
+		if now-p.told > partedAfter {
 			keys = append(keys, key) // until that has worked
 		}
 	}
@@ -90,12 +104,13 @@ func (n *node) forget(now time.Duration, accounts func() map[string]account) (ke
 			md.lonely = 0
 		case md.lonely == 0:
 			md.lonely = now
-		case now-md.lonely > lonelyFor:
+		case now-md.lonely > md.lonelyFor() && (n.here(shared) != "" || now-md.lonely > readyFor):
+			// No node of another machine can have a loopback address of that one in its pool; it may be down.
 			n.unset(shared)
 			keys = append(keys, markKey(shared))
 		}
 	}
-	return keys
+	return keys, dead
 }
 
 // wanted says whether an upstream may be in the pool of a node, or have sessions. n.mu is locked.

@@ -53,7 +53,7 @@ func (n *node) judgeAll(now time.Duration) {
 	n.t.each(func(u *upstream) {
 		if u.draining.on() {
 			before, known := n.verdicts[u]
-			peers := n.concerned(u)
+			peers := n.concerned(u, now)
 			v := n.judge(u, peers, before, now)
 			if !known {
 				n.tellStarted(u)
@@ -155,10 +155,13 @@ func grew(before, now map[string]int64) bool {
 	return false
 }
 
-// concerned returns the peers that may dial u, in the order of their names. n.mu is locked.
-func (n *node) concerned(u *upstream) (peers []*peer) {
+// concerned returns the peers that may dial u, or to which browsers may come back that they sent there, in
+// the order of their names. n.mu is locked.
+func (n *node) concerned(u *upstream, now time.Duration) (peers []*peer) {
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
-		if p := n.peers[key]; u.shared == u.name || p.Host == n.host {
+		p := n.peers[key]
+		over := p.gone != 0 && n.settling(p, now) <= 0
+		if !over && (u.shared == u.name || p.Host == n.host) {
 			peers = append(peers, p)
 		}
 	}
@@ -218,6 +221,8 @@ func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits [
 		say(true, "it has not said that it has read the mark")
 	case m == nil && a.InPool && !a.Draining:
 		say(true, "its config does not drain the upstream")
+	case m == nil && p.Unsure && !a.Draining:
+		say(true, "it may have the upstream in a pool that it does not know yet")
 	}
 	if c := a.Sessions.all(); c > 0 {
 		say(true, "it has %s", inWords(c))
