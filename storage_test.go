@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"maps"
 	"strings"
 	"sync"
@@ -138,9 +139,10 @@ func TestHungWordIsNotTheLast(t *testing.T) {
 
 // A report that is not there says nothing: its node may be alive.
 func TestMissingReport(t *testing.T) {
-	for name, lose := range map[string]func(a, b *caddyNode, before map[string][]byte){
-		"the folder is empty": func(a, _ *caddyNode, _ map[string][]byte) { a.door.vault = newVault() },
-		"rolled back": func(_, b *caddyNode, before map[string][]byte) {
+	var unmounted atomic.Bool
+	for name, lose := range map[string]func(b *caddyNode, before map[string][]byte){
+		"the folder is empty": func(*caddyNode, map[string][]byte) { unmounted.Store(true) },
+		"rolled back": func(b *caddyNode, before map[string][]byte) {
 			b.door.fail(errors.New("no route to host"))
 			b.door.vault.mu.Lock()
 			b.door.values = before
@@ -150,7 +152,13 @@ func TestMissingReport(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				v := newVault()
-				a := startNode(t, v)
+				unmounted.Store(false)
+				a := startTricked(t, &trick{door: v.door(), list: func(string) error {
+					if unmounted.Load() {
+						return fs.ErrNotExist
+					}
+					return nil
+				}}, 3)
 				pass(time.Minute)
 				v.mu.Lock()
 				before := maps.Clone(v.values)
@@ -161,7 +169,7 @@ func TestMissingReport(t *testing.T) {
 				defer hangUp()
 				a.drain(u0)
 				pass(time.Minute)
-				lose(a, b, before)
+				lose(b, before)
 				for range 30 {
 					pass(10 * time.Second)
 					a.wantDrained(u0, false, "with a websocket at the other node, which is alive")
@@ -175,10 +183,16 @@ func TestMissingReport(t *testing.T) {
 func TestGoneIsToldToAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVault()
-		here, there := startNode(t, v), startNode(t, v)
-		dead := startNode(t, v)
-		here.process = process{Boot: "one", Namespace: "n", PID: 1}
-		dead.process = process{Boot: "one", Namespace: "n", PID: 1 << 30, Started: "1"} // no such process
+		startAs := func(p process) *caddyNode {
+			d, pool := v.door(), testPool(3)
+			c := makeNode(t, d, newTestSelection(pool), pool)
+			c.door, c.process = d, p
+			c.s.join(c.node, d)
+			return c
+		}
+		there := startNode(t, v)
+		startAs(process{Boot: "one", Namespace: "n", PID: 1})
+		dead := startAs(process{Boot: "one", Namespace: "n", PID: 1 << 30, Started: "1"}) // no such process
 		pass(time.Minute)
 		there.drain(u0)
 		pass(time.Minute)
