@@ -633,8 +633,11 @@ func (s *Selection) refused(m *member, k *key, forThat bool) {
 		return
 	}
 	m.takesIDs.Store(k.print, false)
-	s.logger.Error("upstream refused a page request with a session id of ours; stamping its pages in a header of our own from now on"+
-		" (if the server signs session ids, set session_ids signed, and secret_key to its BOKEH_SECRET_KEY)",
+	mend := "if the server signs session ids, set session_ids signed, and secret_key to its BOKEH_SECRET_KEY"
+	if s.SessionIDs == sessionIDsSigned {
+		mend = "compare the first secret_key with the server's BOKEH_SECRET_KEY: it seems to be another one"
+	}
+	s.logger.Error("upstream refused a page request with a session id of ours; stamping its pages in a header of our own from now on ("+mend+")",
 		zap.String("upstream", m.name),
 		zap.String("header", stampHeader))
 }

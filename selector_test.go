@@ -23,6 +23,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // testPool returns n upstreams named u0:80, u1:80 and so on.
@@ -903,6 +905,27 @@ func BenchmarkSessions(b *testing.B) {
 				r := newSocket(s, token)
 				s.Select(pool, r.Request, nil)
 				r.end()
+			}
+		})
+	}
+}
+
+// Whoever has told the policy of signing hears of the key, not to tell it.
+func TestRefusedIDsAreAdvisedOn(t *testing.T) {
+	for ids, want := range map[string]string{sessionIDsUnsigned: "set session_ids signed", sessionIDsSigned: "compare the first secret_key"} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(1)
+			s := newTestSelection(pool)
+			s.SessionIDs, s.givesIDs = ids, true
+			core, logs := observer.New(zapcore.ErrorLevel)
+			s.logger = zap.New(core)
+			r := newRequest(s, "/app")
+			r.choose(pool)
+			r.repl.Set(placeholderStatusText, refusal)
+			r.answer(http.StatusForbidden)
+			synctest.Wait()
+			if text := fmt.Sprint(logs.All()); !strings.Contains(text, want) {
+				t.Errorf("with session_ids %s it does not say %q: %s", ids, want, text)
 			}
 		})
 	}
