@@ -294,7 +294,9 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 	if n.here(sharedNameAt(name, n.host)) != name || !utf8.ValidString(name) {
 		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
 	}
-	n.readMarks(ctx)
+	if !force {
+		n.readMarks(ctx)
+	}
 	last := n.claim(name)
 	defer n.unclaim(name)
 	if last && !force {
@@ -483,10 +485,7 @@ func storageError(err error) error {
 	if errors.Is(err, errNoStorage) {
 		return apiError(http.StatusConflict, "%v", err)
 	}
-	if errors.Is(err, errUnanswered) {
-		return apiError(http.StatusServiceUnavailable, "nothing has changed yet, and it is not known whether it will: %v within %v (ask for the status later)", err, operatorWait)
-	}
-	if errors.Is(err, errUnsure) {
+	if errors.Is(err, errUnanswered) || errors.Is(err, errUnsure) {
 		return apiError(http.StatusServiceUnavailable, "nothing has changed yet, and it is not known whether it will: %v (ask for the status later)", err)
 	}
 	return apiError(http.StatusServiceUnavailable, "nothing has changed, for the storage fails: %v", err)

@@ -83,15 +83,22 @@ func openTab(t *testing.T, options ...chromedp.ContextOption) *tab {
 	t.Helper()
 	ctx, cancel := chromedp.NewContext(kit.browser, options...)
 	t.Cleanup(cancel)
+	b := &tab{t, ctx, cancel}
 	// The context of the first call is that of the tab's whole life.
-	err := chromedp.Do(ctx, func(ctx context.Context, target *chromedp.Target) (v chromedp.Void, err error) {
-		_, err = cdp.Call(ctx, target, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: watch})
+	send(b, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: watch})
+	return b
+}
+
+// send sends the tab's browser a command of its own protocol.
+func send[P, R any](b *tab, command cdp.Command[P, R], params P) {
+	b.t.Helper()
+	err := chromedp.Do(b.ctx, func(ctx context.Context, target *chromedp.Target) (v chromedp.Void, err error) {
+		_, err = cdp.Call(ctx, target, command, params)
 		return v, err
 	})
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
-	return &tab{t, ctx, cancel}
 }
 
 // visit opens the app in a new tab and waits until it can be used. Where people have to enter first, each does.
@@ -212,13 +219,7 @@ func (b *tab) kept() (kept bool) {
 // blockCookies makes the tab refuse cookies of other sites.
 func (b *tab) blockCookies() {
 	b.t.Helper()
-	err := chromedp.Do(b.ctx, func(ctx context.Context, target *chromedp.Target) (v chromedp.Void, err error) {
-		_, err = cdp.Call(ctx, target, network.SetCookieControls, network.SetCookieControlsParams{EnableThirdPartyCookieRestriction: true})
-		return v, err
-	})
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	send(b, network.SetCookieControls, network.SetCookieControlsParams{EnableThirdPartyCookieRestriction: true})
 }
 
 // keepSecrets remembers the ids and tokens in the page, which no log may show.

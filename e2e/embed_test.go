@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -19,7 +18,7 @@ import (
 func (f *fleet) pages(pulled *fleet, port int) *stack.Bokeh {
 	f.t.Helper()
 	s, err := install(f.t, newStacks).StartBokeh(kit.root, stack.BokehConfig{
-		Program: []string{"flask", "--app", filepath.Join(kit.root, "testdata", "stacks", "flask_pages.py"), "run"},
+		Program: []string{"flask", "--app", testFile("flask_pages.py"), "run"},
 		Port:    port, Ready: "/ready",
 		Env: []string{"VISITED=" + f.url("/counter"), "PULLED=" + pulled.url("/counter")},
 	})

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/browser"
-	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 )
@@ -26,9 +25,9 @@ import (
 type stackCase struct {
 	plan
 	name  string
-	spare bool       // it runs the app once a server for no visit, to keep a session at hand
-	embed string     // the path of the app for pages of other sites, if not the same
-	shows func(*tab) // checks what it shows beside the counter, if not nil
+	spare bool               // it runs the app once a server for no visit, to keep a session at hand
+	embed string             // the path of the app for pages of other sites, if not the same
+	shows func(*fleet, *tab) // checks what it shows beside the counter, if not nil
 }
 
 const (
@@ -70,7 +69,7 @@ func stackCases() []stackCase {
 	files := panelServe("Panel 1.10, Tabulator and FileDownload", "panel_files")
 	files.shows = downloads
 	widgets := panelServe("Panel 1.10, ipywidgets", "panel_ipywidgets")
-	widgets.shows = func(b *tab) { b.await("the slider is drawn", `find(".widget-slider .noUi-handle") != null`) }
+	widgets.shows = func(_ *fleet, b *tab) { b.await("the slider is drawn", `find(".widget-slider .noUi-handle") != null`) }
 	return []stackCase{
 		bokehServe("Bokeh 3.10", ""),
 		bokehServe("Bokeh 3.0", oldStacks, "PYTHONPATH="+testFile("old")),
@@ -102,28 +101,19 @@ func logIn(b *tab) {
 }
 
 // downloads looks at the table, and takes the file that the app makes when it is asked to.
-func downloads(b *tab) {
+func downloads(f *fleet, b *tab) {
 	b.t.Helper()
 	b.await("the table is drawn", `find(".tabulator-row") != null`)
 	folder := b.t.TempDir()
-	err := chromedp.Do(b.ctx, func(ctx context.Context, target *chromedp.Target) (v chromedp.Void, err error) {
-		_, err = cdp.Call(ctx, target, browser.SetDownloadBehavior, browser.SetDownloadBehaviorParams{Behavior: "allow", DownloadPath: folder})
-		return v, err
-	})
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	send(b, browser.SetDownloadBehavior, browser.SetDownloadBehaviorParams{Behavior: "allow", DownloadPath: folder})
 	b.eval(`find("button > a").click()`, nil)
-	deadline := time.Now().Add(patience)
-	for path := filepath.Join(folder, "file.txt"); ; time.Sleep(pause / 10) {
-		text, err := os.ReadFile(path)
+	f.await(func() error {
+		text, err := os.ReadFile(filepath.Join(folder, "file.txt"))
 		if string(text) == "what the file holds" {
-			return
+			return nil
 		}
-		if time.Now().After(deadline) {
-			b.t.Fatalf("the file holds %q: %v", text, err)
-		}
-	}
+		return fmt.Errorf("the file holds %q: %v", text, err)
+	})
 }
 
 // Every stack runs the app once a visit, keeps its state, and is drained without a loss.
@@ -164,7 +154,7 @@ func TestStacks(t *testing.T) {
 			}
 			if c.shows != nil {
 				b := f.visit()
-				c.shows(b)
+				c.shows(f, b)
 				b.close()
 			}
 			back := f.reconnects()
@@ -273,13 +263,7 @@ func (f *fleet) namedByClients() {
 	before, _ := f.appRuns()
 	for _, header := range []string{"Bokeh-Session-Id", "bokeh-session-id", "Caddy-Bokeh-Stamp"} {
 		b := newVisitor(f.t)
-		err := chromedp.Do(b.ctx, func(ctx context.Context, target *chromedp.Target) (v chromedp.Void, err error) {
-			_, err = cdp.Call(ctx, target, network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: network.Headers{header: "x" + rand.Text()}})
-			return v, err
-		})
-		if err != nil {
-			f.t.Fatal(err)
-		}
+		send(b, network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: network.Headers{header: "x" + rand.Text()}})
 		f.visitIn(b)
 		b.clicks(2)
 		b.close()
