@@ -9,11 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -296,17 +298,63 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 	}
 	if !force {
 		n.readMarks(ctx)
+		n.redial(ctx)
 	}
 	last := n.claim(name)
 	defer n.unclaim(name)
 	if last && !force {
 		return nil, apiError(http.StatusConflict, "%s is the last upstream of a reverse_proxy that takes new sessions: the others drain, are unhealthy, or"+
-			" have just refused a connection (add another one, take a drain back, or force it with --force or ?force=true)", name)
+			" refused the last connection (add another one, take a drain back, or force it with --force or ?force=true)", name)
 	}
 	if err := n.say(ctx, sharedNameAt(name, n.host), said); err != nil {
 		return nil, storageError(err)
 	}
 	return n.upstream(name)
+}
+
+// redial tries to reach the upstreams that could not be reached when they were dialed last: they may have been
+// started since, and nobody have visited. It is tried for a second.
+func (n *node) redial(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, redialWait)
+	defer cancel()
+	var all sync.WaitGroup
+	for u := range n.unreachable() {
+		network, host, port, err := caddy.SplitNetworkAddress(u.name)
+		if err != nil {
+			continue
+		}
+		address := host
+		if port != "" {
+			network, address = cmp.Or(network, "tcp"), net.JoinHostPort(host, port)
+		}
+		all.Go(func() {
+			conn, err := new(net.Dialer).DialContext(ctx, network, address)
+			if err != nil {
+				return
+			}
+			conn.Close()
+			u.dialed(n.t.now(), nil)
+		})
+	}
+	all.Wait()
+}
+
+// redialWait is how long that may take.
+const redialWait = time.Second
+
+// unreachable returns the upstreams that could not be reached when they were dialed last.
+func (n *node) unreachable() map[*upstream]bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	found := make(map[*upstream]bool)
+	n.eachPool(func(p pool) {
+		p.each(func(m *member, inPool bool) {
+			if inPool && m.failedAt.Load() != 0 {
+				found[m.upstream] = true
+			}
+		})
+	})
+	return found
 }
 
 // undrain takes a drain back. What a config drains it cannot.
@@ -316,7 +364,11 @@ func (n *node) undrain(ctx context.Context, address string, said word) (*upstrea
 	case err != nil:
 		return nil, err
 	case st.Drain != nil && st.Drain.Config:
-		return nil, apiError(http.StatusConflict, "%s drains by this Caddy's config: take it off the drain line of lb_policy bokeh, and reload", st.Address)
+		marked, then := "", ""
+		if st.Drain.Marked {
+			marked, then = ", and is marked as well", "; then take the mark back"
+		}
+		return nil, apiError(http.StatusConflict, "%s drains by this Caddy's config%s: take it off the drain line of its bokeh_proxy or lb_policy bokeh, and reload%s", st.Address, marked, then)
 	}
 	if err := n.say(ctx, sharedNameAt(st.Address, n.host), said); err != nil {
 		return nil, storageError(err)
@@ -378,7 +430,18 @@ func (n *node) upstream(address string) (*upstreamStatus, error) {
 	for i, st := range all {
 		known[i] = st.Address
 	}
-	return nil, apiError(http.StatusNotFound, "no upstream %q is known; known are: %s", address, strings.Join(known, ", "))
+	meant := ""
+	if i := slices.IndexFunc(known, func(name string) bool { return portsAgree(name, upstreamName(address)) }); i >= 0 {
+		meant = "; is it " + known[i] + "?"
+	}
+	return nil, apiError(http.StatusNotFound, "no upstream %q is known; known are: %s%s", address, strings.Join(known, ", "), meant)
+}
+
+// portsAgree says whether two upstreams have the same port: 127.0.0.1:5006 may be meant for localhost:5006.
+func portsAgree(a, b string) bool {
+	_, portA, errA := net.SplitHostPort(a)
+	_, portB, errB := net.SplitHostPort(b)
+	return errA == nil && errB == nil && portA == portB
 }
 
 // errNoneYet is what is said of a Caddy whose upstreams are all discovered when somebody visits.

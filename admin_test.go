@@ -221,6 +221,38 @@ func TestAdminRefuses(t *testing.T) {
 	a.want(200, `"self":true`, "GET", "/bokeh/nodes", "")
 }
 
+// What keeps the last living upstream in service is known before anybody visits, and for as long as nothing has
+// shown otherwise.
+func TestLastLivingUpstreamIsKept(t *testing.T) {
+	b := newBokeh(t, "")
+	dead := newBokeh(t, "")
+	dead.stop()
+	handlers := fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh\n%%s}", b.addr(), dead.addr())
+	checked := fmt.Sprintf(handlers, "health_uri /app\n health_interval 100ms\n")
+	a := administer(t, checked)
+	refused := func(when string) {
+		t.Helper()
+		soon(t, when+" the last living upstream is known", func() bool { st := a.status(dead.addr()); return !st.Healthy || st.Unreachable })
+		a.want(409, "last upstream", "PUT", "/bokeh/draining/"+b.addr(), "")
+	}
+	refused("after the start")
+	a.reload(checked + "\nheader X-Reloaded yes")
+	refused("after a reload")
+	a.reload(fmt.Sprintf(handlers, "lb_try_duration 1s\n"))
+	for range 3 { // one of three visits new sessions to it, unless it is known
+		a.visit()
+	}
+	u := sessions().hold(dead.addr())
+	defer sessions().release(u)
+	if !u.failing(sessions().now()) {
+		t.Fatal("nobody was sent to the dead upstream")
+	}
+	u.failedAt.Add(-int64(time.Hour))
+	refused("an hour after it refused a connection")
+	newBokeh(t, dead.addr())
+	a.want(200, `"state":"draining"`, "PUT", "/bokeh/draining/"+b.addr(), "") // nobody has visited since it came back
+}
+
 // The mark outlives reloads, also one that fails, and a restart.
 func TestMarkOutlivesConfigs(t *testing.T) {
 	b1, b2 := newBokeh(t, ""), newBokeh(t, "")

@@ -85,6 +85,14 @@ func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Token, given map[string]bool, err error) {
 	d.Next() // to the directive's name
 	others = append([]caddyfile.Token{d.Token()}, d.RemainingArgsAsTokens()...)
+	for _, arg := range others[1:] {
+		switch {
+		case slices.Contains(policyOptions, arg.Text):
+			return nil, nil, d.Errf("the option '%s' stands in a block, on a line of its own", arg.Text)
+		case strings.ContainsAny(arg.Text, " \t\n"):
+			return nil, nil, d.Errf("'%s' is no upstream: each stands by itself, without quotes", arg.Text)
+		}
+	}
 	given = make(map[string]bool)
 	block := false
 	for ; d.NextBlock(0); block = true {

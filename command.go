@@ -55,8 +55,8 @@ func init() {
 // buildCommand adds the commands to the one named bokeh.
 func buildCommand(cmd *cobra.Command) {
 	cmd.Long = `
-Shows the upstreams of every reverse_proxy that has 'lb_policy bokeh', and
-takes them out of service without cutting anyone off.
+Shows the upstreams of every reverse_proxy that has 'lb_policy bokeh', as
+'bokeh_proxy' does, and takes them out of service without cutting anyone off.
 
 The commands talk to the admin API of a running Caddy. It tells of all Caddys
 that share a storage, and what is said to one of them holds for all.`
@@ -174,8 +174,10 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 	for _, st := range all {
 		healthy := "yes"
 		switch {
-		case st.State == stateGone:
+		case !st.inPool():
 			healthy = "-"
+		case st.Unreachable:
+			healthy = "unreachable"
 		case !st.Healthy:
 			healthy = "no"
 		}
@@ -264,7 +266,7 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 	if !fl.Bool("force") { // or a typo in the last address would be found when the others drain
 		if err := api.know(ctx, addresses); err != nil {
 			if _, ok := errors.AsType[saidError](err); ok {
-				err = fmt.Errorf("%w (--force drains it all the same)", err)
+				err = fmt.Errorf("%w (--force marks an address that nobody knows yet)", err)
 			}
 			return caddy.ExitCodeFailedStartup, err
 		}
@@ -329,6 +331,9 @@ type adminClient struct {
 }
 
 func newAdminClient(fl caddycmd.Flags) (*adminClient, error) {
+	if address := fl.String("address"); strings.Contains(address, "://") {
+		return nil, fmt.Errorf("malformed --address %q: it is like localhost:2019 or unix//run/caddy.sock, with no scheme", address)
+	}
 	address, err := caddycmd.DetermineAdminAPIAddress(fl.String("address"), nil, fl.String("config"), fl.String("adapter"))
 	if err != nil {
 		return nil, fmt.Errorf("finding the admin API: %w", err)
@@ -430,6 +435,9 @@ func (c *adminClient) mark(ctx context.Context, method, query string, body map[s
 			return nil, err
 		}
 		fmt.Printf("%s is %s, with %s\n", st.Address, st.State, inWords(st.Total))
+		if method == http.MethodPut && !st.inPool() {
+			fmt.Fprintf(os.Stderr, "warning: no Caddy has %s in a pool; if that is a slip, caddy bokeh undrain %s takes it back\n", st.Address, st.Address)
+		}
 		names = append(names, st.Address)
 	}
 	return names, nil

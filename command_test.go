@@ -92,6 +92,8 @@ func TestCommands(t *testing.T) {
 	a.begin("drain").end(1, "requires at least 1 arg")
 	a.begin("drain", "127.0.0.1:1").end(1, "known are: 127.0.0.1:")
 	a.begin("drain", "127.0.0.1:1").end(1, "--force")
+	_, port, _ := strings.Cut(home, ":")
+	a.begin("drain", "localhost:"+port).end(1, "is it "+home+"?")
 	a.begin("drain", home, "--timeout", "3s").end(1, "--timeout needs --wait")
 	a.begin("drain", home, "--wait", "--timeout", "3").end(1, "malformed --timeout")
 	a.begin("drain", home, "--grace-period", "3").end(1, "malformed --grace-period")
@@ -104,7 +106,7 @@ func TestCommands(t *testing.T) {
 		t.Errorf("with a typo in another address it is %s", st.State)
 	}
 	a.begin("drain", home).end(0, home+" is draining, with 1 session")
-	a.begin("drain", "--force", "127.0.0.1:1").end(0, "127.0.0.1:1 is ")
+	a.begin("drain", "--force", "127.0.0.1:1").end(0, "no Caddy has 127.0.0.1:1 in a pool")
 	a.begin("undrain", "127.0.0.1:1").end(0, "127.0.0.1:1 is gone")
 	a.begin("nonsense").end(1, "unknown command")
 	a.begin("undrain", home).end(0, home+" is ready, with 1 session")
@@ -158,6 +160,9 @@ func TestCommands(t *testing.T) {
 	c.says("127.0.0.1:1 is draining")
 	a.want(200, "gone", "DELETE", "/bokeh/draining/127.0.0.1:1", "")
 	c.end(1, "somebody has taken it back")
+
+	a.begin("drain", "--force", configured.addr()).end(0, configured.addr()+" is ")
+	a.begin("undrain", configured.addr()).end(1, "then take the mark back")
 }
 
 // Where upstreams are discovered, none is known before the first visit.
@@ -165,7 +170,7 @@ func TestStatusBeforeTheFirstVisit(t *testing.T) {
 	b := newBokeh(t, "")
 	host, port, _ := strings.Cut(b.addr(), ":")
 	a := administer(t, "respond nothing")
-	a.begin("status").end(1, "no reverse_proxy of this Caddy has lb_policy bokeh")
+	a.begin("status").end(1, "this Caddy has no bokeh_proxy, and no reverse_proxy with lb_policy bokeh")
 	a.reload("reverse_proxy {\n dynamic a " + host + " " + port + "\n lb_policy bokeh\n}")
 	a.begin("status").end(0, "known from the first visit on")
 	a.begin("drain", b.addr()).end(1, "known from the first visit on")
@@ -184,6 +189,7 @@ func TestCommandFindsCaddy(t *testing.T) {
 	a.begin("status", "--address", "", "--config", config).end(0, b.addr())
 	nobody := freeAddr(t)
 	a.begin("status", "--address", nobody).end(1, nobody)
+	a.begin("status", "--address", "http://"+nobody).end(1, "with no scheme")
 	other := newBokeh(t, "")
 	a.begin("status", "--address", other.addr()).end(1, "is not the admin API of a Caddy with this module")
 	a.begin("status", "--address", "", "--config", config+"x").end(1, "no such file")

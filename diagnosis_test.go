@@ -85,6 +85,29 @@ func TestMistakesAreLogged(t *testing.T) {
 	}
 }
 
+// A server that refuses our ids is told of with what to set, and where.
+func TestRefusedIDIsLogged(t *testing.T) {
+	for ids, want := range map[string]string{sessionIDsUnsigned: "set session_ids signed", sessionIDsSigned: "it seems to be another one"} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(1)
+			s := newTestSelection(pool)
+			s.SessionIDs, s.givesIDs = ids, true
+			core, logs := observer.New(zapcore.WarnLevel)
+			s.logger = zap.New(core)
+			for range 3 {
+				r := newRequest(s, "/app")
+				r.choose(pool)
+				r.answer(http.StatusForbidden)
+				synctest.Wait()
+			}
+			text := fmt.Sprint(logs.All())
+			if logs.Len() != 1 || !strings.Contains(text, want) || !strings.Contains(text, "example.com") || !strings.Contains(text, "u0:80") {
+				t.Errorf("%s: logged %s, want once %q with the site and the upstream", ids, text, want)
+			}
+		})
+	}
+}
+
 // A page of another site hides nothing of the site's own.
 func TestMistakesAreLoggedApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -165,24 +165,37 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	s.ring = ring
 	s.attach(sessions())
 	s.members.drain(s.Drain)
+	app, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("getting the events app: %w", err)
+	}
+	events := app.(*caddyevents.App)
+	s.raise = func(name string, data map[string]any) { events.Emit(ctx, name, data) }
 	for _, parent := range ctx.Modules() {
 		switch parent := parent.(type) {
 		case *reverseproxy.Handler:
 			s.knowPool(parent)
 			s.warnOfStrangers(parent)
+			if err := events.On("started", whenStarted{func() { s.members.see(parent.Upstreams) }}); err != nil {
+				return fmt.Errorf("asking for the event of the start: %w", err)
+			}
 		case *caddyhttp.App:
 			s.warnOfHeaderLimit(parent)
 		}
 	}
-	events, err := ctx.App("events")
-	if err != nil {
-		return fmt.Errorf("getting the events app: %w", err)
-	}
-	s.raise = func(name string, data map[string]any) { events.(*caddyevents.App).Emit(ctx, name, data) }
 	if err := (metrics{thisNode()}).register(ctx.GetMetricsRegistry()); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	s.join(thisNode(), ctx.Storage())
+	return nil
+}
+
+// whenStarted is called when Caddy has started a config. It is a struct because Caddy logs it in JSON.
+type whenStarted struct{ call func() }
+
+// Handle implements caddyevents.Handler.
+func (w whenStarted) Handle(context.Context, caddy.Event) error {
+	w.call()
 	return nil
 }
 
@@ -394,4 +407,5 @@ var (
 	_ caddy.Validator       = (*Selection)(nil)
 	_ caddy.CleanerUpper    = (*Selection)(nil)
 	_ reverseproxy.Selector = (*Selection)(nil)
+	_ caddyevents.Handler   = whenStarted{}
 )

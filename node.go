@@ -456,7 +456,7 @@ func (n *node) exit() {
 }
 
 // errNoStorage is what an operator hears from a Caddy that has no policy like this.
-var errNoStorage = errors.New("no reverse_proxy of this Caddy has lb_policy bokeh")
+var errNoStorage = errors.New("this Caddy has no bokeh_proxy, and no reverse_proxy with lb_policy bokeh")
 
 // storage returns the storage in use.
 func (n *node) storage() (*share, error) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -104,6 +105,9 @@ func (s *Selection) warnOfStorage(p *atomic.Pointer[keyring], err error) {
 		" this one after a restart can read (mend the storage, or set secret_key)", zap.String("key", storedKey), zap.Error(err))
 }
 
+// keyPlaceholder matches what is no key itself, and so may be shown.
+var keyPlaceholder = regexp.MustCompile(`^\{(env|file)\.[A-Za-z0-9_./-]+\}$`)
+
 // configured makes a ring of the keys in the config.
 func configured(secrets []string) (keyring, error) {
 	repl := caddy.NewReplacer()
@@ -111,6 +115,9 @@ func configured(secrets []string) (keyring, error) {
 	for i, s := range secrets {
 		secret, err := repl.ReplaceOrErr(s, true, true)
 		if err != nil {
+			if keyPlaceholder.MatchString(s) {
+				return nil, fmt.Errorf("secret_key %d is %s, which is unknown or empty: Caddy's own environment, or the file, must have it", i+1, s)
+			}
 			// What the replacer says may show a part of the key.
 			return nil, fmt.Errorf("secret_key %d has a placeholder that is unknown or empty; a brace of the key itself is written as \\{", i+1)
 		}

@@ -190,6 +190,9 @@ func TestConfiguredKeys(t *testing.T) {
 			t.Errorf("key %d is %q, want %q", i+1, got, want)
 		}
 	}
+	if _, err := configured([]string{"{env.CADDY_BOKEH_TEST_NONE}"}); err == nil || !strings.Contains(err.Error(), "{env.CADDY_BOKEH_TEST_NONE}") {
+		t.Errorf("the variable that is not set has no name: %v", err)
+	}
 	for name, secret := range map[string]string{
 		"empty":          "",
 		"empty variable": "{env.CADDY_BOKEH_TEST_EMPTY}",
@@ -197,6 +200,7 @@ func TestConfiguredKeys(t *testing.T) {
 		"no file":        "{file." + file + ".none}",
 		"no placeholder": "{what.is.this}",
 		"good with one":  "good{part}good",
+		"a good path":    "{part.of/good}",
 	} {
 		_, err := configured([]string{"good", secret})
 		if err == nil || !strings.Contains(err.Error(), "secret_key 2") {

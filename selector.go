@@ -163,10 +163,9 @@ type run struct {
 	ring       *keyring
 	repl       *caddy.Replacer
 	ctx        context.Context // of the request, with this run in it
-	path       string
+	host, path string
 	terms      terms
 	hangUp     context.CancelFunc // ends a websocket; nil for all else
-	host       string             // that it is for
 	origin     string             // of the page that opens it
 	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header        // the map on the request after our last change
@@ -203,7 +202,7 @@ func (s *Selection) run(r *http.Request) *run {
 		return rn
 	}
 	ring := s.ring.Load()
-	rn := &run{s: s, ring: ring, claim: readClaim(r, *ring), path: r.URL.Path, header: r.Header, sent: r.Header}
+	rn := &run{s: s, ring: ring, claim: readClaim(r, *ring), host: r.Host, path: r.URL.Path, header: r.Header, sent: r.Header}
 	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
 	r.Header.Del(stampHeader) // a client's own is never passed on
 	rn.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -221,7 +220,7 @@ func (s *Selection) run(r *http.Request) *run {
 	rn.ctx = context.WithValue(r.Context(), runKey{s}, rn)
 	if rn.kind == socket {
 		rn.ctx, rn.hangUp = context.WithCancel(rn.ctx)
-		rn.host, rn.origin = r.Host, r.Header.Get("Origin")
+		rn.origin = r.Header.Get("Origin")
 		s.examine(r, &rn.claim)
 	}
 	*r = *r.WithContext(rn.ctx)
@@ -570,7 +569,7 @@ func (rn *run) settle(a *attempt, status int) {
 			}
 		case status == http.StatusForbidden && a.asID:
 			text, _ := rn.repl.GetString(placeholderStatusText)
-			rn.s.refused(a.m, (*rn.ring)[0], text == refusal)
+			rn.s.refused(a.m, rn, text == refusal)
 		case a.connected && (status == 0 || status >= http.StatusInternalServerError):
 			a.m.pageFailed()
 		}
@@ -628,7 +627,8 @@ func (s *Selection) took(m *member, k *key) {
 // refused takes note that a server answered 403 to a page with a session id of ours. Unless it
 // says what for, that may be the app's own verdict on the visitor; then it counts only while the
 // server has never taken an id.
-func (s *Selection) refused(m *member, k *key, forThat bool) {
+func (s *Selection) refused(m *member, rn *run, forThat bool) {
+	k := (*rn.ring)[0]
 	if takes, known := m.takesIDs.Load(k.print); known && (!takes.(bool) || !forThat) {
 		return
 	}
@@ -638,6 +638,7 @@ func (s *Selection) refused(m *member, k *key, forThat bool) {
 		mend = "compare the first secret_key with the server's BOKEH_SECRET_KEY: it seems to be another one"
 	}
 	s.logger.Error("upstream refused a page request with a session id of ours; stamping its pages in a header of our own from now on ("+mend+")",
+		zap.String("site", rn.host),
 		zap.String("upstream", m.name),
 		zap.String("header", stampHeader))
 }

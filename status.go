@@ -29,7 +29,9 @@ type upstreamStatus struct {
 	// storage could not be read since Caddy started.
 	State string `json:"state"`
 
-	// Healthy, Full, NumRequests and Fails are what this Caddy's reverse proxies say of it.
+	// Unreachable says whether the last connection that a reverse proxy of this Caddy tried to make failed. Healthy,
+	// Full, NumRequests and Fails are what they say of it.
+	Unreachable bool `json:"unreachable"`
 	Healthy     bool `json:"healthy"`
 	Full        bool `json:"full"`
 	NumRequests int  `json:"num_requests"`
@@ -98,13 +100,11 @@ func (n *node) upstreams() []*upstreamStatus {
 		}
 		return st
 	}
-	inPool := make(map[string]bool)
 	count := func(name, host, shared string, a account) {
 		address := n.here(shared)
 		if address == "" {
 			return
 		}
-		inPool[address] = inPool[address] || a.InPool
 		of(address).add(nodeShare{name, host, a.InPool, holding{a.Sessions, a.Sessions.all(), a.Oldest, a.Ended}})
 	}
 	for shared, a := range n.accounts(now) {
@@ -124,12 +124,12 @@ func (n *node) upstreams() []*upstreamStatus {
 			of(u.name).judge(u, n.verdicts[u])
 		}
 	})
-	for address, st := range all {
+	for _, st := range all {
 		switch {
 		case st.State != "":
 		case n.round == 0:
 			st.State = stateUnknown
-		case !inPool[address]:
+		case !st.inPool():
 			st.State = stateGone
 		default:
 			st.State = stateReady
@@ -138,6 +138,11 @@ func (n *node) upstreams() []*upstreamStatus {
 	sorted := slices.AppendSeq(make([]*upstreamStatus, 0, len(all)), maps.Values(all)) // in JSON a list though it is empty
 	slices.SortFunc(sorted, func(a, b *upstreamStatus) int { return cmp.Compare(a.Address, b.Address) })
 	return sorted
+}
+
+// inPool says whether any Caddy has the upstream in a pool.
+func (st *upstreamStatus) inPool() bool {
+	return slices.ContainsFunc(st.Nodes, func(share nodeShare) bool { return share.InPool })
 }
 
 // addHealth adds what the reverse proxies of this Caddy say of their upstreams. n.mu is locked.
@@ -154,6 +159,7 @@ func (n *node) addHealth(of func(address string) *upstreamStatus) {
 			if inPool {
 				st.Healthy = st.Healthy && u.Healthy()
 				st.Full = st.Full || full(u)
+				st.Unreachable = st.Unreachable || m.unreachable()
 			}
 		})
 	})
@@ -242,13 +248,12 @@ func (n *node) claim(name string) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	defer func() { n.pending[name]++ }()
-	now := n.t.now()
 	n.eachPool(func(p pool) {
 		itself, others := false, 0
 		p.each(func(m *member, inPool bool) {
 			u := m.last.Load()
 			switch {
-			case !inPool || m.draining.on() || n.pending[m.name] > 0 || m.failing(now) || u != nil && u.Host != nil && !u.Healthy():
+			case !inPool || m.draining.on() || n.pending[m.name] > 0 || m.unreachable() || u != nil && u.Host != nil && !u.Healthy():
 			case m.name == name:
 				itself = true
 			default:

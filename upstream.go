@@ -115,6 +115,9 @@ func (m *member) failing(now time.Duration) bool {
 	return m.upstream.failing(now) || justFailed(&m.noTLS, now)
 }
 
+// unreachable says whether the last connection to m could not be made, however long ago.
+func (m *member) unreachable() bool { return m.failedAt.Load() != 0 || m.noTLS.Load() != 0 }
+
 // shookHands tells how a TLS handshake with m ended. A server that is slow at it may be building
 // a page.
 func (m *member) shookHands(now time.Duration, err error) {
@@ -198,6 +201,16 @@ func (ms *members) attach(pool reverseproxy.UpstreamPool) {
 	for _, u := range pool {
 		if !hasPlaceholder(u.Dial) {
 			ms.get(u.Dial).static = true
+		}
+	}
+}
+
+// see takes note of what Caddy makes of the upstreams of the config, which the handler sets up after its
+// policy: what health checks say of them is known before the first request then.
+func (ms *members) see(pool reverseproxy.UpstreamPool) {
+	for _, u := range pool {
+		if !hasPlaceholder(u.Dial) {
+			ms.get(u.Dial).last.Store(u)
 		}
 	}
 }
