@@ -221,6 +221,16 @@ func TestAdminRefuses(t *testing.T) {
 	a.want(200, `"self":true`, "GET", "/bokeh/nodes", "")
 }
 
+// A proxy in the answers of another one has upstreams of its own.
+func TestUpstreamsOfTheInnerProxy(t *testing.T) {
+	outer, inner := newBokeh(t, ""), newBokeh(t, "")
+	a := administer(t, fmt.Sprintf("reverse_proxy %s {\n handle_response {\n reverse_proxy %s {\n lb_policy bokeh\n}\n}\n}", outer.addr(), inner.addr()))
+	if answer := a.want(200, inner.addr(), "GET", "/bokeh/upstreams", ""); strings.Contains(answer, outer.addr()) {
+		t.Errorf("the outer proxy's upstream is told of: %s", answer)
+	}
+	a.want(409, "last upstream", "PUT", "/bokeh/draining/"+inner.addr(), "")
+}
+
 // What keeps the last living upstream in service is known before anybody visits, and for as long as nothing has
 // shown otherwise.
 func TestLastLivingUpstreamIsKept(t *testing.T) {

@@ -171,16 +171,14 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	events := app.(*caddyevents.App)
 	s.raise = func(name string, data map[string]any) { events.Emit(ctx, name, data) }
-	for _, parent := range ctx.Modules() {
-		switch parent := parent.(type) {
-		case *reverseproxy.Handler:
-			s.knowPool(parent)
-			s.warnOfStrangers(parent)
-			if err := events.On("started", whenStarted{func() { s.members.see(parent.Upstreams) }}); err != nil {
-				return fmt.Errorf("asking for the event of the start: %w", err)
-			}
-		case *caddyhttp.App:
-			s.warnOfHeaderLimit(parent)
+	if app, ok := innermost[*caddyhttp.App](ctx); ok {
+		s.warnOfHeaderLimit(app)
+	}
+	if h, ok := innermost[*reverseproxy.Handler](ctx); ok {
+		s.knowPool(h)
+		s.warnOfStrangers(h)
+		if err := events.On("started", whenStarted{func() { s.members.see(h.Upstreams) }}); err != nil {
+			return fmt.Errorf("asking for the event of the start: %w", err)
 		}
 	}
 	if err := (metrics{thisNode()}).register(ctx.GetMetricsRegistry()); err != nil {
@@ -188,6 +186,16 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	s.join(thisNode(), ctx.Storage())
 	return nil
+}
+
+// innermost returns the closest parent of a type. A reverse proxy may stand in the answers of another one.
+func innermost[T caddy.Module](ctx caddy.Context) (parent T, ok bool) {
+	for _, m := range slices.Backward(ctx.Modules()) {
+		if parent, ok = m.(T); ok {
+			return parent, true
+		}
+	}
+	return parent, false
 }
 
 // whenStarted is called when Caddy has started a config. It is a struct because Caddy logs it in JSON.
