@@ -30,6 +30,7 @@ type plan struct {
 	needs     string     // the file that lists what the servers need, if not what all do
 	program   []string   // instead of bokeh serve
 	page      string     // path of the app
+	ready     string     // path that a server answers when it is ready, if not that of a stock one
 	enter     func(*tab) // what a visitor does before the app is there
 	serve     []string   // more arguments of the server
 	serveEnv  []string
@@ -115,7 +116,7 @@ func (f *fleet) startServer(i, port int) {
 		}
 	}
 	b, err := f.python.StartBokeh(kit.root, stack.BokehConfig{
-		Port: port, Program: f.plan.program,
+		Port: port, Program: f.plan.program, Ready: f.plan.ready,
 		Args: append(args, f.plan.serve...),
 		Env:  append([]string{"RUNS_FILE=" + f.runs, "ENDS_FILE=" + f.runs + ".ends", "ORIGINS=" + strings.Join(origins, " ")}, f.plan.serveEnv...),
 	})

@@ -1,0 +1,34 @@
+// This file tests apps that are served under a path.
+
+package e2e
+
+import "testing"
+
+// The servers know the path, or Caddy takes it off.
+func TestAppUnderAPath(t *testing.T) {
+	panel := panelServe("", "panel_counter").plan
+	panel.page = "/dash/panel_counter"
+	for name, p := range map[string]plan{
+		"Bokeh": {serve: quickly, page: "/dash/counter"},
+		"Panel": panel,
+	} {
+		knows, stripped := p, p
+		knows.serve, knows.ready = append([]string{"--prefix", "/dash"}, p.serve...), "/dash/static/js/bokeh.min.js"
+		stripped.site = "\turi strip_prefix /dash"
+		for how, p := range map[string]plan{"prefix": knows, "handle_path": stripped} {
+			t.Run(name+", "+how, func(t *testing.T) {
+				f := start(t, p)
+				for range 6 {
+					b := f.visit()
+					b.clicks(2)
+					b.mark()
+					f.front.cut()
+					b.reconnected()
+					b.click(3)
+					b.close()
+				}
+				f.wantRuns(6)
+			})
+		}
+	}
+}
