@@ -51,7 +51,8 @@ const tokenHeaderBytes = 64_000
 // A Bokeh server runs the app once for each page request and keeps the document in that one
 // process; the websocket of the page has to come back to it. This policy sends both to one
 // upstream, without cookies, also after a restart of Caddy and through another Caddy. A new
-// session goes to the upstream with the fewest pages being built, then the fewest sessions. A
+// session goes to the upstream that is soonest done with the pages being built there, by their number
+// and by what a page has taken there lately; then to the one with the fewest sessions. A
 // session whose upstream is lost moves to another one, the same through every Caddy.
 //
 // The page request leaves with a stamp, a signed string that names the upstream: as the

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -184,7 +185,8 @@ type run struct {
 // the next attempt has begun.
 type attempt struct {
 	m         *member
-	address   string // of m, as the reverse proxy has it
+	begun     time.Duration // on the table's clock
+	address   string        // of m, as the reverse proxy has it
 	load      load
 	asID      bool  // its stamp was sent as the session's id
 	connected bool  // the request went out on a connection
@@ -192,6 +194,7 @@ type attempt struct {
 	failures  int   // of dials
 	dialErr   error // of the last dial that failed, while none has succeeded
 	firstByte bool
+	took      time.Duration // m, to build the page
 	settled   bool
 	tunnel    *tunnel // of a websocket that was answered
 }
@@ -354,55 +357,11 @@ func (rn *run) elsewhere(v *view, home int) int {
 	return v.first(rn.id, may)
 }
 
-// fresh returns the place of the upstream for a new session: a Bokeh server runs app code on
-// one thread, so the pages building there are its queue, and the sessions what it carries.
-func (rn *run) fresh(v *view) int {
-	return rn.untried(v, v.takesNew, func(m *member) weight {
-		w := weight{queue: m.queue(), load: m.sessions.Load()}
-		if m.failing(v.now) {
-			w.trouble = 1
-		}
-		return w
-	})
-}
-
-// any returns the place of an upstream for what any server answers. The files of extensions are
-// known to a server only once it has built a page.
-func (rn *run) any(v *view) int {
-	ext := strings.Contains(rn.path, "/static/extensions/")
-	may := func(i int) bool { return v.available(i) && !v.members[i].draining.closed() }
-	return rn.untried(v, may, func(m *member) weight {
-		w := weight{queue: m.queue()}
-		switch {
-		case m.failing(v.now):
-			w.trouble = 3
-		case ext && !m.warm():
-			w.trouble = 2
-		case m.draining.on():
-			w.trouble = 1
-		}
-		return w
-	})
-}
-
-// untried returns the place of the least of the upstreams that may be taken and that this run has
-// not tried. When all have been tried it starts over, so that a pool of one can ride out a restart.
-func (rn *run) untried(v *view, may func(int) bool, weigh func(*member) weight) int {
-	i := v.least(func(i int) bool {
-		return !slices.Contains(rn.tried, v.members[i]) && may(i)
-	}, weigh)
-	if i < 0 && len(rn.tried) > 0 {
-		rn.tried = rn.tried[:0]
-		i = v.least(may, weigh)
-	}
-	return i
-}
-
 // try begins an attempt at the upstream at i: it counts it, stamps a page, and listens.
 func (rn *run) try(r *http.Request, v *view, i int) {
 	m := v.members[i]
 	rn.tried = append(rn.tried, m)
-	a := &attempt{m: m}
+	a := &attempt{m: m, begun: v.now}
 	t, id := rn.s.table, rn.id
 	switch rn.kind {
 	case pageRequest:
@@ -501,6 +460,7 @@ func (rn *run) answered(a *attempt) {
 	switch rn.kind {
 	case pageRequest:
 		a.load.built()
+		a.took = a.m.turn(a.begun, rn.s.table.now())
 	case socket:
 		a.tunnel = a.m.draining.sockets.add(rn.hangUp)
 	case other: // weighs nothing
@@ -563,7 +523,7 @@ func (rn *run) settle(a *attempt, status int) {
 		a.load.pageEnded(a.firstByte, status == http.StatusOK)
 		switch {
 		case status == http.StatusOK:
-			a.m.builtAt.Store(int64(now))
+			a.m.pageBuilt(now, a.took)
 			if a.asID {
 				rn.s.took(a.m, (*rn.ring)[0])
 			}

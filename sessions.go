@@ -108,11 +108,13 @@ type upstream struct {
 	sessions    atomic.Int64            // all that have not ended
 	failedPages atomic.Int64            // that ended less than failedPageWeight ago
 	failedAt    atomic.Int64            // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
+	pageTime    average                 // what a page takes, without the wait for others
 	draining    draining
 
 	policies  atomic.Int64 // that have it in their pool, or had it lately
 	holders   atomic.Int64 // policies that know it, sessions on it and its mark; it is forgotten at 0
 	builtAt   atomic.Int64 // when it last answered a page request with 200
+	turnedAt  atomic.Int64 // when it last had a page ready, whatever became of that
 	coldSince atomic.Int64 // when a dial failed last, whatever happened since
 	takesIDs  sync.Map     // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
 
@@ -564,6 +566,21 @@ func (u *upstream) pageFailed() {
 
 // queue is what a new page would wait for at u.
 func (u *upstream) queue() int64 { return u.counts[building].Load() + u.failedPages.Load() }
+
+// pageBuilt takes note of a page that took u a time. The first one of a process takes longer than any
+// that follow.
+func (u *upstream) pageBuilt(now, took time.Duration) {
+	if u.warm() {
+		u.pageTime.add(took)
+	}
+	u.builtAt.Store(int64(now))
+}
+
+// turn returns how long u was at a page that is ready now and was asked for at a time: it builds one
+// after the other.
+func (u *upstream) turn(asked, now time.Duration) time.Duration {
+	return now - max(asked, time.Duration(u.turnedAt.Swap(int64(now))))
+}
 
 // warm says whether u has built a page since it may have been restarted.
 func (u *upstream) warm() bool { return u.builtAt.Load() > u.coldSince.Load() }

@@ -4,9 +4,7 @@ package caddybokeh
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -443,58 +441,3 @@ func (v *view) available(i int) bool { return v.isHealthy(i) && !full(v.pool[i])
 
 // takesNew says whether the upstream at i takes new sessions.
 func (v *view) takesNew(i int) bool { return !v.members[i].draining.on() && v.available(i) }
-
-// least returns the place of the member that weighs least among those that may be taken, ties
-// at random, or -1.
-func (v *view) least(may func(int) bool, weigh func(*member) weight) int {
-	best, least, lot := -1, weight{}, uint64(0)
-	seed := rand.Uint64()
-	for i, m := range v.members[:v.present] {
-		w := weigh(m)
-		// Among equals the highest lot wins: one random number serves for all.
-		draw := mix(seed + uint64(i))
-		if best >= 0 && (least.less(w) || w == least && draw < lot) || !may(i) {
-			continue
-		}
-		best, least, lot = i, w, draw
-	}
-	return best
-}
-
-// weight orders members: what they suffer from, then what waits for them, then what they carry.
-type weight struct{ trouble, queue, load int64 }
-
-func (w weight) less(than weight) bool {
-	if w.trouble != than.trouble {
-		return w.trouble < than.trouble
-	}
-	if w.queue != than.queue {
-		return w.queue < than.queue
-	}
-	return w.load < than.load
-}
-
-// first returns the place of the member that comes first in the rendezvous order of an id
-// (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998) among those
-// that may be taken, or -1. Nodes that know the same upstreams agree on it without talking.
-func (v *view) first(id string, may func(int) bool) int {
-	digest := v.ring.digest(id)
-	seed := binary.BigEndian.Uint64(digest[:8])
-	best, highest := -1, uint64(0)
-	for i, m := range v.members[:v.present] {
-		if !may(i) {
-			continue
-		}
-		if s := mix(seed ^ m.keyedBy(v.ring).order); best < 0 || s > highest {
-			best, highest = i, s
-		}
-	}
-	return best
-}
-
-// mix is the finalizer of SplitMix64: every bit of x decides about every bit of the result.
-func mix(x uint64) uint64 {
-	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
-	x = (x ^ x>>27) * 0x94d049bb133111eb
-	return x ^ x>>31
-}
