@@ -47,7 +47,7 @@ func administer(t *testing.T, handlers string) *administered {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "s")
-	a := &administered{site: newSite(t, t.TempDir()), api: "unix/" + socket, base: "http://caddy"}
+	a := &administered{site: newSite(t, storageDir(t)), api: "unix/" + socket, base: "http://caddy"}
 	a.config = strings.Replace(a.config, "admin off", "admin "+a.api, 1)
 	a.http = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -400,7 +400,7 @@ func BenchmarkStatus(b *testing.B) {
 func TestRemoteAdmin(t *testing.T) {
 	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
 	reader, writer := newClientCert(t), newClientCert(t)
-	s := newSite(t, t.TempDir())
+	s := newSite(t, storageDir(t))
 	remote := freeAddr(t)
 	s.config = strings.Replace(s.config, "admin off", "admin "+freeAddr(t), 1)
 	cfg, err := adapt(strings.Replace(fmt.Sprintf(s.config, fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh\n}", b1.addr(), b2.addr())), "ADDR", s.addr, 1))

@@ -26,8 +26,23 @@ import (
 // in ten heavy, but four times more at 90 % load as soon as a turn costs 5 % of a page); the least
 // time since the last choice to break ties (nothing, and the sessions drift apart).
 func (rn *run) fresh(v *view) int {
+	for {
+		i := rn.untried(v, v.takesNew, rn.wait(v))
+		if i < 0 || !v.members[i].trouble.wantsTrial(v.now) {
+			return i
+		}
+		if v.members[i].trouble.beginTrial() {
+			rn.trial = v.members[i]
+			return i
+		}
+		// Another visit tries it already, so it weighs more now than it did.
+	}
+}
+
+// wait weighs what a new session would wait for.
+func (rn *run) wait(v *view) func(*member) weight {
 	var usual time.Duration
-	return rn.untried(v, v.takesNew, func(m *member) weight {
+	return func(m *member) weight {
 		w := weight{queue: m.queue(), load: m.sessions.Load()}
 		if w.queue > 0 {
 			if usual == 0 {
@@ -35,11 +50,11 @@ func (rn *run) fresh(v *view) int {
 			}
 			w.queue = (w.queue + 1) * int64(m.pageTime.or(usual))
 		}
-		if m.failing(v.now) {
+		if m.troubled(v.now) {
 			w.trouble = 1
 		}
 		return w
-	})
+	}
 }
 
 // any returns the place of an upstream for what any server answers. The files of extensions are
@@ -50,7 +65,7 @@ func (rn *run) any(v *view) int {
 	return rn.untried(v, may, func(m *member) weight {
 		w := weight{queue: m.queue()}
 		switch {
-		case m.failing(v.now):
+		case m.troubled(v.now):
 			w.trouble = 3
 		case ext && !m.warm():
 			w.trouble = 2

@@ -178,6 +178,8 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 			healthy = "-"
 		case st.Unreachable:
 			healthy = "unreachable"
+		case st.Failing:
+			healthy = "failing"
 		case !st.Healthy:
 			healthy = "no"
 		}

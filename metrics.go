@@ -33,6 +33,8 @@ var (
 	descDraining = newDesc("upstream_draining", "Whether the upstream gets no new session.", "upstream")
 	descDrained  = newDesc("upstream_drained", "Whether the upstream is draining and certainly empty, through all nodes.", "upstream")
 	descStarted  = newDesc("upstream_drain_start_time_seconds", "When the upstream began to drain, by the clock of the node that was told; only while it drains.", "upstream")
+	descFailing  = newDesc("upstream_failing", "Whether the upstream refused a connection, or failed to answer several page requests in a row, and has not been seen well since."+
+		" New sessions go elsewhere, but for one at a time that tries it again after a growing pause.", "upstream")
 	descSelected = newDesc("selections_total", "Upstreams chosen, by why: bound (the session is there), new (it begins there), moved (its own upstream is lost),"+
 		" shared (any upstream answers this). Every attempt counts.", "upstream", "decision")
 	descMoved = newDesc("sessions_moved_total", "Sessions that left the upstream, by why: unreachable (it refused a connection), unhealthy (health checks have"+
@@ -46,7 +48,7 @@ var (
 // Describe implements prometheus.Collector.
 func (m metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descSessions, descDraining, descDrained, descStarted, descSelected, descMoved, descNobody, descSilent, descStorage, descKeys,
+		descSessions, descDraining, descDrained, descStarted, descFailing, descSelected, descMoved, descNobody, descSilent, descStorage, descKeys,
 	} {
 		ch <- d
 	}
@@ -74,6 +76,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		if since := u.draining.since(); !since.IsZero() {
 			gauge(descStarted, float64(since.UnixMilli())/1e3, label)
 		}
+		gauge(descFailing, asFloat(u.trouble.on()), label)
 		for d, n := range u.past.selected {
 			counter(descSelected, n.Load(), label, d)
 		}

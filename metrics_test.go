@@ -61,6 +61,7 @@ func TestMetrics(t *testing.T) {
 		of("sessions", `state="connected",`)+"} 1",
 		of("sessions", `state="waiting",`)+"} 0",
 		of("upstream_draining", "")+"} 0",
+		of("upstream_failing", "")+"} 0",
 		of("selections_total", `decision="new",`)+"} 1",
 		of("selections_total", `decision="bound",`)+"} 1",
 		of("pages_without_socket_total", "")+"} 0",

@@ -66,7 +66,18 @@ type site struct {
 // an earlier test may have had the port of one of this.
 func serve(t *testing.T, handlers string) *site {
 	t.Helper()
-	return serveFrom(t, t.TempDir(), handlers)
+	return serveFrom(t, storageDir(t), handlers)
+}
+
+// storageDir returns a folder for a storage. A node may still be writing a report when its test ends.
+func storageDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "storage")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { soon(t, "the storage is removed", func() bool { return os.RemoveAll(dir) == nil }) })
+	return dir
 }
 
 func serveFrom(t *testing.T, storage, handlers string) *site {
@@ -598,7 +609,7 @@ func TestBoundAfterRestart(t *testing.T) {
 					b.ids, b.secret = sessionIDsSigned, newKey([]byte("theirs"))
 				}
 			}
-			storage := t.TempDir()
+			storage := storageDir(t)
 			config := "reverse_proxy " + addrs + " {\n lb_policy bokeh {\n %s\n }\n}"
 			s := serveFrom(t, storage, fmt.Sprintf(config, options))
 			var pages []page
@@ -749,7 +760,7 @@ func TestLostSessionMoves(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			servers, addrs := three(t)
-			storage := t.TempDir()
+			storage := storageDir(t)
 			config := "reverse_proxy " + addrs + " {\n lb_policy bokeh\n header_up X-A b\n" + retry + "}"
 			s := serveFrom(t, storage, config)
 			p, w := s.visit()
@@ -782,7 +793,7 @@ func TestLostSessionMoves(t *testing.T) {
 // Another node finds by itself where a session has moved.
 func TestLostSessionMovesAlikeOnAllNodes(t *testing.T) {
 	servers, addrs := three(t)
-	storage := t.TempDir()
+	storage := storageDir(t)
 	config := "reverse_proxy " + addrs + " {\n lb_policy bokeh\n lb_try_duration 5s\n lb_try_interval 1ms\n}"
 	s := serveFrom(t, storage, config)
 	var pages []page
@@ -879,7 +890,7 @@ func TestShippedLogFilter(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBokeh(t, "")
 			file := t.TempDir() + "/log"
-			s := newSite(t, t.TempDir())
+			s := newSite(t, storageDir(t))
 			s.config = snippet + "\n" + strings.Replace(s.config, "output discard", "level DEBUG\noutput file "+file+"\n"+tc.filter, 1)
 			s.start(strings.ReplaceAll(tc.site, "%s", file) + "\nforward_auth " + b.addr() + " {\n uri /auth\n}\nhandle_path /x/* {\n reverse_proxy " + b.addr() + " {\n lb_policy bokeh\n }\n}")
 			secret := "secret" + rand.Text()
@@ -995,7 +1006,7 @@ func TestReloadWithoutStorage(t *testing.T) {
 	for _, b := range servers {
 		b.ids, b.secret = sessionIDsSigned, newKey([]byte("theirs"))
 	}
-	storage := t.TempDir()
+	storage := storageDir(t)
 	config := "reverse_proxy " + addrs + " {\n lb_policy bokeh {\n session_ids signed\n }\n}"
 	s := serveFrom(t, storage, config)
 	var pages []page

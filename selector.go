@@ -66,6 +66,12 @@ const (
 	placeholderStatusText = "http.reverse_proxy.status_text"
 )
 
+// Placeholders that Caddy sets when a handler has ended with an error.
+const (
+	placeholderErrorID     = "http.error.id"
+	placeholderErrorStatus = "http.error.status_code"
+)
+
 // refusal is how a Bokeh server refuses a session id whose signature is not right
 // (bokeh/server/core.py, create_session), where nothing on the way has dropped the text.
 const refusal = "403 Invalid token or session ID"
@@ -171,9 +177,11 @@ type run struct {
 	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header        // the map on the request after our last change
 	tried      []*member
-	left       bool   // it was counted that the session has moved
-	turnedAway bool   // w has been told when to come back
-	shown      string // the session's id as far as it is known, for the hash that may be shown
+	trial      *member // that the next attempt is to try whether it is well again
+	left       bool    // it was counted that the session has moved
+	turnedAway bool    // w has been told when to come back
+	shown      string  // the session's id as far as it is known, for the hash that may be shown
+	errorID    string  // of the error that an earlier handler has ended with, or nothing
 
 	mu      sync.Mutex // guards all below
 	attempt *attempt   // the last one, nil before the first
@@ -196,6 +204,7 @@ type attempt struct {
 	firstByte bool
 	took      time.Duration // m, to build the page
 	settled   bool
+	trial     bool    // whether it tries if its upstream is well again
 	tunnel    *tunnel // of a websocket that was answered
 }
 
@@ -217,6 +226,7 @@ func (s *Selection) run(r *http.Request) *run {
 	if rn.repl != nil {
 		// What an earlier handler of this request left must not be taken for our answer.
 		rn.repl.Delete(placeholderStatus)
+		rn.errorID, _ = rn.repl.GetString(placeholderErrorID)
 	}
 	// The request's context ends when its handler returns, upgraded or not, and by panic too.
 	context.AfterFunc(r.Context(), rn.end)
@@ -361,7 +371,8 @@ func (rn *run) elsewhere(v *view, home int) int {
 func (rn *run) try(r *http.Request, v *view, i int) {
 	m := v.members[i]
 	rn.tried = append(rn.tried, m)
-	a := &attempt{m: m, begun: v.now}
+	a := &attempt{m: m, begun: v.now, trial: rn.trial == m}
+	rn.trial = nil
 	t, id := rn.s.table, rn.id
 	switch rn.kind {
 	case pageRequest:
@@ -394,7 +405,10 @@ func (rn *run) begin(a *attempt, count func() load) {
 	rn.attempt = a
 	rn.nobody = ""
 	a.settled = rn.over
-	if count != nil && !rn.over {
+	switch {
+	case rn.over && a.trial:
+		a.m.trouble.endTrial()
+	case !rn.over && count != nil:
 		a.load = count()
 	}
 }
@@ -430,11 +444,11 @@ func (rn *run) dialed(a *attempt, err error) {
 	defer rn.mu.Unlock()
 	a.dialErr = err
 	if err == nil {
-		a.m.dialed(rn.s.table.now(), nil)
+		a.m.dialed(a.begun, rn.s.table.now(), nil)
 		return
 	}
 	if a.failures++; a.failures >= a.addrs && !a.settled {
-		a.m.dialed(rn.s.table.now(), err)
+		a.m.dialed(a.begun, rn.s.table.now(), err)
 	}
 }
 
@@ -472,7 +486,7 @@ func (rn *run) failed() {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	if rn.attempt != nil {
-		rn.settle(rn.attempt, 0)
+		rn.settle(rn.attempt, http.StatusBadGateway)
 	}
 }
 
@@ -493,11 +507,15 @@ func (rn *run) end() {
 	rn.settle(rn.attempt, rn.status(rn.attempt))
 }
 
-// status returns the status of the answer to an attempt, or 0 if none has come. Where a response
-// route asked another upstream, what the proxy last set is that one's. rn.mu is locked.
+// status returns the status of the answer to an attempt, or that of the proxy's own error, or 0 if none
+// is known: the client has gone. Where a response route asked another upstream, what the proxy last set
+// is that one's. rn.mu is locked.
 func (rn *run) status(a *attempt) int {
-	if rn.repl == nil || !a.firstByte {
+	if rn.repl == nil {
 		return 0
+	}
+	if !a.firstByte {
+		return rn.proxyError()
 	}
 	if address, _ := rn.repl.GetString(placeholderUpstream); address != a.address {
 		return 0
@@ -507,16 +525,29 @@ func (rn *run) status(a *attempt) int {
 	return status
 }
 
+// proxyError returns the status of the error that this handler has ended with, or 0.
+func (rn *run) proxyError() int {
+	if id, _ := rn.repl.GetString(placeholderErrorID); id == rn.errorID {
+		return 0 // none, or that of a handler before
+	}
+	v, _ := rn.repl.Get(placeholderErrorStatus)
+	status, _ := v.(int)
+	return status
+}
+
 // settle takes the load of an attempt off its upstream, or turns it into that of a session which
-// waits for its socket; status is that of the answer, or 0 if there was none. rn.mu is locked.
+// waits for its socket; status is that of the answer, of an error, or 0 if neither came. rn.mu is locked.
 func (rn *run) settle(a *attempt, status int) {
 	if a.settled {
 		return
 	}
 	a.settled = true
+	if a.trial {
+		defer a.m.trouble.endTrial()
+	}
 	now := rn.s.table.now()
 	if a.dialErr != nil && a.failures < a.addrs && !a.firstByte {
-		a.m.dialed(now, a.dialErr)
+		a.m.dialed(a.begun, now, a.dialErr)
 	}
 	switch rn.kind {
 	case pageRequest:
@@ -530,8 +561,14 @@ func (rn *run) settle(a *attempt, status int) {
 		case status == http.StatusForbidden && a.asID:
 			text, _ := rn.repl.GetString(placeholderStatusText)
 			rn.s.refused(a.m, rn, text == refusal)
-		case a.connected && (status == 0 || status >= http.StatusInternalServerError):
+		case a.connected && (!a.firstByte || status >= http.StatusInternalServerError):
 			a.m.pageFailed()
+		}
+		switch {
+		case a.connected && status >= http.StatusInternalServerError:
+			a.m.trouble.pageFailed(a.begun, now)
+		case a.firstByte && status >= http.StatusOK && status < http.StatusBadRequest:
+			a.m.trouble.pageCame()
 		}
 	case socket:
 		a.m.draining.sockets.remove(a.tunnel)

@@ -109,6 +109,7 @@ type upstream struct {
 	failedPages atomic.Int64            // that ended less than failedPageWeight ago
 	failedAt    atomic.Int64            // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
 	pageTime    average                 // what a page takes, without the wait for others
+	trouble     trouble
 	draining    draining
 
 	policies  atomic.Int64 // that have it in their pool, or had it lately
@@ -537,16 +538,18 @@ func (r *recent) moveOn(now time.Duration) {
 	r.last = max(r.last, newest)
 }
 
-// dialed tells how a dial of u ended.
-func (u *upstream) dialed(now time.Duration, err error) {
+// dialed tells how a dial of u ended, for a request that was begun at a time.
+func (u *upstream) dialed(begun, now time.Duration, err error) {
 	switch {
 	case err == nil:
 		if u.failedAt.Load() != 0 {
 			u.failedAt.Store(0)
 		}
+		u.trouble.connected()
 	case isUpstreamsFault(err):
 		u.failedAt.Store(int64(now))
 		u.coldSince.Store(int64(now))
+		u.trouble.failed(begun, now)
 	}
 }
 

@@ -29,9 +29,10 @@ type upstreamStatus struct {
 	// storage could not be read since Caddy started.
 	State string `json:"state"`
 
-	// Unreachable says whether the last connection that a reverse proxy of this Caddy tried to make failed. Healthy,
-	// Full, NumRequests and Fails are what they say of it.
+	// Unreachable says whether the last connection that a reverse proxy of this Caddy tried to make failed, Failing
+	// whether it is tried by one visit at a time after that, or after several pages in a row that failed. Healthy, Full, NumRequests and Fails are what they say of it.
 	Unreachable bool `json:"unreachable"`
+	Failing     bool `json:"failing"`
 	Healthy     bool `json:"healthy"`
 	Full        bool `json:"full"`
 	NumRequests int  `json:"num_requests"`
@@ -160,6 +161,7 @@ func (n *node) addHealth(of func(address string) *upstreamStatus) {
 				st.Healthy = st.Healthy && u.Healthy()
 				st.Full = st.Full || full(u)
 				st.Unreachable = st.Unreachable || m.unreachable()
+				st.Failing = st.Failing || m.trouble.on()
 			}
 		})
 	})

@@ -113,6 +113,11 @@ func (m *member) failing(now time.Duration) bool {
 	return m.upstream.failing(now) || justFailed(&m.noTLS, now)
 }
 
+// troubled says whether new sessions should go elsewhere, as long as there is another upstream.
+func (m *member) troubled(now time.Duration) bool {
+	return m.trouble.keepsOff(now) || justFailed(&m.noTLS, now)
+}
+
 // unreachable says whether the last connection to m could not be made, however long ago.
 func (m *member) unreachable() bool { return m.failedAt.Load() != 0 || m.noTLS.Load() != 0 }
 

@@ -1,0 +1,101 @@
+// This file holds what an upstream has failed at lately, and when it is tried again.
+
+package caddybokeh
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// firstPause is how long no new session is sent to an upstream that has failed. It doubles with
+	// each failure that follows, up to longestPause: a server that restarts is back soon, one that is
+	// gone costs ever fewer visits.
+	firstPause   = 2 * time.Second
+	longestPause = time.Minute
+
+	// pagesInARow is how many page requests in a row must fail, after a connection, before that is
+	// taken for the server's fault. One app, or one visitor's request, may always fail.
+	pagesInARow = 3
+)
+
+// trouble keeps new sessions off an upstream that fails, as long as there is another one. Without it a
+// dead server looks idle, and draws all visits. What a client can cause, as by going away or asking for
+// what is not there, does not count.
+type trouble struct {
+	until atomic.Int64 // when it is tried again, on the table's clock; 0 if all is well
+	trial atomic.Bool  // a visit is trying it: one at a time
+	pages atomic.Int64 // that failed in a row
+
+	mu       sync.Mutex    // guards all below, and the change of until
+	failures int           // in a row
+	last     time.Duration // when the last of them was
+}
+
+// on says whether the upstream has failed since it was last well.
+func (tr *trouble) on() bool { return tr.until.Load() != 0 }
+
+// keepsOff says whether new sessions should go elsewhere.
+func (tr *trouble) keepsOff(now time.Duration) bool {
+	until := tr.until.Load()
+	return until != 0 && (now < time.Duration(until) || tr.trial.Load())
+}
+
+// wantsTrial says whether the next visit is to try whether all is well again, and none does yet.
+func (tr *trouble) wantsTrial(now time.Duration) bool {
+	until := tr.until.Load()
+	return until != 0 && now >= time.Duration(until) && !tr.trial.Load()
+}
+
+// beginTrial says whether the caller's visit is the one that tries, which then must endTrial.
+func (tr *trouble) beginTrial() bool { return tr.trial.CompareAndSwap(false, true) }
+
+func (tr *trouble) endTrial() { tr.trial.Store(false) }
+
+// failed takes note of a failure of a request that was begun at a time.
+func (tr *trouble) failed(begun, now time.Duration) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	if tr.failures > 0 && begun < tr.last {
+		return // it was on its way when the one before failed, and tells nothing new
+	}
+	tr.failures++
+	tr.last = now
+	pause := longestPause
+	if shift := tr.failures - 1; shift < 5 {
+		pause = min(firstPause<<shift, longestPause)
+	}
+	tr.until.Store(int64(now + pause))
+}
+
+// connected takes note of a connection. Where pages fail it says nothing.
+func (tr *trouble) connected() {
+	if tr.until.Load() != 0 && tr.pages.Load() < pagesInARow {
+		tr.end()
+	}
+}
+
+// pageFailed takes note of a page request, begun at a time, that was answered with an error, or not at all.
+func (tr *trouble) pageFailed(begun, now time.Duration) {
+	if tr.pages.Add(1) >= pagesInARow {
+		tr.failed(begun, now)
+	}
+}
+
+// pageCame takes note of a page that was answered.
+func (tr *trouble) pageCame() {
+	if tr.pages.Load() != 0 {
+		tr.pages.Store(0)
+	}
+	if tr.until.Load() != 0 {
+		tr.end()
+	}
+}
+
+func (tr *trouble) end() {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.failures = 0
+	tr.until.Store(0)
+}

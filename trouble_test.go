@@ -1,0 +1,186 @@
+// This file tests that upstreams which fail attract nobody, and are tried again with one visit at a time.
+
+package caddybokeh
+
+import (
+	"errors"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// tryPage sends a visit, which serve plays at the upstream that is chosen.
+func tryPage(s *Selection, pool reverseproxy.UpstreamPool, serve func(addr string, r *request)) {
+	r := newRequest(s, "/app")
+	addr, _ := r.choose(pool)
+	serve(addr, r)
+	r.end()
+	synctest.Wait()
+}
+
+// A server that fails at once has nothing to build and no sessions. Each of these fails in its way
+// for ten minutes, with a visit a second, and hardly anybody meets it. Then it is well again, and
+// gets its share.
+func TestFailingUpstreamAttractsNobody(t *testing.T) {
+	const bad = "u0:80"
+	for name, c := range map[string]struct {
+		fail func(*request)
+		most int // visits that meet it
+	}{
+		"refuses dials": {(*request).refuse, 15},
+		"answers 500":   {func(r *request) { r.answer(http.StatusInternalServerError) }, 17},
+		"hangs up": {func(r *request) {
+			r.run().connected(r.run().attempt)
+			r.repl.Set(placeholderErrorID, "x")
+			r.repl.Set(placeholderErrorStatus, http.StatusBadGateway)
+		}, 17},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(3)
+			s := newTestSelection(pool)
+			met := 0
+			for range 600 {
+				tryPage(s, pool, func(addr string, r *request) {
+					if addr == bad {
+						met++
+						c.fail(r)
+					} else {
+						r.answer(http.StatusOK)
+					}
+				})
+				time.Sleep(time.Second)
+			}
+			if met > c.most || met < 10 {
+				t.Errorf("%s: %d of 600 visits met it, want 10 to %d", name, met, c.most)
+			}
+			met = 0
+			for range 300 {
+				tryPage(s, pool, func(addr string, r *request) {
+					if addr == bad {
+						met++
+					}
+					r.answer(http.StatusOK)
+				})
+				time.Sleep(time.Second)
+			}
+			if met < 60 {
+				t.Errorf("%s: well again, it gets %d of 300 visits", name, met)
+			}
+		})
+	}
+}
+
+// While one visit tries an upstream again, the others go elsewhere.
+func TestOneVisitTries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		tryPage(s, pool[:1], func(_ string, r *request) { r.refuse() })
+		time.Sleep(firstPause)
+		var slow []*request
+		tries := 0
+		for range 20 {
+			r := newRequest(s, "/app")
+			if addr, _ := r.choose(pool); addr == "u0:80" {
+				tries++
+			}
+			slow = append(slow, r)
+		}
+		if tries != 1 {
+			t.Errorf("%d of 20 visits try it, want 1", tries)
+		}
+		for _, r := range slow {
+			r.end() // the visitors have gone: that says nothing
+		}
+		synctest.Wait()
+		newRequest(s, "/app").choose(pool[1:]) // so that the other is busy
+		r := newRequest(s, "/app")
+		if addr, _ := r.choose(pool); addr != "u0:80" {
+			t.Errorf("after a visitor who went away nobody tries it: the next visit goes to %s", addr)
+		}
+		r.answer(http.StatusOK)
+		synctest.Wait()
+		if m := s.members.get("u0:80"); m.troubled(s.table.now()) || m.trouble.trial.Load() {
+			t.Error("it has answered, and is kept off")
+		}
+	})
+}
+
+// What clients can cause keeps nobody off, nor brings anybody back.
+func TestClientsCauseNoTrouble(t *testing.T) {
+	for name, c := range map[string]func(*request){
+		"4xx":                 func(r *request) { r.answer(http.StatusNotFound) },
+		"left before it came": func(r *request) { r.run().connected(r.run().attempt); r.end() },
+		"left, as Caddy says it": func(r *request) {
+			r.run().connected(r.run().attempt)
+			r.repl.Set(placeholderErrorID, "x")
+			r.repl.Set(placeholderErrorStatus, 499)
+		},
+		"page without a socket":   func(r *request) { r.answer(http.StatusOK) },
+		"dial that was cancelled": func(r *request) { r.run().dialed(r.run().attempt, errors.Join(errors.New("dial"), r.Context().Err())) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(1)
+			s := newTestSelection(pool)
+			for range 10 {
+				tryPage(s, pool, func(_ string, r *request) {
+					if name == "dial that was cancelled" {
+						r.end()
+					}
+					c(r)
+				})
+			}
+			if s.members.get("u0:80").troubled(s.table.now()) {
+				t.Errorf("%s: it is kept off", name)
+			}
+			s.members.get("u0:80").trouble.failed(0, s.table.now())
+			time.Sleep(time.Second)
+			if name == "page without a socket" {
+				return // it is a page
+			}
+			before := s.members.get("u0:80").trouble.until.Load()
+			tryPage(s, pool, func(_ string, r *request) {
+				if name == "dial that was cancelled" {
+					r.end()
+				}
+				s.members.get("u0:80").trouble.pages.Store(pagesInARow) // pages fail, not dials
+				c(r)
+			})
+			if after := s.members.get("u0:80").trouble.until.Load(); after != before {
+				t.Errorf("%s: it is tried again at %d instead of %d", name, after, before)
+			}
+		})
+	}
+}
+
+// Visits that were on their way when the first one failed are one failure, and where all fail nobody
+// is turned away.
+func TestManyFailAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newTestSelection(pool)
+		var all []*request
+		for range 50 {
+			r := newRequest(s, "/app")
+			if addr, _ := r.choose(pool); addr == "" {
+				t.Fatal("no upstream")
+			}
+			all = append(all, r)
+		}
+		time.Sleep(time.Millisecond)
+		for _, r := range all {
+			r.refuse()
+			r.end()
+		}
+		synctest.Wait()
+		if tr := &s.members.get("u0:80").trouble; tr.failures != 1 {
+			t.Errorf("50 at once are %d failures", tr.failures)
+		}
+		if addr, _ := newRequest(s, "/app").choose(pool); addr == "" {
+			t.Error("the only upstream is in trouble, and nobody may try it")
+		}
+	})
+}
