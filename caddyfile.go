@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -120,7 +121,7 @@ func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Toke
 }
 
 // policyOptions are the names of the policy's options.
-var policyOptions = []string{"session_ids", "secret_key", "unused_session_lifetime", "check_unused_sessions", "drain"}
+var policyOptions = []string{"session_ids", "secret_key", "unused_session_lifetime", "check_unused_sessions", "max_sessions", "group_by", "drain"}
 
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
 //
@@ -129,6 +130,8 @@ var policyOptions = []string{"session_ids", "secret_key", "unused_session_lifeti
 //		secret_key              <key...>
 //		unused_session_lifetime <duration>
 //		check_unused_sessions   <duration>
+//		max_sessions            <n>
+//		group_by                <placeholder>
 //		drain                   <upstream...>
 //	}
 //
@@ -180,6 +183,23 @@ func (s *Selection) unmarshalLine(d *caddyfile.Dispenser) error {
 		return unmarshalLifetime(d, option, args[0], &s.UnusedSessionLifetime)
 	case "check_unused_sessions":
 		return unmarshalLifetime(d, option, args[0], &s.CheckUnusedSessions)
+	case "max_sessions":
+		if s.MaxSessions != 0 {
+			return d.Err("max_sessions already specified")
+		}
+		n, err := strconv.Atoi(args[0])
+		if err != nil || n < 1 {
+			return d.Errf("invalid max_sessions %q: it is how many sessions an upstream may have, at least 1; without the line there is no limit", args[0])
+		}
+		s.MaxSessions = n
+	case "group_by":
+		if s.GroupBy != "" {
+			return d.Err("group_by already specified")
+		}
+		if err := checkGroupBy(args[0]); err != nil {
+			return d.WrapErr(err)
+		}
+		s.GroupBy = args[0]
 	default:
 		return d.Errf("unrecognized option '%s': it is one of %s", option, strings.Join(policyOptions, ", "))
 	}

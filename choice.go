@@ -27,7 +27,10 @@ import (
 // time since the last choice to break ties (nothing, and the sessions drift apart).
 func (rn *run) fresh(v *view) int {
 	for {
-		i := rn.untried(v, v.takesNew, rn.wait(v))
+		i := rn.ofItsGroup(v)
+		if i < 0 {
+			i = rn.untried(v, func(i int) bool { return rn.takes(v, i) }, rn.wait(v))
+		}
 		if i < 0 || !v.members[i].trouble.wantsTrial(v.now) {
 			return i
 		}
@@ -37,6 +40,26 @@ func (rn *run) fresh(v *view) int {
 		}
 		// Another visit tries it already, so it weighs more now than it did.
 	}
+}
+
+// ofItsGroup returns the place of the upstream for a new session of this run's group, or -1 if it is in
+// none, or the group has nowhere to be but where all others may go as well.
+func (rn *run) ofItsGroup(v *view) int {
+	if rn.s.GroupBy == "" || rn.repl == nil {
+		return -1
+	}
+	group, err := rn.repl.ReplaceOrErr(rn.s.GroupBy, false, true)
+	if err != nil {
+		rn.s.unknownGroup(v.now, err)
+		return -1
+	}
+	if group == "" {
+		return -1
+	}
+	return v.first(group, func(i int) bool {
+		m := v.members[i]
+		return rn.takes(v, i) && !m.troubled(v.now) && !slices.Contains(rn.tried, m)
+	})
 }
 
 // wait weighs what a new session would wait for.

@@ -29,7 +29,7 @@ func (p *pacer) lets(now time.Duration) bool {
 }
 
 // pacers are one for each mistake that a policy knows of.
-type pacers struct{ allDrain, ownOrigin, otherOrigin, expired, header pacer }
+type pacers struct{ allDrain, full, group, ownOrigin, otherOrigin, expired, header pacer }
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
 func (s *Selection) examine(r *http.Request, c *claim) {
@@ -47,6 +47,15 @@ func (s *Selection) examine(r *http.Request, c *claim) {
 		s.logger.Warn("the headers of a websocket are close to what the server takes; a visitor with more cookies sees an empty page"+
 			" (set max_header_size 64KB in the servers option)",
 			zap.Int("header_bytes", size), zap.Int("max_header_bytes", srv.MaxHeaderBytes))
+	}
+}
+
+// unknownGroup takes note that nothing on the way of a visit has set the placeholder of group_by.
+func (s *Selection) unknownGroup(now time.Duration, err error) {
+	if s.pacers.group.lets(now) {
+		s.logger.Warn("group_by has no value for a visit, which goes where it is ready first"+
+			" (look for a typo; what sets the placeholder, as an authentication, must come before the reverse_proxy)",
+			zap.String("group_by", s.GroupBy), zap.Error(err))
 	}
 }
 

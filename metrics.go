@@ -39,7 +39,8 @@ var (
 		" shared (any upstream answers this). Every attempt counts.", "upstream", "decision")
 	descMoved = newDesc("sessions_moved_total", "Sessions that left the upstream, by why: unreachable (it refused a connection), unhealthy (health checks have"+
 		" called it down for a minute), closed (its grace period is over).", "upstream", "reason")
-	descNobody  = newDesc("no_upstream_total", "Requests for which no upstream could be chosen, by why: draining (all healthy ones are), unavailable (all are unhealthy or full), none (there is none).", "reason")
+	descNobody  = newDesc("no_upstream_total", "Requests for which no upstream could be chosen, by why: draining (all healthy ones are), full (all have max_sessions sessions), unavailable (all are unhealthy, or have their limit of requests), none (there is none).", "reason")
+	descWaiting = newDesc("visits_waiting", "Visits that wait for a place because every upstream has max_sessions sessions.")
 	descSilent  = newDesc("pages_without_socket_total", "Pages whose websocket never came.", "upstream")
 	descStorage = newDesc("storage_errors_total", "Failures of Caddy's storage, by what was tried: load, list, store, delete.", "operation")
 	descKeys    = newDesc("keys_agree", "Whether this node can verify the stamps of all others.")
@@ -48,7 +49,7 @@ var (
 // Describe implements prometheus.Collector.
 func (m metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descSessions, descDraining, descDrained, descStarted, descFailing, descSelected, descMoved, descNobody, descSilent, descStorage, descKeys,
+		descSessions, descDraining, descDrained, descStarted, descFailing, descSelected, descMoved, descNobody, descWaiting, descSilent, descStorage, descKeys,
 	} {
 		ch <- d
 	}
@@ -91,6 +92,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for operation, n := range m.n.storageErrors {
 		counter(descStorage, n.Load(), operation)
 	}
+	gauge(descWaiting, float64(m.n.t.line.length.Load()))
 	gauge(descKeys, asFloat(m.n.keysAgree()))
 }
 

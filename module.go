@@ -68,6 +68,7 @@ const tokenHeaderBytes = 64_000
 // ------------|-------------
 // `{http.reverse_proxy.bokeh.decision}` | Why the upstream was chosen: `bound` (the session is there), `new` (a new session), `moved` (its own upstream is lost) or `shared` (any upstream answers this: static files, login, index)
 // `{http.reverse_proxy.bokeh.session}` | A short keyed hash of the session's id, the same through every Caddy with the same key; empty for shared requests. Where the server makes the ids itself, a page's differs from its socket's
+// `{http.reverse_proxy.bokeh.waited_ms}` | How long the visit has waited for a place, in milliseconds, where `max_sessions` made it wait
 type Selection struct {
 	// How the servers make session ids, as given to `bokeh serve --session-ids`: `unsigned`,
 	// `signed` or `external-signed`. Default: `unsigned`, as in Bokeh.
@@ -109,6 +110,23 @@ type Selection struct {
 	// `stream_close_delay`: have one before you drain.
 	Drain []string `json:"drain,omitempty"`
 
+	// The most sessions that an upstream may have through this Caddy. Only new sessions are refused
+	// there: one that is bound to it always gets through, and so does one whose id a program or another
+	// site has named. When every upstream that takes new sessions has so many, a visit waits for a place,
+	// whoever came first first, as long as the handler's `lb_try_duration` allows, also over a reload of
+	// the config; without that it does not wait. Then it gets 503 with a `Retry-After` header. A session
+	// has its place until its server gives it up, `unused_session_lifetime` and `check_unused_sessions`
+	// after its last websocket. Default: no limit.
+	MaxSessions int `json:"max_sessions,omitempty"`
+
+	// What the new sessions of a group have in common, as a placeholder: `{http.auth.user.id}`, `{client_ip}`
+	// or several in one. They go to the same upstream, the first one in an order that depends on the value and
+	// the key, of those that take new sessions, do not fail and have a place; so to the same one through every
+	// Caddy, with nothing to remember. A session whose value is empty, or that somebody else has named, goes where
+	// it would without. When upstreams come or go, the groups that are first there move with their next session.
+	// Default: sessions are not grouped, and each goes where it is ready first.
+	GroupBy string `json:"group_by,omitempty"`
+
 	logger   *zap.Logger
 	table    *table
 	node     *node
@@ -119,6 +137,8 @@ type Selection struct {
 	raise    func(event string, data map[string]any) // nil in tests
 	healthy  func(*reverseproxy.Upstream) bool
 
+	patience  time.Duration             // of the handler: how long it goes on looking for an upstream
+	unloaded  <-chan struct{}           // closed when the config is replaced; nil in tests
 	static    reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
 	index     atomic.Pointer[index]     // of the static pool
 	keepsPool bool                      // whether the pool is discovered, and the same for every request
@@ -158,6 +178,7 @@ func (*Selection) CaddyModule() caddy.ModuleInfo {
 // Provision sets up s.
 func (s *Selection) Provision(ctx caddy.Context) error {
 	s.logger = ctx.Logger()
+	s.unloaded = ctx.Done()
 	s.setDefaults()
 	ring, err := s.keys(ctx)
 	if err != nil {
@@ -259,6 +280,16 @@ func (s *Selection) knowsPool() bool {
 	return s.static != nil || s.keepsPool && s.last.Load() != nil
 }
 
+// isUnloaded says whether the config has been replaced.
+func (s *Selection) isUnloaded() bool {
+	select {
+	case <-s.unloaded:
+		return true
+	default:
+		return false
+	}
+}
+
 // stampKeys returns the keys of the stamps.
 func (s *Selection) stampKeys() *keyring { return s.ring.Load() }
 
@@ -278,6 +309,9 @@ var placeholder = regexp.MustCompile(`\{[^"{}\s]+\}`)
 // knowPool learns what there is to know of the handler's upstreams before the first request.
 func (s *Selection) knowPool(h *reverseproxy.Handler) {
 	s.members.attach(h.Upstreams)
+	if h.LoadBalancing != nil {
+		s.patience = time.Duration(h.LoadBalancing.TryDuration)
+	}
 	if h.DynamicUpstreamsRaw != nil {
 		// A source that depends on the request may find somebody else's servers for the next one.
 		s.keepsPool = !placeholder.Match(h.DynamicUpstreamsRaw)
@@ -353,6 +387,14 @@ func (s *Selection) Validate() error {
 	if err := checkLifetime("check_unused_sessions", time.Duration(s.CheckUnusedSessions)); err != nil {
 		return err
 	}
+	if s.MaxSessions < 0 {
+		return fmt.Errorf("invalid max_sessions %d: it is at least 1, or 0 for no limit", s.MaxSessions)
+	}
+	if s.GroupBy != "" {
+		if err := checkGroupBy(s.GroupBy); err != nil {
+			return err
+		}
+	}
 	for _, addr := range s.Drain {
 		if err := checkDrain(addr); err != nil {
 			return err
@@ -361,7 +403,7 @@ func (s *Selection) Validate() error {
 	return nil
 }
 
-// checkSessionIDs, checkLifetime and checkDrain are here and in the Caddyfile, which can say the line.
+// checkSessionIDs, checkLifetime, checkGroupBy and checkDrain are here and in the Caddyfile, which can say the line.
 func checkSessionIDs(v string) error {
 	switch v {
 	case sessionIDsUnsigned, sessionIDsSigned, sessionIDsExternalSigned:
@@ -377,6 +419,13 @@ func checkLifetime(option string, d time.Duration) error {
 		return fmt.Errorf("invalid %s %v: it is at least 1s; Bokeh's flag counts milliseconds, here write 15s for 15000", option, d)
 	case d > maxLifetime:
 		return fmt.Errorf("invalid %s %v: it is at most %v", option, d, maxLifetime)
+	}
+	return nil
+}
+
+func checkGroupBy(v string) error {
+	if !placeholder.MatchString(v) {
+		return fmt.Errorf("invalid group_by %q: it is a placeholder, as in {client_ip}; all sessions would be one group", v)
 	}
 	return nil
 }

@@ -503,15 +503,15 @@ func TestServerSeesTheSame(t *testing.T) {
 				return <-o.requests
 			}
 			with, without := heard("bokeh {\n secret_key k\n}"), heard("first")
-			without = line(stampHeader).ReplaceAllString(without, "") // nothing but a client's own
+			without = headerLine(stampHeader).ReplaceAllString(without, "") // nothing but a client's own
 			stamp := ""
 			if tc.stamp != none {
-				found := line(tc.stamp).FindAllStringSubmatch(with, -1)
+				found := headerLine(tc.stamp).FindAllStringSubmatch(with, -1)
 				if len(found) != 1 {
 					t.Fatalf("it has %d stamps:\n%.2000s", len(found), with)
 				}
 				stamp = found[0][1]
-				with = line(tc.stamp).ReplaceAllString(with, "")
+				with = headerLine(tc.stamp).ReplaceAllString(with, "")
 			}
 			if with != without {
 				t.Errorf("the server sees\n%.2000s\nwithout us\n%.2000s", with, without)
@@ -524,7 +524,7 @@ func TestServerSeesTheSame(t *testing.T) {
 }
 
 // line matches a line of headers with the given name.
-func line(name string) *regexp.Regexp {
+func headerLine(name string) *regexp.Regexp {
 	return regexp.MustCompile(`(?m)^` + name + `: (.*)\r\n`)
 }
 

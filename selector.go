@@ -46,16 +46,18 @@ var moveReasons = []string{movedUnreachable, movedUnhealthy, movedClosed}
 // Why there is no upstream for a request.
 const (
 	nobodyDraining    = "draining"    // all healthy ones are draining
-	nobodyUnavailable = "unavailable" // all are unhealthy or full
+	nobodyFull        = "full"        // all that take new sessions have max_sessions of them
+	nobodyUnavailable = "unavailable" // all are unhealthy, or have their limit of requests
 	nobodyThere       = "none"        // there is none
 )
 
-var nobodyReasons = []string{nobodyDraining, nobodyUnavailable, nobodyThere}
+var nobodyReasons = []string{nobodyDraining, nobodyFull, nobodyUnavailable, nobodyThere}
 
 // Placeholders that Select sets.
 const (
 	placeholderDecision = "http.reverse_proxy.bokeh.decision"
 	placeholderSession  = "http.reverse_proxy.bokeh.session"
+	placeholderWaited   = "http.reverse_proxy.bokeh.waited_ms"
 )
 
 // Placeholders that the reverse proxy sets: when it has chosen an upstream, and when that has
@@ -86,41 +88,77 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 	v := s.view(s.lastKnown(pool), run)
 	for {
 		i, d := run.choose(v)
-		allDrain := i < 0 && s.allDrain(v)
-		run.sayWhenToComeBack(w, allDrain)
+		if i < 0 && run.waitInLine(r.Context(), v) {
+			v = s.view(s.lastKnown(pool), run)
+			continue
+		}
 		if i < 0 {
-			run.foundNobody(v, allDrain)
+			run.foundNobody(v, w)
 			return nil
 		}
+		run.sayWhenToComeBack(w, false)
 		run.try(r, v, i)
 		// Whoever drains an upstream marks it and then counts; we count and then look for the mark.
-		// So one of us sees the other.
-		dr := &v.members[i].draining
-		if begins := d == decisionNew || d == decisionMoved; begins && dr.on() || dr.closed() {
+		// So one of us sees the other. It is the same with what another visit counts.
+		m, begins := v.members[i], d == decisionNew || d == decisionMoved
+		if begins && m.draining.on() || m.draining.closed() || run.isOver(m) {
 			run.failed()
 			continue
 		}
-		run.tell(v.members[i], d)
+		run.leaveLine()
+		run.tell(m, d)
 		return v.pool[i]
 	}
 }
 
 // foundNobody takes note that there is no upstream at present, and why. It counts if no later attempt
 // finds one.
-func (rn *run) foundNobody(v *view, allDrain bool) {
+func (rn *run) foundNobody(v *view, w http.ResponseWriter) {
+	why := rn.s.whyNobody(v, rn)
+	rn.sayWhenToComeBack(w, why == nobodyDraining || why == nobodyFull)
+	rn.sayWaited()
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
-	switch {
-	case allDrain:
-		rn.nobody = nobodyDraining
-	case v.present > 0:
-		rn.nobody = nobodyUnavailable
-	default:
-		rn.nobody = nobodyThere
-	}
+	rn.nobody = why
 }
 
-// retryAfter is how long a visitor is told to wait, in seconds, when every upstream is draining.
+// whyNobody returns why there is no upstream, and logs what somebody should do about.
+func (s *Selection) whyNobody(v *view, rn *run) string {
+	switch {
+	case rn.isFull(v):
+		if s.pacers.full.lets(v.now) {
+			s.logger.Error("every upstream has max_sessions sessions; new visitors wait as long as lb_try_duration allows, then get 503 (add an upstream, or raise max_sessions)",
+				zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", v.present), zap.Int64("visits_waiting", s.table.line.length.Load()))
+		}
+		return nobodyFull
+	case allDrain(v):
+		if s.pacers.allDrain.lets(v.now) {
+			s.logger.Error("every healthy upstream is draining; new visitors get 503 (add an upstream, or take a drain back: caddy bokeh undrain, or the drain line of the config)",
+				zap.Int("upstreams", len(v.pool)))
+		}
+		return nobodyDraining
+	case v.present > 0:
+		return nobodyUnavailable
+	}
+	return nobodyThere
+}
+
+// allDrain says whether the upstreams that are healthy are all draining.
+func allDrain(v *view) bool {
+	found := false
+	for i, m := range v.members[:v.present] {
+		switch {
+		case !v.isHealthy(i):
+		case !m.draining.on():
+			return false
+		default:
+			found = true
+		}
+	}
+	return found
+}
+
+// retryAfter is how long a visitor is told to wait, in seconds, when every upstream is draining or full.
 const retryAfter = "5"
 
 // sayWhenToComeBack sets the header that tells a visitor to come back, or takes it off where a
@@ -138,28 +176,6 @@ func (rn *run) sayWhenToComeBack(w http.ResponseWriter, turnedAway bool) {
 	}
 }
 
-// allDrain says whether the upstreams that are healthy are all draining, and logs it.
-func (s *Selection) allDrain(v *view) bool {
-	found := false
-	for i, m := range v.members[:v.present] {
-		switch {
-		case !v.isHealthy(i):
-		case !m.draining.on():
-			return false
-		default:
-			found = true
-		}
-	}
-	if !found {
-		return false
-	}
-	if s.pacers.allDrain.lets(v.now) {
-		s.logger.Error("every healthy upstream is draining; new visitors get 503 (add an upstream, or take a drain back: caddy bokeh undrain, or the drain line of the config)",
-			zap.Int("upstreams", len(v.pool)))
-	}
-	return true
-}
-
 // runKey is the key of a policy's run in the context of a request.
 type runKey struct{ s *Selection }
 
@@ -172,11 +188,13 @@ type run struct {
 	ctx        context.Context // of the request, with this run in it
 	host, path string
 	terms      terms
+	begun      time.Duration      // on the table's clock
 	hangUp     context.CancelFunc // ends a websocket; nil for all else
 	origin     string             // of the page that opens it
 	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header        // the map on the request after our last change
 	tried      []*member
+	ticket     *ticket // for a place, nil as long as it has waited for none
 	trial      *member // that the next attempt is to try whether it is well again
 	left       bool    // it was counted that the session has moved
 	turnedAway bool    // w has been told when to come back
@@ -214,7 +232,7 @@ func (s *Selection) run(r *http.Request) *run {
 		return rn
 	}
 	ring := s.ring.Load()
-	rn := &run{s: s, ring: ring, claim: readClaim(r, *ring), host: r.Host, path: r.URL.Path, header: r.Header, sent: r.Header}
+	rn := &run{s: s, ring: ring, claim: readClaim(r, *ring), host: r.Host, path: r.URL.Path, header: r.Header, sent: r.Header, begun: s.table.now()}
 	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
 	r.Header.Del(stampHeader) // a client's own is never passed on
 	rn.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -498,6 +516,7 @@ func (rn *run) end() {
 		return
 	}
 	rn.over = true
+	rn.leaveLine()
 	if rn.nobody != "" {
 		rn.s.table.nobody.add(rn.nobody)
 	}
@@ -640,9 +659,17 @@ func (s *Selection) refused(m *member, rn *run, forThat bool) {
 		zap.String("header", stampHeader))
 }
 
+// sayWaited sets the placeholder of how long the visit has waited in line, in milliseconds.
+func (rn *run) sayWaited() {
+	if rn.repl != nil && rn.ticket != nil {
+		rn.repl.Set(placeholderWaited, rn.waited(rn.s.table.now()).Seconds()*1e3)
+	}
+}
+
 // tell sets the placeholders and writes the log.
 func (rn *run) tell(m *member, d decision) {
 	m.past.selected.add(string(d))
+	rn.sayWaited()
 	session := sessionHash{*rn.ring, rn.shown}
 	if rn.repl != nil {
 		rn.repl.Set(placeholderDecision, string(d))

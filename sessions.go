@@ -67,6 +67,7 @@ type table struct {
 	shards [tableShards]shard
 
 	nobody counters // requests for which there was no upstream, by reason
+	line   line     // in which visits wait for a place
 
 	mu        sync.Mutex           // guards upstreams
 	upstreams map[string]*upstream // by name
@@ -440,6 +441,7 @@ func (t *table) settle(sh *shard, s *session) {
 	if now == ended {
 		s.at.sessions.Add(-1)
 		s.at.past.ended.add(t.now())
+		t.line.freed(s.at)
 		sh.remove(s)
 		t.release(s.at)
 	}

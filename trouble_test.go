@@ -4,6 +4,7 @@ package caddybokeh
 
 import (
 	"errors"
+	"net"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -183,4 +184,49 @@ func TestManyFailAtOnce(t *testing.T) {
 			t.Error("the only upstream is in trouble, and nobody may try it")
 		}
 	})
+}
+
+// The same behind a real proxy, without retries and without health checks.
+func TestFailingServerBehindCaddy(t *testing.T) {
+	hangsUp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hangsUp.Close()
+	go func() {
+		for {
+			c, err := hangsUp.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 1<<10))
+			c.Close()
+		}
+	}()
+	fails := newBokeh(t, "")
+	fails.status.Store(http.StatusInternalServerError)
+	for name, c := range map[string]struct {
+		addr string
+		most int // visits that meet it, each half a second at most
+	}{
+		"refuses dials": {deadAddr(t), 1},
+		"answers 500":   {fails.addr(), pagesInARow},
+		"hangs up":      {hangsUp.Addr().String(), pagesInARow},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, upstreams := three(t)
+			s := serve(t, "reverse_proxy "+upstreams+" "+c.addr+" {\n lb_policy bokeh\n}")
+			begun := time.Now()
+			met := 0
+			for range 60 {
+				if p := s.get("/app"); p.status != http.StatusOK {
+					met++
+				}
+			}
+			// Each pause that may be over costs one more.
+			if most := c.most + int(time.Since(begun)/firstPause); met > most || met == 0 {
+				t.Errorf("%d of 60 visits met it, want 1 to %d", met, most)
+			}
+		})
+	}
 }

@@ -1,0 +1,392 @@
+// This file tests max_sessions: who is refused, and who gets a place that becomes free.
+
+package caddybokeh
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// newCapped returns a policy with a limit of sessions in a handler that goes on looking for a while.
+func newCapped(t *table, pool reverseproxy.UpstreamPool, limit int, patience time.Duration) *Selection {
+	s := newTestSelectionWith(t, pool)
+	s.MaxSessions, s.patience = limit, patience
+	return s
+}
+
+// proxied asks again as the reverse proxy does, until the time is up. It returns the upstream, or nothing, and
+// the headers that the visitor gets.
+func (r *request) proxied(pool reverseproxy.UpstreamPool) (addr string, header http.Header) {
+	w := httptest.NewRecorder()
+	for ; ; time.Sleep(250 * time.Millisecond) {
+		if u := r.s.Select(pool, r.Request, w); u != nil {
+			return u.Dial, w.Header()
+		}
+		if r.s.table.now()-r.run().begun >= r.s.patience || r.Context().Err() != nil {
+			return "", w.Header()
+		}
+	}
+}
+
+// occupy begins n sessions, whose sockets stay open until they are hung up.
+func occupy(t *testing.T, s *Selection, pool reverseproxy.UpstreamPool, n int) (tokens []string, hangUp []func()) {
+	t.Helper()
+	for range n {
+		page := newRequest(s, "/app")
+		if addr, _ := page.choose(pool); addr == "" {
+			t.Fatal("no upstream for a session that has a place")
+		}
+		page.answer(http.StatusOK)
+		synctest.Wait()
+		token := makeToken(t, page.stamp(), nil)
+		socket := newSocket(s, token)
+		socket.choose(pool)
+		tokens, hangUp = append(tokens, token), append(hangUp, func() { socket.answer(http.StatusSwitchingProtocols) })
+	}
+	return tokens, hangUp
+}
+
+// Only new sessions are refused.
+func TestMaxSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newCapped(newTable(), pool, 3, 0)
+		tokens, hangUp := occupy(t, s, pool, 6)
+		for _, m := range s.index.Load().members {
+			if n := m.sessions.Load(); n != 3 {
+				t.Errorf("%d sessions at %s, want 3", n, m.name)
+			}
+		}
+		start := time.Now()
+		addr, header := newRequest(s, "/app").proxied(pool)
+		if addr != "" || header.Get("Retry-After") == "" || time.Since(start) != 0 {
+			t.Errorf("one too many goes to %q after %v, with Retry-After %q", addr, time.Since(start), header.Get("Retry-After"))
+		}
+		for what, r := range map[string]*request{
+			"a bound socket":             newSocket(s, tokens[0]),
+			"a page that others named":   newRequest(s, "/app", sessionIDHeader, "x"),
+			"a socket that others named": newSocket(s, makeToken(t, "y", nil)),
+			"a static file":              newRequest(s, "/static/x.js"),
+			"a stamp from before":        newSocket(s, makeToken(t, stampOf("u1:80"), nil)),
+		} {
+			if addr, _ := r.choose(pool); addr == "" {
+				t.Errorf("no upstream for %s", what)
+			}
+			r.end()
+		}
+		hangUp[0]()
+		time.Sleep(31 * time.Second)
+		if addr, _ := newRequest(s, "/app").proxied(pool); addr != "" {
+			t.Error("a session that its server still keeps has lost its place")
+		}
+		time.Sleep(2 * time.Second)
+		addr, header = newRequest(s, "/app").proxied(pool)
+		if addr == "" || header.Get("Retry-After") != "" {
+			t.Errorf("with a free place a visit goes to %q, with Retry-After %q", addr, header.Get("Retry-After"))
+		}
+	})
+}
+
+// Who came first gets the place that becomes free; those who have just come stand behind.
+func TestPlacesGoToTheOldest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newCapped(newTable(), pool, 2, 10*time.Minute)
+		hurried := newCapped(s.table, pool, 2, 0)
+		_, hangUp := occupy(t, s, pool, 4)
+		turns := make(chan int, 5)
+		var last *request
+		for i := range 5 {
+			r := newRequest(s, "/app")
+			last = r
+			go func() {
+				if addr, _ := r.proxied(pool); addr != "" {
+					turns <- i
+				}
+			}()
+			synctest.Wait()
+			time.Sleep(time.Millisecond)
+		}
+		if n := s.table.line.length.Load(); n != 5 {
+			t.Fatalf("%d visits wait, want 5", n)
+		}
+		for i, end := range hangUp {
+			end()
+			time.Sleep(32*time.Second - time.Nanosecond)
+			synctest.Wait()
+			if len(turns) != 0 {
+				t.Fatal("a visit has a place a moment before the session ends")
+			}
+			time.Sleep(time.Nanosecond)
+			synctest.Wait()
+			if addr, _ := newRequest(hurried, "/app").choose(pool); addr != "" {
+				t.Errorf("a visit that has just come got a place while others wait")
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if len(turns) != 1 {
+				t.Fatalf("%d visits have got the place that became free", len(turns))
+			}
+			if next := <-turns; next != i {
+				t.Errorf("visit %d got it, want %d", next, i)
+			}
+		}
+		for _, m := range s.index.Load().members {
+			if n := m.sessions.Load(); n > 2 {
+				t.Errorf("%d sessions at %s", n, m.name)
+			}
+		}
+		last.end() // nobody has left for it
+		synctest.Wait()
+	})
+}
+
+// A ticket dies with its request, and the wait ends when the handler has no more patience.
+func TestTicketDies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newCapped(newTable(), pool, 1, 5*time.Second)
+		_, hangUp := occupy(t, s, pool, 1)
+		start := time.Now()
+		r := newRequest(s, "/app")
+		addr, header := r.proxied(pool)
+		if waited := time.Since(start); addr != "" || waited < 5*time.Second || waited > 5250*time.Millisecond || header.Get("Retry-After") == "" {
+			t.Errorf("goes to %q after %v, with Retry-After %q", addr, time.Since(start), header.Get("Retry-After"))
+		}
+		if ms, _ := r.repl.Get(placeholderWaited); fmt.Sprint(ms) < "5000" || fmt.Sprint(ms) > "5250" {
+			t.Errorf("it says that it has waited %v ms", ms)
+		}
+		r.end()
+		synctest.Wait()
+		if n := s.table.line.length.Load(); n != 0 {
+			t.Errorf("%d wait though the request has ended", n)
+		}
+		if n := s.table.nobody[nobodyFull].Load(); n != 1 {
+			t.Errorf("%d requests are counted, want 1", n)
+		}
+
+		// Of two that wait the first goes away, so the place is the second one's.
+		patient := newCapped(s.table, pool, 1, time.Minute)
+		first, second := newRequest(patient, "/app"), newRequest(patient, "/app")
+		go first.proxied(pool)
+		time.Sleep(time.Millisecond)
+		var got string
+		go func() { got, _ = second.proxied(pool) }()
+		time.Sleep(time.Second)
+		hangUp[0]()
+		first.end()
+		time.Sleep(33 * time.Second)
+		synctest.Wait()
+		if got == "" {
+			t.Error("the second waits though the first has gone")
+		}
+		second.end()
+		time.Sleep(time.Minute)
+	})
+}
+
+// A reload does not end the wait: the ticket is in the line of the process.
+func TestWaitOverAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		tb := newTable()
+		before := newCapped(tb, pool, 1, time.Minute)
+		unloaded := make(chan struct{})
+		before.unloaded = unloaded
+		_, hangUp := occupy(t, before, pool, 1)
+		var order []string
+		wait := func(name string, s *Selection) {
+			r := newRequest(s, "/app")
+			if addr, _ := r.proxied(pool); addr != "" {
+				order = append(order, name)
+			}
+			time.Sleep(time.Second)
+			r.end()
+		}
+		go wait("old", before)
+		time.Sleep(time.Second / 2)
+		after := newCapped(tb, pool, 1, time.Minute)
+		close(unloaded)
+		before.members.close()
+		go wait("new", after)
+		hangUp[0]()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(order) != 2 || order[0] != "old" {
+			t.Errorf("places went to %v", order)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// Whoever comes, waits, leaves, fails or ends, and through whichever policy: never has an upstream more
+// sessions than it may have, nobody waits while there is a place, and in the end nobody is left.
+func TestLineAtRandom(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			pool := testPool(3)
+			tb := newTable()
+			limit := 1 + rnd.IntN(3)
+			policies := []*Selection{newCapped(tb, pool, limit, 20*time.Second), newCapped(tb, pool, limit, 3*time.Second)}
+			for range 150 {
+				s, leaves, refused, stays := policies[rnd.IntN(2)], rnd.IntN(6) == 0, rnd.IntN(8) == 0, time.Duration(rnd.IntN(int(10*time.Second)))
+				go func() {
+					r := newRequest(s, "/app")
+					defer r.end()
+					if leaves {
+						time.AfterFunc(stays, r.end)
+					}
+					addr, _ := r.proxied(pool)
+					if refused && addr != "" {
+						r.refuse()
+						addr, _ = r.proxied(pool)
+					}
+					if addr != "" {
+						time.Sleep(stays)
+					}
+				}()
+				time.Sleep(time.Duration(rnd.IntN(int(time.Second))))
+				synctest.Wait()
+				free := 0
+				for _, m := range policies[0].membersOf(pool, nil) {
+					n := m.sessions.Load()
+					if n > int64(limit) {
+						t.Fatalf("seed %d: %d sessions at %s, which may have %d", seed, n, m.name, limit)
+					}
+					if !m.troubled(tb.now()) {
+						free += limit - int(n)
+					}
+				}
+				if waiting := tb.line.length.Load(); free > 0 && waiting > 0 {
+					t.Fatalf("seed %d: %d visits wait while there are %d places", seed, waiting, free)
+				}
+			}
+			time.Sleep(5 * time.Minute)
+			synctest.Wait()
+			if n := tb.line.length.Load(); n != 0 {
+				t.Errorf("seed %d: %d still wait", seed, n)
+			}
+			for _, m := range policies[0].membersOf(pool, nil) {
+				if n := m.sessions.Load(); n != 0 {
+					t.Errorf("seed %d: %d sessions are left at %s", seed, n, m.name)
+				}
+			}
+		})
+	}
+}
+
+// Behind Caddy: a visit waits for the place of another, over a reload, and a bound socket always gets through.
+func TestWaitBehindCaddy(t *testing.T) {
+	b := newBokeh(t, "")
+	handlers := "reverse_proxy " + b.addr() + " {\n lb_policy bokeh {\n max_sessions 1\n unused_session_lifetime 1s\n check_unused_sessions 1s\n}\n" +
+		"lb_try_duration %s\n stream_close_delay 1h\n}"
+	s := serve(t, fmt.Sprintf(handlers, "20s"))
+	p, w := s.visit()
+	w.Close()
+	again := s.open(p.Token)
+	if again.status != http.StatusSwitchingProtocols {
+		t.Fatalf("a bound socket is answered %d", again.status)
+	}
+	waits := make(chan page)
+	go func() { waits <- s.get("/app") }()
+	soon(t, "a visit waits", func() bool { return sessions().line.length.Load() == 1 })
+	s.reload(fmt.Sprintf(handlers, "0s"))
+	if p := s.get("/app"); p.status != http.StatusServiceUnavailable || p.header.Get("Retry-After") == "" {
+		t.Errorf("who has no patience is answered %d, with Retry-After %q", p.status, p.header.Get("Retry-After"))
+	}
+	again.Close()
+	if p := <-waits; p.status != http.StatusOK {
+		t.Errorf("who waited over a reload is answered %d", p.status)
+	}
+}
+
+// The sessions of a group are at one upstream, alike through every node, as long as that takes new ones.
+func TestGroupBy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(5)
+		nodes := []*Selection{newTestSelection(pool), newTestSelection(pool)}
+		for _, s := range nodes {
+			s.GroupBy = "{http.request.header.User}"
+		}
+		at := func(s *Selection, user string) string {
+			r := newRequest(s, "/app", "User", user)
+			r.repl.Set("http.request.header.User", user)
+			addr, why := r.choose(pool)
+			if why != string(decisionNew) {
+				t.Errorf("the decision is %s", why)
+			}
+			r.answer(http.StatusOK)
+			synctest.Wait()
+			return addr
+		}
+		used := map[string]int{}
+		for i := range 50 {
+			user := fmt.Sprint("user ", i)
+			home := at(nodes[0], user)
+			used[home]++
+			for range 3 {
+				if addr := at(nodes[i%2], user); addr != home {
+					t.Errorf("%s is at %s and at %s", user, home, addr)
+				}
+			}
+		}
+		if len(used) != 5 {
+			t.Errorf("50 users are at %v", used)
+		}
+
+		// Where the home drains, fails or is full, all find the same other one, and come back after that.
+		home := at(nodes[0], "heavy")
+		for what, state := range map[string]func(m *member, on bool){
+			"drains": func(m *member, on bool) {
+				if on {
+					m.draining.add(1)
+				} else {
+					m.draining.add(-1)
+				}
+			},
+			"fails": func(m *member, on bool) {
+				if on {
+					m.trouble.failed(0, nodes[0].table.now())
+				} else {
+					m.trouble.pageCame()
+				}
+			},
+		} {
+			var others []string
+			for _, s := range nodes {
+				m := s.members.get(home)
+				state(m, true)
+				others = append(others, at(s, "heavy"))
+				state(m, false)
+				if addr := at(s, "heavy"); addr != home {
+					t.Errorf("it %s no more, and the group is at %s", what, addr)
+				}
+			}
+			if others[0] == home || others[0] != others[1] {
+				t.Errorf("home %s, and when that %s, nodes send to %v", home, what, others)
+			}
+		}
+
+		// Who has no value goes where it is ready first.
+		s := newTestSelection(pool)
+		s.GroupBy = "{http.request.header.User}"
+		spread := map[string]bool{}
+		for range 5 {
+			r := newRequest(s, "/app")
+			r.repl.Set("http.request.header.User", "")
+			addr, _ := r.choose(pool)
+			spread[addr] = true
+		}
+		if len(spread) != 5 {
+			t.Errorf("5 sessions of no group are at %v", spread)
+		}
+	})
+}
