@@ -167,7 +167,8 @@ func commandStatus(fl caddycmd.Flags) (int, error) {
 	return caddy.ExitCodeSuccess, printStatus(os.Stdout, all, nodes)
 }
 
-// printStatus writes a table, and beneath it what draining upstreams wait for, and which nodes are missed.
+// printStatus writes a table, and beneath it what draining upstreams wait for, what is wrong with the storage, and which
+// nodes are missed.
 func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ADDRESS\tSTATE\tHEALTHY\tSESSIONS\tBUILDING\tWAITING\tCONNECTED\tUNUSED\tOLDEST\tENDED IN 5M")
@@ -203,6 +204,10 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 		fmt.Fprintf(w, "\n%v\n", errNoneYet)
 	}
 	for _, n := range nodes {
+		if n.Storage != "" {
+			fmt.Fprintf(w, "\nthe storage fails on this Caddy; drains said elsewhere may not be seen, and nothing may be called drained"+
+				" (mend it; a record that is broken: delete it): %s\n", strings.ReplaceAll(n.Storage, "\n", "; "))
+		}
 		if n.State == nodeOverdue {
 			heard := time.Duration(n.Heard * float64(time.Second))
 			fmt.Fprintf(w, "\nnode %s on %s has not reported for %s: it is dead (then say so: DELETE %s/%s), or cannot write to the storage\n",

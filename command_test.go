@@ -194,3 +194,29 @@ func TestCommandFindsCaddy(t *testing.T) {
 	a.begin("status", "--address", other.addr()).end(1, "is not the admin API of a Caddy with this module")
 	a.begin("status", "--address", "", "--config", config+"x").end(1, "no such file")
 }
+
+// What is wrong with the storage is told where operators look, with what to do.
+func TestStatusTellsOfTheStorage(t *testing.T) {
+	b := newBokeh(t, "")
+	a := administer(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n}")
+	st := runningStorage()
+	if err := st.Store(t.Context(), nodeKey("feedfeed"), []byte("{bro")); err != nil {
+		t.Fatal(err)
+	}
+	told := func() bool { return strings.Contains(a.want(200, "", "GET", "/bokeh/nodes", ""), "feedfeed") }
+	soon(t, "told that a record is broken", told)
+	c := a.begin("status")
+	c.end(0, "a record that is broken: delete it): reading "+nodeKey("feedfeed"))
+	if !strings.Contains(c.output(), b.addr()) {
+		t.Errorf("the table is missing: %s", c.output())
+	}
+	if err := st.Delete(t.Context(), nodeKey("feedfeed")); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "well again", func() bool { return !told() })
+	c = a.begin("status")
+	c.end(0, b.addr())
+	if strings.Contains(c.output(), "the storage fails") {
+		t.Errorf("with the record deleted: %s", c.output())
+	}
+}

@@ -95,6 +95,9 @@ func loadRecord[T any](ctx context.Context, st recordStorage, key string) (*T, e
 	}
 	record := new(T)
 	if err := json.Unmarshal(value, record); err != nil {
+		if c, ok := st.(countingStorage); ok { // the storage has done its part, and is of no use all the same
+			c.errors.add("load")
+		}
 		return nil, fmt.Errorf("reading %s: %w: %w", key, errBroken, err)
 	}
 	return record, nil

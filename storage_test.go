@@ -377,3 +377,29 @@ func TestSaidAgainAndAgain(t *testing.T) {
 		pass(5 * time.Second) // what it was doing takes its time
 	})
 }
+
+// A record that is broken stays so until somebody deletes it, so it is told of, and counted every time.
+func TestBrokenRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		v.mu.Lock()
+		v.values[nodeKey("feedfeed")] = []byte("{bro")
+		v.mu.Unlock()
+		pass(10 * time.Minute)
+		if got := a.storageErrors["load"].Load(); got <= 3 { // what the alert in examples/ asks for
+			t.Errorf("%d failures to load are counted", got)
+		}
+		if got := a.node.status().Storage; !strings.Contains(got, nodeKey("feedfeed")) {
+			t.Errorf("the node tells of its storage: %q", got)
+		}
+		v.mu.Lock()
+		delete(v.values, nodeKey("feedfeed"))
+		v.mu.Unlock()
+		pass(5 * time.Second)
+		if got := a.node.status().Storage; got != "" {
+			t.Errorf("with the record deleted the node tells of its storage: %q", got)
+		}
+	})
+}
