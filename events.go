@@ -14,8 +14,8 @@ const (
 	// it), by and reason.
 	eventStarted = "bokeh_drain_started"
 
-	// eventDrained tells that a draining upstream is certainly empty: upstream. It may be raised again
-	// after a restart of Caddy.
+	// eventDrained tells that a draining upstream is certainly empty: upstream. It is raised again after a
+	// restart of Caddy, and when a session has been there since.
 	eventDrained = "bokeh_drained"
 
 	// eventMoved tells that a session has left its upstream: from, to, reason (unreachable, unhealthy or

@@ -403,3 +403,60 @@ func TestBrokenRecord(t *testing.T) {
 		}
 	})
 }
+
+// Who has heard that an upstream is drained does not hear it again when the storage was away for a while, and is reminded
+// every hour all the same; but does hear it again if somebody was there meanwhile.
+func TestDrainedIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var raised atomic.Int64
+		pool, d := testPool(3), newVault().door()
+		s := newTestSelection(pool)
+		s.raise = func(event string, _ map[string]any) {
+			if event == eventDrained {
+				raised.Add(1)
+			}
+		}
+		a := makeNode(t, d, s, pool)
+		a.door = d
+		s.join(a.node, d)
+		want := func(when string, told, reminded int) {
+			t.Helper()
+			a.wantDrained(u0, true, when)
+			if got := a.logs.FilterMessageSnippet("upstream is drained").Len(); got != told || raised.Load() != int64(told) {
+				t.Errorf("%s: it was logged %d times that it is drained, and raised %d times, want %d", when, got, raised.Load(), told)
+			}
+			if got := a.logs.FilterMessageSnippet("drained for long").Len(); got != reminded {
+				t.Errorf("%s: %d reminders, want %d", when, got, reminded)
+			}
+		}
+		outage := func(meanwhile func()) {
+			d.fail(errors.New("no route to host"))
+			pass(10 * time.Second)
+			a.wantDrained(u0, false, "while the storage fails")
+			meanwhile()
+			d.fail(nil)
+			pass(50 * time.Second)
+		}
+		token := a.visitAt(u0)
+		pass(time.Minute)
+		a.drain(u0)
+		pass(time.Minute)
+		want("a minute after it was marked", 1, 0)
+		outage(func() {})
+		want("when the storage is back", 1, 0)
+		pass(57 * time.Minute)
+		want("before an hour is over", 1, 0)
+		pass(2 * time.Minute)
+		want("when the hour is over", 1, 1)
+		pass(time.Hour)
+		want("when another is over", 1, 2)
+		outage(func() {
+			home, hangUp := a.socket(token)
+			if home != u0 {
+				t.Fatal("while nothing is certain the socket went to ", home)
+			}
+			hangUp()
+		})
+		want("when somebody was there meanwhile", 2, 2)
+	})
+}

@@ -23,8 +23,10 @@ type verdict struct {
 	begun   time.Duration // when that was first seen here, on the table's clock
 	moment  *moment
 	drained bool
-	waits   []wait        // for what, where it is not drained
-	nagged  time.Duration // when it was found drained, or when it was last logged that it still is
+	waits   []wait // for what, where it is not drained
+
+	told   map[string]int64 // sessions that each node had until it was told that it is drained; nil if it was not
+	nagged time.Duration    // when that was, or when it was last logged that it still is
 }
 
 // moment is when no node showed a session.
@@ -59,7 +61,7 @@ func (n *node) judgeAll(now time.Duration) {
 				n.tellStarted(u)
 			}
 			if v.drained {
-				v.nagged = n.tellDrained(u, before, now)
+				n.tellDrained(u, &v, now)
 			}
 			verdicts[u] = v
 			until := int64(0)
@@ -90,20 +92,21 @@ func (n *node) tellStarted(u *upstream) {
 	n.happened(eventStarted, data)
 }
 
-// tellDrained raises the event that u is drained, if it was not before, and logs from time to time
-// that it still is. It returns when that was last told.
-func (n *node) tellDrained(u *upstream, before verdict, now time.Duration) time.Duration {
+// tellDrained raises the event that u is drained, and logs from time to time that it still is. What was
+// told is told again only if a session may have been there since: while the storage fails nothing is
+// called drained, and nobody needs to hear of that when it is over.
+func (n *node) tellDrained(u *upstream, v *verdict, now time.Duration) {
 	switch {
-	case !before.drained:
+	case v.told == nil || grew(v.told, v.moment.begun):
 		n.logger.Info("upstream is drained; its server can be stopped", zap.String("upstream", u.name))
 		n.happened(eventDrained, map[string]any{"upstream": u.name})
-		return now
-	case now-before.nagged < nagPause:
-		return before.nagged
+		v.nagged = now
+	case now-v.nagged >= nagPause:
+		n.logger.Warn("upstream has been drained for long and gets no new session (take the drain back if that is not meant)",
+			zap.String("upstream", u.name), zap.Time("draining_since", u.draining.since()))
+		v.nagged = now
 	}
-	n.logger.Warn("upstream has been drained for long and gets no new session (take the drain back if that is not meant)",
-		zap.String("upstream", u.name), zap.Time("draining_since", u.draining.since()))
-	return now
+	v.told = v.moment.begun
 }
 
 // judge passes the verdict on a draining upstream, given the peers that may dial it and the verdict
@@ -145,10 +148,10 @@ func (n *node) judge(u *upstream, peers []*peer, v verdict, now time.Duration) v
 	return v
 }
 
-// grew says whether a node has had a session since.
+// grew says whether a node has had a session since. One that was not known before had none then.
 func grew(before, now map[string]int64) bool {
 	for name, begun := range now {
-		if was, known := before[name]; known && was != begun {
+		if begun != before[name] {
 			return true
 		}
 	}
