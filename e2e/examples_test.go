@@ -91,11 +91,12 @@ func TestExampleOfANode(t *testing.T) {
 
 // The commands in the unit are such that the command line takes them.
 func TestExampleOfSystemd(t *testing.T) {
+	unit := example(t, "bokeh@.service")
 	commands := 0
-	for line := range strings.Lines(example(t, "bokeh@.service")) {
+	for line := range strings.Lines(unit) {
 		if _, rest, ok := strings.Cut(line, "/usr/bin/caddy "); ok {
 			commands++
-			args := strings.Fields(regexp.MustCompile(`"[^"]*"`).ReplaceAllString(rest, "quoted"))
+			args := strings.Fields(regexp.MustCompile(`"[^"]*"`).ReplaceAllString(strings.TrimSuffix(strings.TrimSpace(rest), "'"), "quoted"))
 			if out, err := exec.Command(kit.caddy, append(args, "--help")...).CombinedOutput(); err != nil || !bytes.Contains(out, []byte("Usage:")) {
 				t.Errorf("%v: %v %s", args, err, out)
 			}
@@ -103,6 +104,19 @@ func TestExampleOfSystemd(t *testing.T) {
 	}
 	if commands != 2 {
 		t.Errorf("%d commands were found, want 2", commands)
+	}
+	// What ends a server waits for people where one runs, and for nobody where it has crashed.
+	stop := regexp.MustCompile(`(?m)^ExecStop=-/bin/sh -c '([^']+)'$`).FindStringSubmatch(unit)
+	if stop == nil {
+		t.Fatal("ExecStop is not as expected")
+	}
+	for pid, want := range map[string]string{"": "", "4711": "bokeh drain localhost:5006 --wait --force --timeout 8h --reason systemd stops it\n"} {
+		script := strings.NewReplacer("/usr/bin/caddy", "echo", "%i", "5006").Replace(stop[1])
+		cmd := exec.Command("/bin/sh", "-c", script)
+		cmd.Env = append(os.Environ(), "MAINPID="+pid)
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != want {
+			t.Errorf("with MAINPID=%q: %v %q, want %q", pid, err, out, want)
+		}
 	}
 }
 
