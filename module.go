@@ -99,15 +99,15 @@ type Selection struct {
 	// both is over. From 1s to 8760h. Default: 17s, as in Bokeh.
 	CheckUnusedSessions caddy.Duration `json:"check_unused_sessions,omitempty"`
 
+	// Loading a config closes the open websockets of the one before, unless that had a
+	// `stream_close_delay`, as `bokeh_proxy` has: have one before you drain.
+	//
 	// Upstreams that get no new session and keep their own, by their addresses, as in the
 	// handler's `upstreams`; one with a placeholder, or with more than one port, is an error. In the
 	// Caddyfile port ranges and schemes may be used, as with `to`.
 	// They drain in all policies of this process, for as long as this config is loaded. When
 	// every healthy upstream is draining, new visitors get 503 with a `Retry-After` header. An
 	// address that matches none of the handler's upstreams is logged as a warning. Default: none.
-	//
-	// Loading a config closes the open websockets of the one before, unless that had a
-	// `stream_close_delay`: have one before you drain.
 	Drain []string `json:"drain,omitempty"`
 
 	// The most sessions that an upstream may have through this Caddy. Only new sessions are refused
