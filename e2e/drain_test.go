@@ -310,22 +310,39 @@ func (f *fleet) load(line string) {
 func TestRollingRestart(t *testing.T) {
 	f := start(t, quick(plan{keepAlive: true, proxy: "\t\tlb_try_duration 5s"}))
 	c := f.gather(3)
-	// The script that the README gives does it. Its restart command asks this test to restart a server, by a file.
-	dir := t.TempDir()
-	restart := filepath.Join(dir, "restart")
-	if err := os.WriteFile(restart, []byte("#!/bin/sh\ntouch \"$0.$1\"\nwhile [ -e \"$0.$1\" ]; do sleep 0.05; done\n"), 0o700); err != nil {
-		t.Fatal(err)
+	f.rollingRestart(c.cut)
+	c.disperse()
+	t.Log(c)
+	if c.visits < 10 || c.failed+c.lost+c.closed > 0 {
+		t.Errorf("people noticed: %s", c)
 	}
-	var args []string
+	f.wantRuns(c.visits)
+}
+
+// Of two servers the second is the last one that takes visitors until health checks have seen that the first is back.
+func TestRollingRestartOfTwo(t *testing.T) {
+	f := start(t, quick(plan{size: 2, proxy: "\t\thealth_uri /counter/metadata\n\t\thealth_interval 8s"}))
+	f.rollingRestart(func() {})
+}
+
+// rollingRestart restarts every server by the script that the README gives, and calls meanwhile whenever one drains.
+func (f *fleet) rollingRestart(meanwhile func()) {
+	f.t.Helper()
+	// Its restart command asks this test to restart a server, by a file.
+	restart := filepath.Join(f.t.TempDir(), "restart")
+	if err := os.WriteFile(restart, []byte("#!/bin/sh\ntouch \"$0.$1\"\nwhile [ -e \"$0.$1\" ]; do sleep 0.05; done\n"), 0o700); err != nil {
+		f.t.Fatal(err)
+	}
+	args := []string{restart}
 	for _, b := range f.servers {
 		args = append(args, b.Addr())
 	}
-	script := exec.Command(filepath.Join(kit.root, "examples", "rolling-restart.sh"), append([]string{restart}, args...)...)
+	script := exec.Command(filepath.Join(kit.root, "examples", "rolling-restart.sh"), args...)
 	script.Env = append(os.Environ(), "CADDY="+kit.caddy, fmt.Sprintf("BOKEH_OPTIONS=--address localhost:%d", f.admin), "DRAIN_OPTIONS=--timeout 2m")
 	var out bytes.Buffer
 	script.Stdout, script.Stderr = &out, &out
 	if err := script.Start(); err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
 	for i, b := range f.servers {
 		f.await(func() error {
@@ -334,7 +351,7 @@ func TestRollingRestart(t *testing.T) {
 			}
 			return nil
 		})
-		c.cut()
+		meanwhile()
 		asked := restart + "." + b.Addr()
 		f.await(func() error {
 			_, err := os.Stat(asked)
@@ -344,18 +361,12 @@ func TestRollingRestart(t *testing.T) {
 		b.Stop()
 		f.startServer(i, b.Port)
 		if err := os.Remove(asked); err != nil {
-			t.Fatal(err)
+			f.t.Fatal(err)
 		}
 	}
 	if err := script.Wait(); err != nil {
-		t.Errorf("%v: %s", err, out.String())
+		f.t.Errorf("%v: %s", err, out.String())
 	}
-	c.disperse()
-	t.Log(c)
-	if c.visits < 10 || c.failed+c.lost+c.closed > 0 {
-		t.Errorf("people noticed: %s", c)
-	}
-	f.wantRuns(c.visits)
 }
 
 // The same with what Caddy has: an operator takes a server off the config, waits until Caddy tells of no request to it, and

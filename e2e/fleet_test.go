@@ -27,6 +27,7 @@ type plan struct {
 	site      string     // more lines in the site
 	global    string     // more global options
 	env       []string   // of Caddy
+	size      int        // how many servers, if not three
 	needs     string     // the file that lists what the servers need, if not what all do
 	program   []string   // instead of bokeh serve
 	page      string     // path of the app
@@ -62,7 +63,7 @@ func start(t *testing.T, p plan) *fleet {
 	if p.needs != "" {
 		python = install(t, p.needs)
 	}
-	const n = 3
+	n := cmp.Or(p.size, 3)
 	ports, err := stack.FreePorts(n + 2)
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,10 @@
 # another program, BOKEH_OPTIONS to options of caddy bokeh (--address ...), DRAIN_OPTIONS to those of its drain
 # (--timeout 8h, --grace-period 8h). If a step fails, the script stops there: that server stays draining, and the
 # others are not touched.
+#
+# A server that is back takes visitors when health checks have seen it, and until then the next one may be the last that
+# does. The script waits for that, but no longer than a minute: one that caddy bokeh status never shows as healthy under
+# the address as it is written here only costs that minute.
 set -eu -o pipefail
 restart=${1:?usage: rolling-restart.sh <restart command> <address>...}
 shift
@@ -15,8 +19,23 @@ read -r -a caddy <<<"${CADDY:-caddy} bokeh"
 read -r -a options <<<"${BOKEH_OPTIONS:-}"
 read -r -a draining <<<"${DRAIN_OPTIONS:-}"
 read -r -a restarting <<<"$restart"
+
+# Runs a command of caddy bokeh. (Before 4.4 bash takes an empty list for an unset one.)
+bokeh() {
+	"${caddy[@]}" "$@" ${options[@]+"${options[@]}"}
+}
+
+takes_visitors() {
+	bokeh status 2>/dev/null |
+		awk -v address="$1" '$1 == address && $2 == "ready" && $3 == "yes" { yes = 1 } END { exit !yes }'
+}
+
 for address; do
-	"${caddy[@]}" drain "${options[@]}" "$address" --wait --reason "rolling restart" "${draining[@]}"
+	bokeh drain "$address" --wait --reason "rolling restart" ${draining[@]+"${draining[@]}"}
 	"${restarting[@]}" "$address"
-	"${caddy[@]}" undrain "${options[@]}" "$address"
+	bokeh undrain "$address"
+	end=$((SECONDS + 60))
+	until takes_visitors "$address" || ((SECONDS >= end)); do
+		sleep 1
+	done
 done
