@@ -210,7 +210,8 @@ func TestAdminRefuses(t *testing.T) {
 			t.Errorf("after what was refused %s is %s", b.addr(), st.State)
 		}
 	}
-	if st := a.status(configured.addr()); st.State == stateReady || st.Drain == nil || !st.Drain.Config || st.Drain.Marked {
+	if st := a.status(configured.addr()); st.State == stateReady || st.Drain == nil || !st.Drain.Config || st.Drain.Marked ||
+		st.Drain.Since == nil || time.Since(*st.Drain.Since) > time.Minute {
 		t.Errorf("drained by config: %+v", st)
 	}
 	a.want(200, "draining", "PUT", draining, "")

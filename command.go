@@ -217,12 +217,15 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 	return nil
 }
 
-// String says by what and why.
+// String says since when, by what and why.
 func (d *drainStatus) String() string {
-	if !d.Marked {
-		return "by the config"
+	s := "by the config"
+	if d.Marked {
+		s = "by the " + d.By
 	}
-	s := fmt.Sprintf("since %s by the %s", d.Since.Format(time.DateTime), d.By)
+	if d.Since != nil {
+		s = fmt.Sprintf("since %s %s", d.Since.Format(time.DateTime), s)
+	}
 	if d.Reason != "" {
 		s += ": " + d.Reason
 	}
@@ -233,7 +236,7 @@ func (d *drainStatus) String() string {
 		}
 		s += fmt.Sprintf("; %s %s", is, d.Deadline.Format(time.DateTime))
 	}
-	if d.Config {
+	if d.Marked && d.Config {
 		s += "; and by the config"
 	}
 	return s

@@ -112,7 +112,8 @@ func TestCommands(t *testing.T) {
 	a.begin("undrain", home).end(0, home+" is ready, with 1 session")
 	a.begin("drain", home, "--wait", "--timeout", "100ms", "--reason", "new version").end(exitTimeout, "the drain stays on; still there: 1 session at "+home)
 	a.begin("status").end(0, "new version")
-	a.begin("status").end(0, "draining by the config")
+	a.begin("status").end(0, configured.addr()+": draining since 20")
+	a.begin("status").end(0, " by the config\n")
 
 	c = a.begin("drain", home, "--wait")
 	c.says("the oldest of")

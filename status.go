@@ -51,7 +51,7 @@ type upstreamStatus struct {
 type drainStatus struct {
 	Config bool       `json:"config"`          // a config of this Caddy drains it
 	Marked bool       `json:"marked"`          // an operator has said so
-	Since  *time.Time `json:"since,omitempty"` // of the mark, by the clock of the node that wrote it
+	Since  *time.Time `json:"since,omitempty"` // of the mark, by the clock of the node that wrote it; without one, of the config, by ours
 	By     string     `json:"by,omitempty"`
 	Reason string     `json:"reason,omitempty"`
 
@@ -187,8 +187,11 @@ func (st *upstreamStatus) judge(u *upstream, v verdict) {
 		st.State = stateDraining
 	}
 	st.Drain = &drainStatus{Config: u.draining.configs.Load() > 0}
+	if since := u.draining.since(); !since.IsZero() {
+		st.Drain.Since = &since
+	}
 	if m := u.draining.mark.Load(); m.drains() {
-		st.Drain.Marked, st.Drain.Since, st.Drain.By, st.Drain.Reason = true, &m.Since, m.By, m.Reason
+		st.Drain.Marked, st.Drain.By, st.Drain.Reason = true, m.By, m.Reason
 		st.Drain.Deadline = m.deadline()
 	}
 	if st.State != stateDrained {
