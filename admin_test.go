@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"testing"
@@ -340,6 +341,37 @@ func TestWaitEnds(t *testing.T) {
 				return false
 			}
 		})
+	}
+}
+
+// Whoever goes does not go on waiting.
+func TestWaitEndsWithItsClient(t *testing.T) {
+	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
+	a := administer(t, fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh\n}", b1.addr(), b2.addr()))
+	_, w := a.visit()
+	a.want(200, "draining", "PUT", "/bokeh/draining/"+w.server, "")
+	somebodyWaits := func() bool {
+		var all bytes.Buffer
+		if err := pprof.Lookup("goroutine").WriteTo(&all, 1); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(all.String(), "(*node).await")
+	}
+	for _, path := range []string{"/bokeh/upstreams/" + w.server, "/bokeh/node"} {
+		ctx, leave := context.WithCancel(t.Context())
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, a.base+path+"?wait=1h", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			if res, err := a.http.Do(r); err == nil {
+				res.Body.Close()
+				t.Errorf("%s: %s", path, res.Status)
+			}
+		}()
+		soon(t, path+" is waited for", somebodyWaits)
+		leave()
+		soon(t, path+" is waited for no longer", func() bool { return !somebodyWaits() })
 	}
 }
 
