@@ -671,6 +671,55 @@ func TestEmptyPoolIsNoInformation(t *testing.T) {
 	}
 }
 
+// A resolver that fails for two minutes changes nothing for visitors: who is there stays, also at an upstream that it had
+// ceased to find before, and who comes is spread over those that it found last.
+func TestResolverFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSelection(nil)
+		s.keepsPool = true
+		homes := map[string]string{} // of the sessions, by their tokens
+		visit := func(pool reverseproxy.UpstreamPool) (home string) {
+			home, token := landed(t, s, pool)
+			homes[token] = home
+			return home
+		}
+		visit(testPool(1)) // u0 is gone after that
+		found := func() reverseproxy.UpstreamPool { return testPool(3)[1:] }
+		for range 4 {
+			visit(found())
+		}
+		// Every browser loses its connection and comes back.
+		comeBack := func(pool reverseproxy.UpstreamPool) {
+			t.Helper()
+			for token, home := range homes {
+				r := newSocket(s, token)
+				if addr, why := r.choose(pool); addr != home || why != "bound" {
+					t.Errorf("at %s a session of %s is %s at %s", time.Now().Format(time.TimeOnly), home, why, addr)
+				}
+				r.answer(http.StatusSwitchingProtocols)
+			}
+			synctest.Wait()
+		}
+		comeBack(found())
+		news := map[string]int{}
+		for range 6 {
+			time.Sleep(20 * time.Second)
+			for range 4 {
+				news[visit(nil)]++
+			}
+			if addr, why := newRequest(s, "/static/js/bokeh.js").choose(nil); addr == "" || addr == "u0:80" || why != "shared" {
+				t.Errorf("a file is %s at %q", why, addr)
+			}
+			comeBack(nil)
+		}
+		if news["u1:80"] != 12 || news["u2:80"] != 12 {
+			t.Errorf("the new sessions are at %v", news)
+		}
+		time.Sleep(20 * time.Second)
+		comeBack(found())
+	})
+}
+
 func TestSharedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(3)
