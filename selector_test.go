@@ -890,12 +890,16 @@ func FuzzSelect(f *testing.F) {
 	})
 }
 
-// BenchmarkSelect compares the policy with Caddy's own over pools of three sizes. Each operation
-// is a whole request as the policy sees it: Select, and the end of the request's context.
+// BenchmarkSelect compares the policy with Caddy's own over pools of three sizes, and with itself while one in ten upstreams
+// drains, that of the bound session among them. Each operation is a whole request as the policy sees it: Select, and the end
+// of the request's context.
 func BenchmarkSelect(b *testing.B) {
 	for _, n := range []int{3, 100, 1000} {
 		pool := testPool(n)
-		bokeh := newTestSelection(pool)
+		bokeh, draining := newTestSelection(pool), newTestSelection(pool)
+		for i := n / 2 % 10; i < n; i += 10 {
+			drainUpstream(draining, pool[i].Dial)
+		}
 		cookie := &reverseproxy.CookieHashSelection{Name: "lb", Secret: "secret"}
 		ipHash := new(reverseproxy.IPHashSelection)
 		leastConn := new(reverseproxy.LeastConnSelection)
@@ -912,6 +916,8 @@ func BenchmarkSelect(b *testing.B) {
 		}{
 			{"bokeh/new", bokeh, "/app", http.Header{}},
 			{"bokeh/bound", bokeh, "/app/ws", protocol},
+			{"bokeh/new/draining", draining, "/app", http.Header{}},
+			{"bokeh/bound/draining", draining, "/app/ws", protocol},
 			{"bokeh/shared", bokeh, "/static/js/bokeh.js", http.Header{}},
 			{"cookie/bound", cookie, "/app/ws", http.Header{"Cookie": {"lb=" + bound}}},
 			{"ip_hash", ipHash, "/app", http.Header{}},
