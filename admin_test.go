@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -23,6 +24,7 @@ import (
 	"path/filepath"
 	"runtime/pprof"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -429,67 +431,115 @@ func BenchmarkStatus(b *testing.B) {
 	b.ReportMetric(holds[len(holds)/2], "µs-held")
 }
 
-// Through remote admin, reading and writing can be granted apart.
+// Through remote admin, reading and writing can be granted apart, as the example does.
 func TestRemoteAdmin(t *testing.T) {
 	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
-	reader, writer := newClientCert(t), newClientCert(t)
-	s := newSite(t, storageDir(t))
+	watcher, deployer := newClientCert(t), newClientCert(t)
+	storage := storageDir(t)
+	s := newSite(t, storage)
+	// Caddy keeps its own certificate there whatever the config says; one of yesterday is signed by another root.
+	before := caddy.DefaultStorage.Path
+	caddy.DefaultStorage.Path = storage
+	t.Cleanup(func() { caddy.DefaultStorage.Path = before })
 	remote := freeAddr(t)
-	s.config = strings.Replace(s.config, "admin off", "admin "+freeAddr(t), 1)
+	s.config = strings.Replace(s.config, "admin off", "admin "+freeAddr(t)+"\n\tskip_install_trust", 1)
 	cfg, err := adapt(strings.Replace(fmt.Sprintf(s.config, fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh\n}", b1.addr(), b2.addr())), "ADDR", s.addr, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var config map[string]any
-	if err := json.Unmarshal(cfg, &config); err != nil {
-		t.Fatal(err)
-	}
-	grant := func(cert tls.Certificate, methods []string, paths ...string) map[string]any {
-		return map[string]any{
-			"public_keys": []string{base64.StdEncoding.EncodeToString(cert.Certificate[0])},
-			"permissions": []any{map[string]any{"paths": paths, "methods": methods}},
-		}
-	}
-	admin := config["admin"].(map[string]any)
-	admin["identity"] = map[string]any{"identifiers": []string{"localhost"}, "issuers": []any{map[string]any{"module": "internal"}}}
-	admin["remote"] = map[string]any{"listen": remote, "access_control": []any{
-		grant(reader, []string{"GET"}, "/bokeh/upstreams"),
-		grant(writer, []string{"PUT", "DELETE"}, "/bokeh/draining"),
-	}}
-	config["apps"].(map[string]any)["pki"] = map[string]any{"certificate_authorities": map[string]any{"local": map[string]any{"install_trust": false}}}
-	if cfg, err = json.Marshal(config); err != nil {
-		t.Fatal(err)
-	}
+	cfg = mergeJSON(t, cfg, remoteAdminExample(t, map[string]string{
+		`":2021"`: strconv.Quote(remote),
+		"<the base64 DER of the certificate of whoever watches>": base64.StdEncoding.EncodeToString(watcher.Certificate[0]),
+		"<the base64 DER of the certificate of whoever deploys>": base64.StdEncoding.EncodeToString(deployer.Certificate[0]),
+	}))
 	if err := caddy.Load(cfg, true); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = caddy.Stop() })
 
+	// Clients trust the root that the README names.
+	roots := x509.NewCertPool()
+	soon(t, "the root is in the storage", func() bool {
+		root, err := os.ReadFile(filepath.Join(storage, "pki", "authorities", "local", "root.crt"))
+		return err == nil && roots.AppendCertsFromPEM(root)
+	})
 	as := func(cert tls.Certificate) *administered {
-		return &administered{site: s, base: "https://localhost", http: &http.Client{Transport: &http.Transport{
+		return &administered{site: s, base: "https://caddy.example.com:2021", http: &http.Client{Transport: &http.Transport{
 			DisableKeepAlives: true,
-			TLSClientConfig:   &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true},
+			TLSClientConfig:   &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: roots},
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return new(net.Dialer).DialContext(ctx, "tcp", remote)
 			},
 		}}}
 	}
-	read, write := as(reader), as(writer)
+	watch, deploy := as(watcher), as(deployer)
 	soon(t, "the remote API has a certificate", func() bool {
-		res, err := read.http.Get(read.base + "/bokeh/upstreams")
+		res, err := watch.http.Get(watch.base + "/bokeh/upstreams")
 		if err != nil {
 			return false
 		}
 		res.Body.Close()
 		return res.StatusCode == http.StatusOK
 	})
-	read.want(200, `"state":"ready"`, "GET", "/bokeh/upstreams/"+b1.addr(), "")
-	read.want(403, "", "PUT", "/bokeh/draining/"+b1.addr(), "")
-	read.want(403, "", "GET", "/bokeh/nodes", "")
-	write.want(403, "", "GET", "/bokeh/upstreams/"+b1.addr(), "")
-	write.want(200, `"marked":true`, "PUT", "/bokeh/draining/"+b1.addr(), "")
-	read.want(200, `"marked":true`, "GET", "/bokeh/upstreams/"+b1.addr(), "")
-	write.want(200, `"state":"ready"`, "DELETE", "/bokeh/draining/"+b1.addr(), "")
+	upstream, draining := "/bokeh/upstreams/"+b1.addr(), "/bokeh/draining/"+b1.addr()
+	watch.want(200, `"state":"ready"`, "GET", upstream, "")
+	watch.want(200, `"self":true`, "GET", "/bokeh/nodes", "")
+	watch.want(403, "", "PUT", draining, "")
+	watch.want(403, "", "DELETE", "/bokeh/nodes/x", "")
+	watch.want(403, "", "GET", "/config/", "")
+	deploy.want(200, `"marked":true`, "PUT", draining, `{"reason":"new version"}`)
+	deploy.want(504, `"reason":"new version"`, "GET", upstream+"?wait=100ms", "")
+	watch.want(200, `"marked":true`, "GET", upstream, "")
+	deploy.want(200, `"state":"ready"`, "DELETE", draining, "")
+	deploy.want(403, "", "GET", "/bokeh/nodes", "")
+	deploy.want(403, "", "GET", "/config/", "")
+	if res, err := as(newClientCert(t)).http.Get(watch.base + upstream); err == nil {
+		res.Body.Close()
+		t.Errorf("a certificate that the config does not name is answered with %s", res.Status)
+	}
+}
+
+// remoteAdminExample is the file in examples/ with what a user has to put in.
+func remoteAdminExample(t *testing.T, values map[string]string) []byte {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("examples", "remote-admin.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(raw)
+	for place, value := range values {
+		if !strings.Contains(text, place) {
+			t.Fatalf("the example has no %s", place)
+		}
+		text = strings.ReplaceAll(text, place, value)
+	}
+	return []byte(text)
+}
+
+// mergeJSON adds one config to another, as jq does with '*'.
+func mergeJSON(t *testing.T, into, add []byte) []byte {
+	t.Helper()
+	var a, b map[string]any
+	if err := errors.Join(json.Unmarshal(into, &a), json.Unmarshal(add, &b)); err != nil {
+		t.Fatal(err)
+	}
+	var merge func(a, b map[string]any)
+	merge = func(a, b map[string]any) {
+		for k, v := range b {
+			inner, isMap := v.(map[string]any)
+			if old, both := a[k].(map[string]any); isMap && both {
+				merge(old, inner)
+			} else {
+				a[k] = v
+			}
+		}
+	}
+	merge(a, b)
+	merged, err := json.Marshal(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return merged
 }
 
 // newClientCert is a certificate that signs itself, which is what remote admin knows clients by.
