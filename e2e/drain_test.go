@@ -5,6 +5,8 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -209,8 +211,7 @@ func TestDrainOnTwoNodes(t *testing.T) {
 	f := start(t, p)
 	g := f.another()
 	b := g.visit()
-	b.clicks(2)
-	b.mark()
+	b.click(1)
 	draining := b.place()
 	drain := f.bokeh("drain", f.server(draining).Addr(), "--wait")
 	begun := time.Now()
@@ -220,24 +221,63 @@ func TestDrainOnTwoNodes(t *testing.T) {
 	}
 	g.newcomers(3, draining)
 	f.newcomers(3, draining)
-	b.click(3)
+	// Who waits at one node waits for the last session of the other, and for nothing else.
+	f.awaitOnlyWait(draining, "it has 1 session")
+	time.Sleep(5 * time.Second)
+	if drain.ended() {
+		t.Fatalf("the drain ended with a session open through the other node: %v %s", drain.err, drain.out.String())
+	}
+	b.click(2)
+	b.close()
+	drain.wait()
+	f.wantEmpty(draining)
+
 	// The browser comes back through the first node, as behind a balancer that knows nothing.
+	b = g.visit()
+	b.clicks(2)
+	b.mark()
+	draining = b.place()
+	drain = f.bokeh("drain", f.server(draining).Addr(), "--wait")
+	f.awaitOnlyWait(draining, "it has 1 session")
 	g.front.to = f.front.to
 	g.front.cut()
 	b.reconnected()
-	b.click(4)
+	b.click(3)
 	if b.place() != draining {
 		t.Errorf("the document moved from server %s to %s", draining, b.place())
 	}
 	g.caddy.Kill()
-	b.click(5)
+	b.click(4)
 	if drain.ended() {
 		t.Error("the drain ended with a session open")
 	}
 	b.close()
 	drain.wait()
 	f.wantEmpty(draining)
-	f.wantRuns(1 + 6)
+	f.wantRuns(2 + 6)
+}
+
+// awaitOnlyWait waits until the only thing that the named server's drain waits for is one of another node.
+func (f *fleet) awaitOnlyWait(name, reason string) {
+	f.t.Helper()
+	f.await(func() error {
+		var nodes []struct{ Node string } // that which is asked comes first
+		var st struct {
+			Waits []struct{ Node, Reason string } `json:"waiting_for"`
+		}
+		_, known, err := f.ask("/bokeh/nodes")
+		if err != nil {
+			return err
+		}
+		_, body, err := f.ask("/bokeh/upstreams/" + f.server(name).Addr())
+		if err = errors.Join(err, json.Unmarshal([]byte(known), &nodes), json.Unmarshal([]byte(body), &st)); err != nil {
+			return err
+		}
+		if len(st.Waits) != 1 || st.Waits[0].Reason != reason || st.Waits[0].Node == nodes[0].Node {
+			return fmt.Errorf("the drain waits for %v", st.Waits)
+		}
+		return nil
+	})
 }
 
 // Two hundred reloads while a server drains and people visit: mark, counts and sessions are exact at the end.
