@@ -41,6 +41,9 @@ const (
 
 	// answerWait is how long the admin API may take to answer.
 	answerWait = 15 * time.Second
+
+	// restartWait is how long --wait tries to reach a Caddy before anything is marked.
+	restartWait = 10 * time.Second
 )
 
 func init() {
@@ -273,8 +276,15 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 		}
 		body["grace_period"] = grace.String()
 	}
+	if fl.Bool("wait") {
+		api.awaitCaddy(ctx)
+	}
 	if !fl.Bool("force") { // or a typo in the last address would be found when the others drain
-		if err := api.know(ctx, addresses); err != nil {
+		err := api.know(ctx, addresses)
+		if ctx.Err() != nil {
+			return exitInterrupted, errors.New("interrupted; nothing was marked")
+		}
+		if err != nil {
 			if _, ok := errors.AsType[saidError](err); ok {
 				err = fmt.Errorf("%w (--force marks an address that nobody knows yet)", err)
 			}
@@ -396,11 +406,17 @@ func (c *adminClient) do(ctx context.Context, method, uri string, body, into any
 // saidError is one that the admin API has answered with.
 type saidError struct{ error }
 
+// silentError is one where no Caddy answers.
+type silentError struct{ error }
+
 // explain returns an error as a person reads it: what the API says is in JSON, behind what Caddy's
 // client says of it.
 func (c *adminClient) explain(err error) error {
-	if errors.Is(err, syscall.ECONNREFUSED) || strings.Contains(err.Error(), "connection refused") {
-		return fmt.Errorf("no Caddy answers at %s (--address or --config say where its admin API is)", c.address)
+	// Caddy's client keeps the text alone. A unix socket of nobody may be missing.
+	for _, text := range []string{"connection refused", "connect: no such file or directory"} {
+		if strings.Contains(err.Error(), text) {
+			return silentError{fmt.Errorf("no Caddy answers at %s (--address or --config say where its admin API is)", c.address)}
+		}
 	}
 	var said struct {
 		Error string `json:"error"`
@@ -417,6 +433,27 @@ func (c *adminClient) explain(err error) error {
 
 func (c *adminClient) isNoAPI(why any) error {
 	return fmt.Errorf("what answers at %s is not the admin API of a Caddy with this module (--address or --config say where that is): %v", c.address, why)
+}
+
+// awaitCaddy waits for a moment where no Caddy answers: it may be restarting, and whoever waits for a drain
+// waits for that as well.
+func (c *adminClient) awaitCaddy(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, restartWait)
+	defer cancel()
+	for said := false; ; said = true {
+		err := c.do(ctx, http.MethodGet, nodePath, nil, new(nodeStatus))
+		if _, silent := errors.AsType[silentError](err); !silent {
+			return
+		}
+		if !said {
+			fmt.Fprintf(os.Stderr, "%v; trying for %v\n", err, restartWait)
+		}
+		select {
+		case <-time.After(pollPause / 4):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // know returns an error if an address is that of no upstream.

@@ -189,7 +189,8 @@ func TestCommandFindsCaddy(t *testing.T) {
 	}
 	a.begin("status", "--address", "", "--config", config).end(0, b.addr())
 	nobody := freeAddr(t)
-	a.begin("status", "--address", nobody).end(1, nobody)
+	a.begin("status", "--address", nobody).end(1, "no Caddy answers at "+nobody)
+	a.begin("status", "--address", "unix/"+config+".sock").end(1, "--address or --config say where")
 	a.begin("status", "--address", "http://"+nobody).end(1, "with no scheme")
 	other := newBokeh(t, "")
 	a.begin("status", "--address", other.addr()).end(1, "is not the admin API of a Caddy with this module")
@@ -220,4 +221,27 @@ func TestStatusTellsOfTheStorage(t *testing.T) {
 	if strings.Contains(c.output(), "the storage fails") {
 		t.Errorf("with the record deleted: %s", c.output())
 	}
+}
+
+// Whoever waits for a drain waits for a Caddy that is just restarting, and is told so.
+func TestDrainWhileCaddyRestarts(t *testing.T) {
+	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
+	handlers := fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh {\n"+shortLived+"}\n}", b1.addr(), b2.addr())
+	a := administer(t, handlers)
+	settleNow()
+	next := a.api + "2"
+	drain := []string{"drain", b1.addr(), "--address", next}
+	a.begin(drain...).end(1, "no Caddy answers")
+	drain = append(drain, "--wait")
+	c := a.begin(drain...)
+	c.says("no Caddy answers")
+	if err := c.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	c.end(exitInterrupted, "nothing was marked")
+	c = a.begin(drain...)
+	c.says("trying for 10s")
+	a.config = strings.Replace(a.config, "admin "+a.api, "admin "+next, 1)
+	a.reload(handlers)
+	c.end(0, "drained: "+b1.addr())
 }
