@@ -503,6 +503,7 @@ func (c *adminClient) awaitDrained(ctx context.Context, p progress, names []stri
 		case errors.Is(err, errNotDraining):
 			p.end()
 			return caddy.ExitCodeFailedStartup, err
+		case ctx.Err() != nil: // that the answer did not come any more is no trouble
 		case err != nil:
 			p.trouble(err)
 		default:
