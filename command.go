@@ -211,6 +211,9 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 			fmt.Fprintf(w, "\nthe storage fails on this Caddy; drains said elsewhere may not be seen, and nothing may be called drained"+
 				" (mend it; a record that is broken: delete it): %s\n", strings.ReplaceAll(n.Storage, "\n", "; "))
 		}
+		if n.Waiting > 0 {
+			fmt.Fprintf(w, "\n%d of this Caddy's visitors wait for a place: all servers have max_sessions sessions\n", n.Waiting)
+		}
 		if n.State == nodeOverdue {
 			heard := time.Duration(n.Heard * float64(time.Second))
 			fmt.Fprintf(w, "\nnode %s on %s has not reported for %s: it is dead (then say so: DELETE %s/%s), or cannot write to the storage\n",

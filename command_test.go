@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -220,6 +221,25 @@ func TestStatusTellsOfTheStorage(t *testing.T) {
 	c.end(0, b.addr())
 	if strings.Contains(c.output(), "the storage fails") {
 		t.Errorf("with the record deleted: %s", c.output())
+	}
+}
+
+// Who waits for a place is shown.
+func TestStatusTellsOfTheLine(t *testing.T) {
+	b := newBokeh(t, "")
+	a := administer(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh {\n"+shortLived+"max_sessions 1\n}\n lb_try_duration 20s\n}")
+	_, w := a.visit()
+	waits := make(chan page)
+	go func() { waits <- a.get("/app") }()
+	soon(t, "a visit waits", func() bool { return sessions().line.length.Load() == 1 })
+	a.begin("status").end(0, "1 of this Caddy's visitors wait for a place")
+	a.want(200, `"visits_waiting":1`, "GET", "/bokeh/node", "")
+	w.Close()
+	if p := <-waits; p.status != http.StatusOK {
+		t.Errorf("who waited is answered %d", p.status)
+	}
+	if c := a.begin("status"); strings.Contains(c.output(), "wait for a place") {
+		t.Errorf("nobody waits, and it says %s", c.output())
 	}
 }
 

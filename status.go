@@ -84,6 +84,7 @@ type nodeStatus struct {
 	Sessions counts  `json:"sessions"`
 	Storage  string  `json:"storage_error,omitempty"` // why this node cannot use the storage
 	Policies int     `json:"policies,omitempty"`      // like this in its configs, where it is the one that tells
+	Waiting  int64   `json:"visits_waiting"`          // for a place under max_sessions, where it is the one that tells
 }
 
 // upstreams returns what there is to tell of every known upstream, in the order of their addresses.
@@ -242,6 +243,7 @@ func (n *node) self(now time.Duration) nodeStatus {
 		st.Storage = n.failure.Error()
 	}
 	n.eachPool(func(pool) { st.Policies++ })
+	st.Waiting = n.t.line.length.Load()
 	st.Sessions = n.sessionCounts()
 	return st
 }
