@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math/rand/v2"
 	"slices"
@@ -13,33 +14,52 @@ import (
 
 // fresh returns the place of the upstream for a new session. A Bokeh server runs app code on one
 // thread, so the pages building there are its queue, and the sessions what it carries: the shortest
-// time to wait wins, then the fewest sessions.
+// wait wins, then the fewest sessions, then chance.
 //
-// How long the queue takes is the number of pages times what a page has taken there lately (the
+// How long the queue takes is the number of pages times how slow the server has been lately (the
 // shortest expected delay of Weinrib and Shenker, 1987), and nothing where there is none: among idle
 // ones, slow or fast, the sessions decide. Where all servers are alike that is as good as the number
-// alone; where some are slow or carry more, p99 until ready is a third less (TestReadyFirst).
+// alone; where some are slow or carry more, p99 until ready is a third less (TestLearningPays). Slow is
+// who takes longer than usual for the same app, or the last heavy page would decide (TestUnlikePages).
 //
-// Tried and thrown away, measured in the same simulation: an average for each app's path, so that a
-// light page may wait behind light ones (at most 16 % of p99 with usual mixes; no balancer knows
-// which of its pages is at work); to hold visits here until a server is idle (20 % less with one page
-// in ten heavy, but four times more at 90 % load as soon as a turn costs 5 % of a page); the least
-// time since the last choice to break ties (nothing, and the sessions drift apart).
+// Tried and thrown away, measured in the same simulation: an average for each app, so that a
+// light page may wait behind light ones (at most 16 % of p99 with usual mixes); to hold visits here until
+// a server is idle (20 % less with one page in ten heavy, but four times more at 90 % load as soon as a turn
+// costs 5 % of a page); the least time since the last choice to break ties (nothing, and the sessions
+// drift apart). A cold server is taken like any other: its first page is slow, and weighs as one.
 func (rn *run) fresh(v *view) int {
 	for {
 		i := rn.ofItsGroup(v)
 		if i < 0 {
-			i = rn.untried(v, func(i int) bool { return rn.takes(v, i) }, rn.wait(v))
+			i = rn.untried(v, func(i int) bool { return rn.takes(v, i) }, func(m *member) weight { return m.wait(v.now) })
 		}
-		if i < 0 || !v.members[i].trouble.wantsTrial(v.now) {
+		if i < 0 || !v.members[i].trouble.on() {
 			return i
 		}
-		if v.members[i].trouble.beginTrial() {
-			rn.trial = v.members[i]
-			return i
+		m := v.members[i]
+		if !m.trouble.keepsOff(v.now) {
+			if !m.trouble.beginTrial() {
+				continue // another visit tries it already, so it weighs more now than it did
+			}
+			rn.trial = m
 		}
-		// Another visit tries it already, so it weighs more now than it did.
+		if present := v.members[:v.present]; !slices.ContainsFunc(present, func(m *member) bool { return !m.trouble.on() }) {
+			rn.noneIsWell = present
+		}
+		return i
 	}
+}
+
+// wait weighs what a new session would wait for.
+func (m *member) wait(now time.Duration) weight {
+	w := weight{queue: m.queue(), load: m.sessions.Load()}
+	if w.queue > 0 {
+		w.queue = (w.queue + 1) * m.slowness.or(asUsual)
+	}
+	if m.troubled(now) {
+		w.trouble = 1
+	}
+	return w
 }
 
 // ofItsGroup returns the place of the upstream for a new session of this run's group, or -1 if it is in
@@ -60,24 +80,6 @@ func (rn *run) ofItsGroup(v *view) int {
 		m := v.members[i]
 		return rn.takes(v, i) && !m.troubled(v.now) && !slices.Contains(rn.tried, m)
 	})
-}
-
-// wait weighs what a new session would wait for.
-func (rn *run) wait(v *view) func(*member) weight {
-	var usual time.Duration
-	return func(m *member) weight {
-		w := weight{queue: m.queue(), load: m.sessions.Load()}
-		if w.queue > 0 {
-			if usual == 0 {
-				usual = v.usualPageTime()
-			}
-			w.queue = (w.queue + 1) * int64(m.pageTime.or(usual))
-		}
-		if m.troubled(v.now) {
-			w.trouble = 1
-		}
-		return w
-	}
 }
 
 // any returns the place of an upstream for what any server answers. The files of extensions are
@@ -142,43 +144,32 @@ func (w weight) less(than weight) bool {
 	return w.load < than.load
 }
 
-// usualPageTime returns what a page takes in this pool, for the upstreams of which that is not known.
-func (v *view) usualPageTime() time.Duration {
-	sum, known := time.Duration(0), time.Duration(0)
-	for _, m := range v.members[:v.present] {
-		if d := m.pageTime.or(0); d > 0 {
-			sum += d
-			known++
-		}
-	}
-	return max(sum/max(known, 1), 1)
-}
+// The slowness of an upstream is in parts of the usual one. A page that is out of all proportion says little.
+const (
+	asUsual    = 1 << 16
+	muchSlower = 8
+)
 
-// average is a moving average of durations, roughly that of the last averageOf.
-type average struct{ ns atomic.Int64 }
+// average is a moving average, roughly of the last averageOf. It is 0 where there is none yet.
+type average struct{ of atomic.Int64 }
 
 const averageOf = 16
 
-func (a *average) add(d time.Duration) {
+func (a *average) add(x int64) {
 	for {
-		old := a.ns.Load()
-		next := old + (int64(d)-old)/averageOf
+		old := a.of.Load()
+		next := old + (x-old)/averageOf
 		if old == 0 {
-			next = int64(d)
+			next = x
 		}
-		if a.ns.CompareAndSwap(old, max(next, 1)) {
+		if a.of.CompareAndSwap(old, max(next, 1)) {
 			return
 		}
 	}
 }
 
-// or returns the average, or d if there is none.
-func (a *average) or(d time.Duration) time.Duration {
-	if ns := a.ns.Load(); ns != 0 {
-		return time.Duration(ns)
-	}
-	return d
-}
+// or returns the average, or x if there is none.
+func (a *average) or(x int64) int64 { return cmp.Or(a.of.Load(), x) }
 
 // first returns the place of the member that comes first in the rendezvous order of an id
 // (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998) among those

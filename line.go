@@ -20,24 +20,28 @@ const lineSlice = time.Second
 type line struct {
 	length atomic.Int64 // so that where nobody waits no lock is taken
 
-	mu      sync.Mutex // guards all below, and what is in the tickets
+	mu      sync.Mutex // guards all below, and what changes in the tickets
 	tickets []*ticket
 }
 
-// ticket is the place of one visit in the line. It dies with its request.
+// ticket is the place of one visit in the line. It dies with its request, or when its visit is not seen
+// for a while: a reverse proxy that has given up does not say so, and may be busy with the error page.
 type ticket struct {
-	max   int64       // sessions that the visit's policy allows an upstream
-	wants []*upstream // that would take the visit if they had a place
-	turn  chan struct{}
-	since time.Duration
+	max    int64         // sessions that the visit's policy allows an upstream
+	since  time.Duration // when its visit came
+	absent time.Duration // how long its visit may be away: the proxy pauses between two tries
+	turn   chan struct{}
+
+	pool []*upstream
+	seen time.Duration
 }
 
-// join puts a ticket in the line, unless it is there, and says what it waits for. One that was in it
-// before, and found a server that refused the connection, keeps its place.
-func (l *line) join(tk *ticket, wants []*upstream) {
+// join puts a ticket in the line, unless it is there. One that was in it before, and found a server that
+// refused the connection, keeps its place.
+func (l *line) join(tk *ticket, pool []*upstream, now time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	tk.wants = wants
+	tk.pool, tk.seen = pool, now
 	if slices.Contains(l.tickets, tk) {
 		return
 	}
@@ -47,7 +51,7 @@ func (l *line) join(tk *ticket, wants []*upstream) {
 }
 
 // leave takes a ticket out of the line. A place that it did not take is the next one's.
-func (l *line) leave(tk *ticket) {
+func (l *line) leave(tk *ticket, now time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	i := slices.Index(l.tickets, tk)
@@ -56,29 +60,44 @@ func (l *line) leave(tk *ticket) {
 	}
 	l.tickets = slices.Delete(l.tickets, i, i+1)
 	l.length.Store(int64(len(l.tickets)))
-	for _, u := range tk.wants {
-		l.call(u)
+	for _, u := range tk.pool {
+		l.call(u, now)
 	}
+}
+
+// forget takes out those who have not been seen for too long. l.mu is locked.
+func (l *line) forget(now time.Duration) {
+	l.tickets = slices.DeleteFunc(l.tickets, func(tk *ticket) bool { return now-tk.seen > tk.absent })
+	l.length.Store(int64(len(l.tickets)))
+}
+
+// waiting returns how many wait.
+func (l *line) waiting(now time.Duration) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.forget(now)
+	return l.length.Load()
 }
 
 // freed tells that u has a session less. The caller holds a lock of the table, so the line is looked
 // at later.
-func (l *line) freed(u *upstream) {
+func (l *line) freed(u *upstream, now time.Duration) {
 	if l.length.Load() == 0 {
 		return
 	}
 	go func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.call(u)
+		l.call(u, now)
 	}()
 }
 
 // call calls those whose turn it is at u: as many as there are places. l.mu is locked.
-func (l *line) call(u *upstream) {
+func (l *line) call(u *upstream, now time.Duration) {
+	l.forget(now)
 	taken := u.sessions.Load()
 	for _, tk := range l.tickets {
-		if taken >= tk.max || !slices.Contains(tk.wants, u) {
+		if taken >= tk.max || !slices.Contains(tk.pool, u) {
 			continue
 		}
 		taken++ // by this one, if it comes
@@ -89,24 +108,28 @@ func (l *line) call(u *upstream) {
 	}
 }
 
-// hasPlace says whether a visit may begin a session at u, of which max are allowed: there is a place
+// hasPlace says whether a visit may begin a session at u, of which limit are allowed: there is a place
 // for it and for all who came before it. The ticket is nil for who has just come.
-func (l *line) hasPlace(tk *ticket, u *upstream, maxSessions int64) bool {
+func (l *line) hasPlace(tk *ticket, u *upstream, limit int64, now time.Duration) bool {
 	taken := u.sessions.Load()
-	if taken >= maxSessions || l.length.Load() == 0 {
-		return taken < maxSessions
+	if taken >= limit || l.length.Load() == 0 {
+		return taken < limit
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.forget(now)
 	for _, before := range l.tickets {
 		if before == tk {
 			break
 		}
-		if taken < before.max && slices.Contains(before.wants, u) {
+		if taken < before.max && slices.Contains(before.pool, u) {
 			taken++
 		}
 	}
-	return taken < maxSessions
+	if taken >= limit && tk == nil {
+		l.call(u, now) // they may not know that u takes sessions again
+	}
+	return taken < limit
 }
 
 // isCapped says whether max_sessions holds for a run: it does for new sessions alone, and not for those
@@ -115,9 +138,24 @@ func (rn *run) isCapped() bool {
 	return rn.s.MaxSessions > 0 && rn.kind == pageRequest && rn.id == "" && rn.stamp == ""
 }
 
-// takes says whether the upstream at i takes this run's new session.
+// takes says whether the upstream at i takes this run's new session. Whoever may wait for a place need
+// not take one at an upstream that fails.
 func (rn *run) takes(v *view, i int) bool {
-	return v.takesNew(i) && (!rn.isCapped() || rn.s.table.line.hasPlace(rn.ticket, v.members[i].upstream, int64(rn.s.MaxSessions)))
+	if !rn.isCapped() || !v.takesNew(i) {
+		return v.takesNew(i)
+	}
+	m := v.members[i]
+	return (!m.troubled(v.now) || v.allTroubled()) && rn.s.table.line.hasPlace(rn.ticket, m.upstream, int64(rn.s.MaxSessions), v.now)
+}
+
+// allTroubled says whether new sessions have nowhere to go but where they fail.
+func (v *view) allTroubled() bool {
+	for i, m := range v.members[:v.present] {
+		if v.takesNew(i) && !m.troubled(v.now) {
+			return false
+		}
+	}
+	return true
 }
 
 // isOver says whether m has more sessions than it may have, of which the last is this run's. Two who
@@ -141,10 +179,11 @@ func (rn *run) isFull(v *view) bool {
 // when the config has been unloaded, for then nobody would ask again.
 func (rn *run) waitInLine(ctx context.Context, v *view) bool {
 	left := rn.begun + rn.s.patience - rn.s.table.now()
-	if left <= 0 || !rn.isFull(v) {
+	if left <= 0 {
+		rn.leaveLine()
 		return false
 	}
-	if !rn.getInLine(v) {
+	if !rn.isFull(v) || !rn.getInLine(v) {
 		return false
 	}
 	for i := range v.present {
@@ -172,30 +211,22 @@ func (rn *run) getInLine(v *view) bool {
 	if rn.over {
 		return false
 	}
+	now := rn.s.table.now()
 	if rn.ticket == nil {
-		rn.ticket = &ticket{max: int64(rn.s.MaxSessions), turn: make(chan struct{}, 1), since: rn.s.table.now()}
+		rn.inLine = now
+		rn.ticket = &ticket{max: int64(rn.s.MaxSessions), since: rn.begun, absent: rn.s.tryInterval + 2*lineSlice, turn: make(chan struct{}, 1)}
 	}
-	var wants []*upstream
+	pool := make([]*upstream, v.present)
 	for i, m := range v.members[:v.present] {
-		if v.takesNew(i) {
-			wants = append(wants, m.upstream)
-		}
+		pool[i] = m.upstream
 	}
-	rn.s.table.line.join(rn.ticket, wants)
+	rn.s.table.line.join(rn.ticket, pool, now)
 	return true
 }
 
 // leaveLine takes the run's ticket out of the line.
 func (rn *run) leaveLine() {
 	if rn.ticket != nil {
-		rn.s.table.line.leave(rn.ticket)
+		rn.s.table.line.leave(rn.ticket, rn.s.table.now())
 	}
-}
-
-// waited returns how long the run has waited, or waits, for a place.
-func (rn *run) waited(now time.Duration) time.Duration {
-	if rn.ticket == nil {
-		return 0
-	}
-	return now - rn.ticket.since
 }

@@ -236,6 +236,7 @@ func TestLineAtRandom(t *testing.T) {
 			tb := newTable()
 			limit := 1 + rnd.IntN(3)
 			policies := []*Selection{newCapped(tb, pool, limit, 20*time.Second), newCapped(tb, pool, limit, 3*time.Second)}
+			var idle time.Time // since when there have been places
 			for range 150 {
 				s, leaves, refused, stays := policies[rnd.IntN(2)], rnd.IntN(6) == 0, rnd.IntN(8) == 0, time.Duration(rnd.IntN(int(10*time.Second)))
 				go func() {
@@ -250,6 +251,7 @@ func TestLineAtRandom(t *testing.T) {
 						addr, _ = r.proxied(pool)
 					}
 					if addr != "" {
+						r.run().connected(r.run().attempt)
 						time.Sleep(stays)
 					}
 				}()
@@ -265,8 +267,14 @@ func TestLineAtRandom(t *testing.T) {
 						free += limit - int(n)
 					}
 				}
-				if waiting := tb.line.length.Load(); free > 0 && waiting > 0 {
-					t.Fatalf("seed %d: %d visits wait while there are %d places", seed, waiting, free)
+				waiting := tb.line.waiting(tb.now())
+				switch {
+				case free == 0 || waiting == 0:
+					idle = time.Time{}
+				case idle.IsZero():
+					idle = time.Now()
+				case time.Since(idle) > lineSlice: // by then they look again for what they are not told of
+					t.Errorf("seed %d: %d visits wait while there are %d places", seed, waiting, free)
 				}
 			}
 			time.Sleep(5 * time.Minute)
@@ -388,5 +396,133 @@ func TestGroupBy(t *testing.T) {
 		if len(spread) != 5 {
 			t.Errorf("5 sessions of no group are at %v", spread)
 		}
+	})
+}
+
+// Who waits need not take a place where visits fail.
+func TestLineKeepsOffTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newCapped(newTable(), pool, 1, time.Minute)
+		occupy(t, s, pool[:1], 1)
+		met, waited := 0, 0
+		for range 20 {
+			r := newRequest(s, "/app")
+			addrs := make(chan string, 1)
+			go func() {
+				addr, _ := r.proxied(pool)
+				addrs <- addr
+			}()
+			synctest.Wait()
+			if len(addrs) == 1 && <-addrs == "u1:80" {
+				met++
+				r.answer(http.StatusInternalServerError)
+			} else {
+				waited++
+			}
+			r.end()
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		if met > 8 {
+			t.Errorf("%d of 20 visits are given to a server that fails, and %d wait", met, waited)
+		}
+	})
+}
+
+// A server that refuses connections does not mix up the line: who tries it keeps the turn.
+func TestOrderBesideTrouble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newCapped(newTable(), pool, 1, 10*time.Minute)
+		_, hangUp := occupy(t, s, pool[:1], 1)
+		turns := make(chan int, 5)
+		for i := range cap(turns) {
+			r := newRequest(s, "/app")
+			go func() {
+				for {
+					if addr, _ := r.proxied(pool); addr == "u0:80" {
+						turns <- i
+						time.Sleep(100 * time.Millisecond)
+						r.answer(http.StatusNotFound) // no session, so the place is the next one's
+						return
+					}
+					r.refuse()
+					time.Sleep(250 * time.Millisecond)
+				}
+			}()
+			time.Sleep(33 * time.Millisecond)
+		}
+		time.Sleep(10 * time.Second)
+		hangUp[0]()
+		time.Sleep(40 * time.Second)
+		for i := range cap(turns) {
+			if len(turns) == 0 {
+				t.Fatalf("only %d are served", i)
+			}
+			if turn := <-turns; turn != i {
+				t.Errorf("visit %d is served as number %d", turn, i)
+			}
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// The proxy does not say that it has given a visit up. Its request may live on, for as long as somebody reads the error page.
+func TestTicketOfWhoHasGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		tb := newTable()
+		// One says it by its patience, the other one, as with a number of retries, not at all.
+		hasty, silent, patient := newCapped(tb, pool, 1, 2*time.Second), newCapped(tb, pool, 1, time.Hour), newCapped(tb, pool, 1, time.Hour)
+		silent.static = nil
+		_, hangUp := occupy(t, patient, pool, 1)
+		gone := []*request{newRequest(hasty, "/app"), newRequest(silent, "/app")}
+		gone[0].proxied(pool)
+		gone[1].choose(pool)
+		next := newRequest(patient, "/app")
+		addrs := make(chan string, 1)
+		go func() {
+			addr, _ := next.proxied(pool)
+			addrs <- addr
+		}()
+		hangUp[0]()
+		time.Sleep(time.Minute)
+		if len(addrs) == 0 {
+			t.Errorf("a place is free, and the next visit waits behind %d", tb.line.waiting(tb.now())-1)
+		}
+		for _, r := range append(gone, next) {
+			r.end()
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// When an upstream takes sessions again, those who wait come before those who have just come.
+func TestNewPlacesAreTheLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newCapped(newTable(), pool, 1, time.Minute)
+		m := s.members.get("u1:80")
+		m.draining.add(1)
+		occupy(t, s, pool[:1], 1)
+		waits, comes := newRequest(s, "/app"), newRequest(newCapped(s.table, pool, 1, 0), "/app")
+		addrs := make(chan string, 1)
+		go func() {
+			addr, _ := waits.proxied(pool)
+			addrs <- addr
+		}()
+		time.Sleep(20*time.Second + lineSlice/2)
+		m.draining.add(-1)
+		if addr, _ := comes.choose(pool); addr != "" {
+			t.Errorf("who has just come gets %s", addr)
+		}
+		synctest.Wait()
+		if len(addrs) == 0 {
+			t.Error("who waits is not told of it")
+		}
+		waits.end()
+		comes.end()
+		time.Sleep(time.Minute)
 	})
 }

@@ -92,7 +92,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for operation, n := range m.n.storageErrors {
 		counter(descStorage, n.Load(), operation)
 	}
-	gauge(descWaiting, float64(m.n.t.line.length.Load()))
+	gauge(descWaiting, float64(m.n.t.line.waiting(now)))
 	gauge(descKeys, asFloat(m.n.keysAgree()))
 }
 

@@ -52,7 +52,7 @@ const tokenHeaderBytes = 64_000
 // process; the websocket of the page has to come back to it. This policy sends both to one
 // upstream, without cookies, also after a restart of Caddy and through another Caddy. A new
 // session goes to the upstream that is soonest done with the pages being built there, by their number
-// and by what a page has taken there lately; then to the one with the fewest sessions. A
+// and by how slow it has been lately at the same app's pages; then to the one with the fewest sessions. A
 // session whose upstream is lost moves to another one, the same through every Caddy.
 //
 // The page request leaves with a stamp, a signed string that names the upstream: as the
@@ -114,13 +114,13 @@ type Selection struct {
 	// there: one that is bound to it always gets through, and so does one whose id a program or another
 	// site has named. When every upstream that takes new sessions has so many, a visit waits for a place,
 	// whoever came first first, as long as the handler's `lb_try_duration` allows, also over a reload of
-	// the config; without that it does not wait. Then it gets 503 with a `Retry-After` header. A session
+	// the config (which may end the wait where upstreams are discovered); without that it does not wait. Then it gets 503 with a `Retry-After` header. A session
 	// has its place until its server gives it up, `unused_session_lifetime` and `check_unused_sessions`
 	// after its last websocket. Default: no limit.
 	MaxSessions int `json:"max_sessions,omitempty"`
 
-	// What the new sessions of a group have in common, as a placeholder: `{http.auth.user.id}`, `{client_ip}`
-	// or several in one. They go to the same upstream, the first one in an order that depends on the value and
+	// What the new sessions of a group have in common, as a placeholder: `{http.auth.user.id}`, or
+	// `{http.vars.client_ip}`, which a Caddyfile calls `{client_ip}`, or several in one. They go to the same upstream, the first one in an order that depends on the value and
 	// the key, of those that take new sessions, do not fail and have a place; so to the same one through every
 	// Caddy, with nothing to remember. A session whose value is empty, or that somebody else has named, goes where
 	// it would without. When upstreams come or go, the groups that are first there move with their next session.
@@ -137,12 +137,13 @@ type Selection struct {
 	raise    func(event string, data map[string]any) // nil in tests
 	healthy  func(*reverseproxy.Upstream) bool
 
-	patience  time.Duration             // of the handler: how long it goes on looking for an upstream
-	unloaded  <-chan struct{}           // closed when the config is replaced; nil in tests
-	static    reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
-	index     atomic.Pointer[index]     // of the static pool
-	keepsPool bool                      // whether the pool is discovered, and the same for every request
-	last      atomic.Pointer[reverseproxy.UpstreamPool]
+	patience    time.Duration             // of the handler: how long it goes on looking for an upstream
+	tryInterval time.Duration             // between two times that it looks
+	unloaded    <-chan struct{}           // closed when the config is replaced; nil in tests
+	static      reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
+	index       atomic.Pointer[index]     // of the static pool
+	keepsPool   bool                      // whether the pool is discovered, and the same for every request
+	last        atomic.Pointer[reverseproxy.UpstreamPool]
 
 	pacers pacers
 }
@@ -311,6 +312,7 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 	s.members.attach(h.Upstreams)
 	if h.LoadBalancing != nil {
 		s.patience = time.Duration(h.LoadBalancing.TryDuration)
+		s.tryInterval = time.Duration(h.LoadBalancing.TryInterval)
 	}
 	if h.DynamicUpstreamsRaw != nil {
 		// A source that depends on the request may find somebody else's servers for the next one.
@@ -425,7 +427,7 @@ func checkLifetime(option string, d time.Duration) error {
 
 func checkGroupBy(v string) error {
 	if !placeholder.MatchString(v) {
-		return fmt.Errorf("invalid group_by %q: it is a placeholder, as in {client_ip}; all sessions would be one group", v)
+		return fmt.Errorf("invalid group_by %q: it is a placeholder, as in {http.auth.user.id}; all sessions would be one group", v)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"maps"
@@ -101,11 +102,16 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 		// Whoever drains an upstream marks it and then counts; we count and then look for the mark.
 		// So one of us sees the other. It is the same with what another visit counts.
 		m, begins := v.members[i], d == decisionNew || d == decisionMoved
-		if begins && m.draining.on() || m.draining.closed() || run.isOver(m) {
+		if run.isOver(m) {
+			run.failed()
+			run.tried = run.tried[:len(run.tried)-1]
+			continue
+		}
+		if begins && m.draining.on() || m.draining.closed() {
 			run.failed()
 			continue
 		}
-		run.leaveLine()
+		run.served()
 		run.tell(m, d)
 		return v.pool[i]
 	}
@@ -128,7 +134,7 @@ func (s *Selection) whyNobody(v *view, rn *run) string {
 	case rn.isFull(v):
 		if s.pacers.full.lets(v.now) {
 			s.logger.Error("every upstream has max_sessions sessions; new visitors wait as long as lb_try_duration allows, then get 503 (add an upstream, or raise max_sessions)",
-				zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", v.present), zap.Int64("visits_waiting", s.table.line.length.Load()))
+				zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", v.present), zap.Int64("visits_waiting", s.table.line.waiting(v.now)))
 		}
 		return nobodyFull
 	case allDrain(v):
@@ -194,12 +200,16 @@ type run struct {
 	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header        // the map on the request after our last change
 	tried      []*member
-	ticket     *ticket // for a place, nil as long as it has waited for none
-	trial      *member // that the next attempt is to try whether it is well again
-	left       bool    // it was counted that the session has moved
-	turnedAway bool    // w has been told when to come back
-	shown      string  // the session's id as far as it is known, for the hash that may be shown
-	errorID    string  // of the error that an earlier handler has ended with, or nothing
+	ticket     *ticket       // for a place, nil as long as it has waited for none
+	trial      *member       // that the next attempt is to try whether it is well again
+	noneIsWell []*member     // of these, one of which the next attempt takes all the same
+	blames     bool          // a page of this run has failed, and it was counted where
+	inLine     time.Duration // since when it waits for a place, on the table's clock
+	waited     time.Duration // until it had one
+	left       bool          // it was counted that the session has moved
+	turnedAway bool          // w has been told when to come back
+	shown      string        // the session's id as far as it is known, for the hash that may be shown
+	errorID    string        // of the error that an earlier handler has ended with, or nothing
 
 	mu      sync.Mutex // guards all below
 	attempt *attempt   // the last one, nil before the first
@@ -221,6 +231,7 @@ type attempt struct {
 	dialErr   error // of the last dial that failed, while none has succeeded
 	firstByte bool
 	took      time.Duration // m, to build the page
+	others    []*member     // where none was well
 	settled   bool
 	trial     bool    // whether it tries if its upstream is well again
 	tunnel    *tunnel // of a websocket that was answered
@@ -389,8 +400,8 @@ func (rn *run) elsewhere(v *view, home int) int {
 func (rn *run) try(r *http.Request, v *view, i int) {
 	m := v.members[i]
 	rn.tried = append(rn.tried, m)
-	a := &attempt{m: m, begun: v.now, trial: rn.trial == m}
-	rn.trial = nil
+	a := &attempt{m: m, begun: v.now, trial: rn.trial == m, others: rn.noneIsWell}
+	rn.trial, rn.noneIsWell = nil, nil
 	t, id := rn.s.table, rn.id
 	switch rn.kind {
 	case pageRequest:
@@ -476,6 +487,7 @@ func (rn *run) connected(a *attempt) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	a.connected = true
+	rn.leaveLine()
 	if rn.repl != nil {
 		a.address, _ = rn.repl.GetString(placeholderUpstream)
 	}
@@ -493,6 +505,10 @@ func (rn *run) answered(a *attempt) {
 	case pageRequest:
 		a.load.built()
 		a.took = a.m.turn(a.begun, rn.s.table.now())
+		if a.trial { // what comes after this may take long
+			a.trial = false
+			a.m.trouble.endTrial()
+		}
 	case socket:
 		a.tunnel = a.m.draining.sockets.add(rn.hangUp)
 	case other: // weighs nothing
@@ -573,7 +589,7 @@ func (rn *run) settle(a *attempt, status int) {
 		a.load.pageEnded(a.firstByte, status == http.StatusOK)
 		switch {
 		case status == http.StatusOK:
-			a.m.pageBuilt(now, a.took)
+			rn.s.table.pageBuilt(a.m.upstream, rn.terms.app, a.took)
 			if a.asID {
 				rn.s.took(a.m, (*rn.ring)[0])
 			}
@@ -581,13 +597,21 @@ func (rn *run) settle(a *attempt, status int) {
 			text, _ := rn.repl.GetString(placeholderStatusText)
 			rn.s.refused(a.m, rn, text == refusal)
 		case a.connected && (!a.firstByte || status >= http.StatusInternalServerError):
-			a.m.pageFailed()
+			a.m.failedPages.add(now)
 		}
 		switch {
-		case a.connected && status >= http.StatusInternalServerError:
-			a.m.trouble.pageFailed(a.begun, now)
-		case a.firstByte && status >= http.StatusOK && status < http.StatusBadRequest:
+		case status == http.StatusOK:
 			a.m.trouble.pageCame()
+			a.m.failedPages.outlived(a.begun)
+			for _, m := range a.others {
+				// It may be over for them, too, and whoever tries first is not to have all that follow.
+				m.trouble.tryNow(now)
+				m.failedPages.outlived(now)
+			}
+		case a.connected && status >= http.StatusInternalServerError && !rn.blames:
+			// Where one fails at several upstreams, it may be the request's fault.
+			rn.blames = true
+			a.m.trouble.pageFailed(a.begun, now)
 		}
 	case socket:
 		a.m.draining.sockets.remove(a.tunnel)
@@ -659,10 +683,21 @@ func (s *Selection) refused(m *member, rn *run, forThat bool) {
 		zap.String("header", stampHeader))
 }
 
+// served takes note that the run has an upstream. Who only tries one that has failed stays in the line
+// until it takes the connection.
+func (rn *run) served() {
+	if rn.ticket != nil && rn.waited == 0 {
+		rn.waited = rn.s.table.now() - rn.inLine
+	}
+	if !rn.attempt.trial {
+		rn.leaveLine()
+	}
+}
+
 // sayWaited sets the placeholder of how long the visit has waited in line, in milliseconds.
 func (rn *run) sayWaited() {
 	if rn.repl != nil && rn.ticket != nil {
-		rn.repl.Set(placeholderWaited, rn.waited(rn.s.table.now()).Seconds()*1e3)
+		rn.repl.Set(placeholderWaited, cmp.Or(rn.waited, rn.s.table.now()-rn.inLine).Seconds()*1e3)
 	}
 }
 

@@ -69,6 +69,8 @@ type table struct {
 	nobody counters // requests for which there was no upstream, by reason
 	line   line     // in which visits wait for a place
 
+	pageTimes [1 << 10]average // by app; two that share one are taken for one
+
 	mu        sync.Mutex           // guards upstreams
 	upstreams map[string]*upstream // by name
 }
@@ -107,11 +109,12 @@ type upstream struct {
 
 	counts      [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
 	sessions    atomic.Int64            // all that have not ended
-	failedPages atomic.Int64            // that ended less than failedPageWeight ago
-	failedAt    atomic.Int64            // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
-	pageTime    average                 // what a page takes, without the wait for others
+	failedPages failedPages
+	slowness    average // of its pages, asUsual where they take what they usually do
 	trouble     trouble
 	draining    draining
+
+	failedAt atomic.Int64 // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
 
 	policies  atomic.Int64 // that have it in their pool, or had it lately
 	holders   atomic.Int64 // policies that know it, sessions on it and its mark; it is forgotten at 0
@@ -441,7 +444,7 @@ func (t *table) settle(sh *shard, s *session) {
 	if now == ended {
 		s.at.sessions.Add(-1)
 		s.at.past.ended.add(t.now())
-		t.line.freed(s.at)
+		t.line.freed(s.at, t.now())
 		sh.remove(s)
 		t.release(s.at)
 	}
@@ -563,22 +566,58 @@ func justFailed(at *atomic.Int64, now time.Duration) bool {
 	return t != 0 && now-time.Duration(t) < dialPause
 }
 
-// pageFailed takes note of a page that was not built: no answer came, or an error.
-func (u *upstream) pageFailed() {
-	u.failedPages.Add(1)
-	time.AfterFunc(failedPageWeight, func() { u.failedPages.Add(-1) })
+// failedPages are those that ended less than failedPageWeight ago and may still be at work.
+type failedPages struct {
+	n atomic.Int64
+
+	mu     sync.Mutex    // guards all below, and the change of n
+	round  int           // of which all are
+	newest time.Duration // when the last of them ended, on the table's clock
+}
+
+// add takes note of a page that was not built: no answer came, or an error.
+func (f *failedPages) add(now time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.n.Add(1)
+	f.newest = now
+	round := f.round
+	time.AfterFunc(failedPageWeight, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.round == round {
+			f.n.Add(-1)
+		}
+	})
+}
+
+// outlived takes note of a page that was asked for at a time and has been built: what was asked for before
+// that is done.
+func (f *failedPages) outlived(asked time.Duration) {
+	if f.n.Load() == 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if asked >= f.newest {
+		f.round++
+		f.n.Store(0)
+	}
 }
 
 // queue is what a new page would wait for at u.
-func (u *upstream) queue() int64 { return u.counts[building].Load() + u.failedPages.Load() }
+func (u *upstream) queue() int64 { return u.counts[building].Load() + u.failedPages.n.Load() }
 
-// pageBuilt takes note of a page that took u a time. The first one of a process takes longer than any
-// that follow.
-func (u *upstream) pageBuilt(now, took time.Duration) {
-	if u.warm() {
-		u.pageTime.add(took)
+// pageBuilt takes note of a page of an app that took u a time. The first one of a process takes longer
+// than any that follow.
+func (t *table) pageBuilt(u *upstream, of app, took time.Duration) {
+	if usually := &t.pageTimes[of%app(len(t.pageTimes))]; took > 0 && u.warm() {
+		if d := usually.or(0); d > 0 {
+			u.slowness.add(min(max(int64(asUsual)*int64(took)/d, asUsual/muchSlower), asUsual*muchSlower))
+		}
+		usually.add(int64(took))
 	}
-	u.builtAt.Store(int64(now))
+	u.builtAt.Store(int64(t.now()))
 }
 
 // turn returns how long u was at a page that is ready now and was asked for at a time: it builds one

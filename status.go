@@ -243,7 +243,7 @@ func (n *node) self(now time.Duration) nodeStatus {
 		st.Storage = n.failure.Error()
 	}
 	n.eachPool(func(pool) { st.Policies++ })
-	st.Waiting = n.t.line.length.Load()
+	st.Waiting = n.t.line.waiting(now)
 	st.Sessions = n.sessionCounts()
 	return st
 }

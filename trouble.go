@@ -42,23 +42,18 @@ func (tr *trouble) keepsOff(now time.Duration) bool {
 	return until != 0 && (now < time.Duration(until) || tr.trial.Load())
 }
 
-// wantsTrial says whether the next visit is to try whether all is well again, and none does yet.
-func (tr *trouble) wantsTrial(now time.Duration) bool {
-	until := tr.until.Load()
-	return until != 0 && now >= time.Duration(until) && !tr.trial.Load()
-}
-
 // beginTrial says whether the caller's visit is the one that tries, which then must endTrial.
 func (tr *trouble) beginTrial() bool { return tr.trial.CompareAndSwap(false, true) }
 
 func (tr *trouble) endTrial() { tr.trial.Store(false) }
 
-// failed takes note of a failure of a request that was begun at a time.
+// failed takes note of a failure of a request that was begun at a time. One that was on its way when the one
+// before failed tells nothing new, nor does one that came in a pause because no other upstream is well.
 func (tr *trouble) failed(begun, now time.Duration) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	if tr.failures > 0 && begun < tr.last {
-		return // it was on its way when the one before failed, and tells nothing new
+	if begun < max(tr.last, time.Duration(tr.until.Load())) {
+		return
 	}
 	tr.failures++
 	tr.last = now
@@ -93,9 +88,18 @@ func (tr *trouble) pageCame() {
 	}
 }
 
+// tryNow ends the pause, not the trouble.
+func (tr *trouble) tryNow(now time.Duration) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	if int64(now) < tr.until.Load() {
+		tr.until.Store(int64(now))
+	}
+}
+
 func (tr *trouble) end() {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	tr.failures = 0
+	tr.failures, tr.last = 0, 0
 	tr.until.Store(0)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -229,4 +230,93 @@ func TestFailingServerBehindCaddy(t *testing.T) {
 			}
 		})
 	}
+}
+
+// After all have failed together for a while, the first one that is well again is not everyone's choice.
+func TestWholeFleetFails(t *testing.T) {
+	for name, fail := range map[string]func(*request){
+		"refuses dials": (*request).refuse,
+		"answers 500":   func(r *request) { r.answer(http.StatusInternalServerError) },
+	} {
+		for _, outage := range []time.Duration{10 * time.Second, 10 * time.Minute} {
+			synctest.Test(t, func(t *testing.T) {
+				pool := testPool(4)
+				s := newTestSelection(pool)
+				for start := time.Now(); time.Since(start) < outage; time.Sleep(200 * time.Millisecond) {
+					tryPage(s, pool, func(_ string, r *request) { fail(r) })
+				}
+				got := make(map[string]int)
+				var all sync.WaitGroup
+				for range 200 {
+					r := newRequest(s, "/app")
+					addr, _ := r.choose(pool)
+					got[addr]++
+					all.Go(func() {
+						time.Sleep(150 * time.Millisecond)
+						r.answer(http.StatusOK)
+					})
+					time.Sleep(50 * time.Millisecond)
+					synctest.Wait()
+				}
+				all.Wait()
+				for addr, n := range got {
+					if n > 80 {
+						t.Errorf("%s for %v, and well again: %s gets %d of 200 visits: %v", name, outage, addr, n, got)
+					}
+				}
+				time.Sleep(time.Minute)
+			})
+		}
+	}
+}
+
+// One request may fail wherever it is tried. That is no server's fault.
+func TestRequestThatFailsEverywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		r := newRequest(s, "/app")
+		for range 20 { // as the proxy retries where a server hangs up
+			r.choose(pool)
+			r.run().connected(r.run().attempt)
+			time.Sleep(250 * time.Millisecond)
+		}
+		r.end()
+		synctest.Wait()
+		for _, u := range pool {
+			if m := s.members.get(u.Dial); m.trouble.on() {
+				t.Errorf("after one visit %s is in trouble", m.name)
+			}
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// Who tries an upstream has tried it when it answers, however long the answer takes.
+func TestTrialEndsAtTheFirstByte(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		for range pagesInARow {
+			tryPage(s, pool[:1], func(_ string, r *request) { r.answer(http.StatusInternalServerError) })
+			time.Sleep(failedPageWeight + 1)
+		}
+		newRequest(s, "/app").choose(pool[1:]) // so that the other is busy
+		long := newRequest(s, "/events")
+		if addr, _ := long.choose(pool); addr != "u0:80" {
+			t.Fatal("it is tried at ", addr)
+		}
+		long.run().connected(long.run().attempt)
+		long.run().answered(long.run().attempt)
+		tryPage(s, pool, func(addr string, r *request) {
+			if addr != "u0:80" {
+				t.Errorf("while a long answer goes on, nobody else tries")
+			}
+			r.answer(http.StatusOK)
+		})
+		if s.members.get("u0:80").trouble.on() {
+			t.Error("it has answered, and is in trouble")
+		}
+		long.end()
+	})
 }
