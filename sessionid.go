@@ -20,7 +20,7 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/klauspost/compress/zlib"
+	"github.com/klauspost/compress/flate"
 )
 
 const (
@@ -49,6 +49,10 @@ const (
 	// maxPackedLen bounds what we inflate of the page request's headers, and so what a token can cost.
 	// They come first in the packed JSON and passed Tornado's limit once; escaping can make them longer.
 	maxPackedLen = 2 * maxTokenLen
+
+	// zlib, which packed them, begins a new block after some 16,000 symbols, so they are not nine.
+	maxPackedBlocks = 32
+	zlibHeaderLen   = 2
 
 	// The rest of what a token may have for us to read it. Bokeh writes three members in clear, and a
 	// request has one header of a name and not many in all.
@@ -423,9 +427,8 @@ func packedStamps(packed []byte) (stamps, ids []string) {
 	return stamps, ids
 }
 
-// inflater inflates one packed text at a time. To make it anew would take longer than its work.
+// inflater inflates one packed text at a time.
 type inflater struct {
-	zlib   io.ReadCloser // nil before the first
 	zipped []byte
 	from   bytes.Reader // of zipped
 	text   bytes.Buffer
@@ -434,21 +437,22 @@ type inflater struct {
 var inflaters = sync.Pool{New: func() any { return new(inflater) }}
 
 // inflate returns the text that Bokeh has packed, as far as it can be read and at most maxPackedLen
-// of it. The next call overwrites it.
+// of it. The next call overwrites it. What is inflated is bounded by its blocks as well: those that hold
+// nothing are the dearest, for each brings a code of its own.
 func (in *inflater) inflate(packed []byte) []byte {
 	in.zipped, _ = base64url.AppendDecode(in.zipped[:0], bytes.TrimRight(packed, "="))
-	in.from.Reset(in.zipped)
-	var err error
-	if in.zlib == nil {
-		in.zlib, err = zlib.NewReader(&in.from)
-	} else {
-		err = in.zlib.(zlib.Resetter).Reset(&in.from, nil)
-	}
-	if err != nil {
+	if len(in.zipped) < zlibHeaderLen {
 		return nil
 	}
+	in.from.Reset(in.zipped[zlibHeaderLen:])
+	blocks := 0
+	z := flate.NewReaderOpts(&in.from, flate.WithEobCallback(func(flate.InflateCheckpoint) {
+		if blocks++; blocks == maxPackedBlocks {
+			in.from.Reset(nil) // it finds the end
+		}
+	}))
 	in.text.Reset()
-	_, _ = in.text.ReadFrom(io.LimitReader(in.zlib, maxPackedLen))
+	_, _ = in.text.ReadFrom(io.LimitReader(z, maxPackedLen))
 	return in.text.Bytes()
 }
 

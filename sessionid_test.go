@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math/bits"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -43,8 +44,19 @@ func asJSON(t testing.TB, v any) string {
 // pack zips s as Bokeh does for a token.
 func pack(t testing.TB, s string) string {
 	t.Helper()
+	return packBehind(t, 0, s)
+}
+
+// packBehind zips s behind blocks that hold nothing.
+func packBehind(t testing.TB, blocks int, s string) string {
+	t.Helper()
 	var b bytes.Buffer
 	z := zlib.NewWriter(&b)
+	for range blocks {
+		if err := z.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if _, err := z.Write([]byte(s)); err != nil {
 		t.Fatal(err)
 	}
@@ -131,6 +143,9 @@ func tokenCases(t testing.TB) map[string]struct{ token, id, stamp string } {
 	packed := func(json string) string {
 		return raw(fmt.Sprintf(`{"session_id":"x","__bk__zlib_":%q}`, pack(t, json)))
 	}
+	behind := func(blocks int) string {
+		return raw(fmt.Sprintf(`{"session_id":"x","__bk__zlib_":%q}`, packBehind(t, blocks, `{"headers":{"`+stampHeader+`":"`+beside+`"}}`)))
+	}
 	type c = struct{ token, id, stamp string }
 	return map[string]c{
 		"ours":                     {makeToken(t, ours, nil), ours, ours},
@@ -185,6 +200,8 @@ func tokenCases(t testing.TB) map[string]struct{ token, id, stamp string } {
 		"packed has no headers":    {packed(`{"cookies":{}}`), "x", ""},
 		"headers are a list":       {packed(`{"headers":["` + stampHeader + `"]}`), "x", ""},
 		"packed is a bomb":         {packed(`{"cookies":"` + strings.Repeat("0", 4<<20) + `","headers":{"` + stampHeader + `":"` + beside + `"}}`), "x", ""},
+		"packed in many blocks":    {behind(20), "x", beside},
+		"packed in too many":       {behind(maxPackedBlocks), "x", ""},
 		"deep":                     {raw(strings.Repeat(`{"a":`, 10000)), "", ""},
 	}
 }
@@ -210,6 +227,46 @@ func TestReadTokenIsBounded(t *testing.T) {
 	if got, limit := after.TotalAlloc-before.TotalAlloc, uint64(16*maxPackedLen); got > limit {
 		t.Errorf("reading a bomb allocates %d bytes, want at most %d", got, limit)
 	}
+}
+
+// emptyBlocks makes a token of about the given length, in which is packed nothing: each block is a new Huffman code
+// and its end. Codes of up to 15 bits make the dearest tables.
+func emptyBlocks(size int) string {
+	var zipped []byte
+	acc, n := uint64(0), 0
+	put := func(v uint64, width int) {
+		for acc, n = acc|v<<n, n+width; n >= 8; acc, n = acc>>8, n-8 {
+			zipped = append(zipped, byte(acc))
+		}
+	}
+	put(0x9c78, 16) // the header of zlib
+	for len(zipped) < size/16*9 {
+		put(0b100, 3) // one of several blocks, with a code of its own
+		put(0, 5+5)   // for 257 symbols and one distance
+		put(15, 4)    // as which 19 lengths are told, in a code in turn:
+		for _, length := range []int{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15} {
+			switch length {
+			case 16, 17:
+				put(0, 3)
+			case 18, 0:
+				put(5, 3)
+			default:
+				put(4, 3)
+			}
+		}
+		told := func(length int) { put(uint64(bits.Reverse8(uint8(length-1))>>4), 4) }
+		for length := 1; length <= 15; length++ {
+			told(length) // of the symbols 0 to 14
+		}
+		for _, zeros := range []int{138, 256 - 15 - 138} {
+			put(0b11111, 5)
+			put(uint64(zeros-11), 7)
+		}
+		told(15)         // of the end
+		told(1)          // of the distance
+		put(1<<15-1, 15) // the end
+	}
+	return base64url.EncodeToString(fmt.Appendf(nil, `{"session_id":"x","__bk__zlib_":%q}`, base64url.EncodeToString(zipped)))
 }
 
 func FuzzReadToken(f *testing.F) {
@@ -447,6 +504,7 @@ func BenchmarkReadToken(b *testing.B) {
 		{"empty", packed(`"headers":{` + strings.Repeat(`"":"",`, 40<<10)), false},
 		{"escapes", packed(`"headers":{"A":"` + strings.Repeat(`\"`, 120<<10)), false},
 		{"nested", packed(`"headers":{"A":` + strings.Repeat(`[`, 240<<10)), false},
+		{"blocks", emptyBlocks(63 << 10), false},
 		{"members", base64url.EncodeToString([]byte(`{"session_id":"x"` + strings.Repeat(`,"":0`, 9000))), false},
 		{"clear", base64url.EncodeToString([]byte(`{"session_id":"x"` + strings.Repeat(`"__bk__zlib_"   `, 3000))), false},
 	} {
