@@ -29,11 +29,12 @@ func (p *pacer) lets(now time.Duration) bool {
 }
 
 // pacers are one for each mistake that a policy knows of.
-type pacers struct{ allDrain, full, group, ownOrigin, otherOrigin, expired, header pacer }
+type pacers struct{ allDrain, full, group, ownOrigin, otherOrigin, expired, header, line pacer }
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
-func (s *Selection) examine(r *http.Request, c *claim) {
-	now := s.table.now()
+func (s *Selection) examine(r *http.Request, rn *run) {
+	now, c := s.table.now(), &rn.claim
+	rn.longest = longestLine(r.Header)
 	if c.expired() && s.pacers.expired.lets(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
 			" (start servers of Bokeh and Panel with a longer --session-token-expiration, like 36000 for a working day; or set the clocks right)",
@@ -68,6 +69,47 @@ func headerSize(r *http.Request) int {
 		}
 	}
 	return size
+}
+
+// uvicornLine is what the websockets library, which reads them for uvicorn, takes of a header line. Of a longer one
+// most versions of uvicorn say nothing at all, and keep the connection.
+const uvicornLine = 8192
+
+// answerPatience is how long a server may think about a websocket with a longer line before we say what may be wrong.
+const answerPatience = 5 * time.Second
+
+// longestLine returns how many bytes the longest line of a header took.
+func longestLine(h http.Header) (longest int) {
+	for name, values := range h {
+		for _, v := range values {
+			longest = max(longest, len(name)+len(": \r\n")+len(v))
+		}
+	}
+	return longest
+}
+
+// awaitAnswer watches whether a server answers a websocket that uvicorn may not.
+func (rn *run) awaitAnswer(a *attempt) {
+	if rn.longest <= uvicornLine {
+		return
+	}
+	time.AfterFunc(answerPatience, func() {
+		rn.mu.Lock()
+		defer rn.mu.Unlock()
+		if a.connected && !a.firstByte && !a.settled {
+			rn.s.lineTooLong(a.m, rn, 0)
+		}
+	})
+}
+
+// lineTooLong takes note that a server did not take a websocket whose header has a long line.
+func (s *Selection) lineTooLong(m *member, rn *run, status int) {
+	if rn.longest <= uvicornLine || !s.pacers.line.lets(s.table.now()) {
+		return
+	}
+	s.logger.Warn("upstream does not take a websocket whose header has a line of more than 8 KB, as the token and the cookies of a visitor"+
+		" with many cookies; that one sees an empty page (under uvicorn set WEBSOCKETS_MAX_LINE_LENGTH=65536 in the server's environment)",
+		zap.String("upstream", m.name), zap.Int("line_bytes", rn.longest), zap.Int("status", status))
 }
 
 // expired says whether Bokeh refuses the token for its age.

@@ -28,7 +28,7 @@ func TestMistakesAreLogged(t *testing.T) {
 		origin string
 		cookie int // bytes
 		limit  int // of the server
-		status int
+		status int // 0 for no answer
 		want   string
 	}{
 		"all is well":            {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 101},
@@ -51,6 +51,12 @@ func TestMistakesAreLogged(t *testing.T) {
 		"another status":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 404},
 		"close to the limit":     {token: func() string { return inSeconds(time.Minute) }, cookie: 13 << 10, limit: 16 << 10, status: 101, want: "max_header_size"},
 		"far from the limit":     {token: func() string { return inSeconds(time.Minute) }, cookie: 11 << 10, limit: 16 << 10, status: 101},
+		"a line of 9 KB":         {token: func() string { return inSeconds(time.Minute) }, cookie: 9 << 10, status: 431, want: "WEBSOCKETS_MAX_LINE_LENGTH=65536"},
+		"9 KB, old uvicorn":      {token: func() string { return inSeconds(time.Minute) }, cookie: 9 << 10, status: 400, want: "WEBSOCKETS_MAX_LINE_LENGTH=65536"},
+		"9 KB, no answer":        {token: func() string { return inSeconds(time.Minute) }, cookie: 9 << 10, want: "WEBSOCKETS_MAX_LINE_LENGTH=65536"},
+		"9 KB, taken":            {token: func() string { return inSeconds(time.Minute) }, cookie: 9 << 10, status: 101},
+		"7 KB, no answer":        {token: func() string { return inSeconds(time.Minute) }, cookie: 7 << 10},
+		"7 KB, refused":          {token: func() string { return inSeconds(time.Minute) }, cookie: 7 << 10, status: 400},
 		"the limit is as wanted": {token: func() string { return inSeconds(time.Minute) }, cookie: 60 << 10, limit: 64 << 10, status: 101},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -66,7 +72,11 @@ func TestMistakesAreLogged(t *testing.T) {
 					r.Request = r.WithContext(caddyhttp.PrepareRequest(r.Request, r.repl, nil, &caddyhttp.Server{MaxHeaderBytes: c.limit}).Context())
 				}
 				r.choose(pool)
-				r.answer(c.status)
+				if c.status == 0 {
+					r.hang()
+				} else {
+					r.answer(c.status)
+				}
 				synctest.Wait()
 			}
 			for range 3 {
@@ -83,6 +93,25 @@ func TestMistakesAreLogged(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who leaves before a server could answer tells nothing of it.
+func TestImpatientVisitorIsNoMistake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newTestSelection(pool)
+		core, logs := observer.New(zapcore.WarnLevel)
+		s.logger = zap.New(core)
+		r := newSocket(s, base64url.EncodeToString([]byte(`{"session_id":"x"}`)))
+		r.Header.Set("Cookie", strings.Repeat("x", 9<<10))
+		r.choose(pool)
+		r.run().connected(r.run().attempt)
+		r.end()
+		time.Sleep(time.Minute)
+		if logs.Len() != 0 {
+			t.Errorf("logged %v", logs.All())
+		}
+	})
 }
 
 // A server that refuses our ids is told of with what to set, and where.

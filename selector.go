@@ -197,6 +197,7 @@ type run struct {
 	begun      time.Duration      // on the table's clock
 	hangUp     context.CancelFunc // ends a websocket; nil for all else
 	origin     string             // of the page that opens it
+	longest    int                // line of its header, in bytes
 	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header        // the map on the request after our last change
 	tried      []*member
@@ -263,7 +264,7 @@ func (s *Selection) run(r *http.Request) *run {
 	if rn.kind == socket {
 		rn.ctx, rn.hangUp = context.WithCancel(rn.ctx)
 		rn.origin = r.Header.Get("Origin")
-		s.examine(r, &rn.claim)
+		s.examine(r, rn)
 	}
 	*r = *r.WithContext(rn.ctx)
 	return rn
@@ -421,6 +422,7 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 		}
 		rn.shown = id
 		rn.begin(a, func() load { return t.socket(k, page, m.upstream, rn.terms) })
+		rn.awaitAnswer(a)
 	case other:
 		rn.begin(a, nil)
 	}
@@ -616,8 +618,11 @@ func (rn *run) settle(a *attempt, status int) {
 	case socket:
 		a.m.draining.sockets.remove(a.tunnel)
 		a.load.socketEnded(status == http.StatusSwitchingProtocols)
-		if status == http.StatusForbidden {
+		switch status {
+		case http.StatusForbidden:
 			rn.s.refusedSocket(a.m, rn)
+		case http.StatusBadRequest, http.StatusRequestHeaderFieldsTooLarge:
+			rn.s.lineTooLong(a.m, rn, status)
 		}
 	case other: // weighs nothing
 	}

@@ -95,6 +95,14 @@ func (r *request) answer(status int) {
 	r.end()
 }
 
+// hang plays an attempt that the upstream takes and does not answer, until the client gives up.
+func (r *request) hang() {
+	rn := r.run()
+	rn.connected(rn.attempt)
+	time.Sleep(10 * time.Second)
+	r.end()
+}
+
 // refuse plays an attempt whose dial fails.
 func (r *request) refuse() {
 	rn := r.run()

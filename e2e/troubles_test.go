@@ -3,11 +3,15 @@
 package e2e
 
 import (
+	"crypto/rand"
+	"fmt"
 	"net/http"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/chromedp/cdproto/network"
 )
 
 func TestReconnect(t *testing.T) {
@@ -150,6 +154,52 @@ func TestServerHangs(t *testing.T) {
 		t.Errorf("the document was on server %s, now on %s", place, b.place())
 	}
 	f.wantRuns(7)
+}
+
+// noise is text that cannot be packed well.
+func noise(n int) string {
+	var b strings.Builder
+	for b.Len() < n {
+		b.WriteString(rand.Text())
+	}
+	return b.String()[:n]
+}
+
+// A visitor with many cookies is served, by uvicorn where that is told to take such lines; where not, the log says so.
+func TestManyCookies(t *testing.T) {
+	const takes, advice = "WEBSOCKETS_MAX_LINE_LENGTH=65536", "under uvicorn set WEBSOCKETS_MAX_LINE_LENGTH=65536"
+	for _, c := range []struct {
+		stackCase
+		served bool
+	}{
+		{bokehServe("Tornado", ""), true},
+		{underUvicorn("uvicorn", "bokeh_asgi"), false},
+		{underUvicorn("uvicorn that was told", "bokeh_asgi", takes), true},
+		{underUvicorn("bokeh-fastapi where uvicorn was told", "bokeh_fastapi_app", takes), true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.serveEnv = append(c.serveEnv, "PYTHONPATH="+testFile(""))
+			f := start(t, c.plan)
+			b := newVisitor(t)
+			for i := range 3 { // one has 4 KB at most
+				send(b, network.SetCookie, network.SetCookieParams{Name: fmt.Sprint("c", i), Value: noise(3000), URL: f.url("/")})
+			}
+			if !c.served {
+				b.goTo(f.url(c.page))
+				f.awaitLog(advice)
+				return
+			}
+			f.visitIn(b).clicks(2)
+			var token string
+			if b.eval(`tokens.at(-1)`, &token); len(token) < 8192 {
+				t.Errorf("the token has %d bytes", len(token))
+			}
+			f.wantRuns(1)
+			if strings.Contains(f.caddy.Output(), advice) {
+				t.Error("what works is called a mistake")
+			}
+		})
+	}
 }
 
 // What real servers refuse is logged with the flag that mends it.
