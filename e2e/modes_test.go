@@ -62,7 +62,7 @@ func TestSessionIDs(t *testing.T) {
 // visitWith visits in the way that the servers want, reconnects once, and says whether it was let in.
 func (f *fleet) visitWith(ids string) bool {
 	f.t.Helper()
-	url := f.url("/counter")
+	url := f.url(f.plan.page)
 	if ids == "external-signed" {
 		url += "?bokeh-session-id=" + externalID()
 	}
@@ -80,18 +80,25 @@ func (f *fleet) visitWith(ids string) bool {
 	return true
 }
 
-// Bokeh can be told which headers of the page request to pack into the token.
+// Bokeh can be told which headers of the page request to pack into the token. Where servers make ids of their own, both of
+// those that carry a stamp must be among them.
 func TestPackedHeaders(t *testing.T) {
 	signs := []string{"BOKEH_SECRET_KEY=" + secret}
 	told := "bokeh {\n\t\t\tsession_ids signed\n\t\t}"
+	both := []string{"--include-headers", "Bokeh-Session-Id", "Caddy-Bokeh-Stamp"}
 	for name, p := range map[string]plan{
 		"unsigned, exclude all we use":   {serve: []string{"--exclude-headers", "Bokeh-Session-Id", "Caddy-Bokeh-Stamp"}},
 		"unsigned, include another":      {serve: []string{"--include-headers", "User-Agent"}},
 		"signed, exclude another":        {policy: told, serveEnv: signs, serve: []string{"--session-ids", "signed", "--exclude-headers", "User-Agent"}},
 		"signed, include ours":           {policy: told, serveEnv: signs, serve: []string{"--session-ids", "signed", "--include-headers", "Caddy-Bokeh-Stamp"}},
 		"external-signed, include other": {policy: "bokeh {\n\t\t\tsession_ids external-signed\n\t\t}", serveEnv: signs, serve: []string{"--session-ids", "external-signed", "--include-headers", "User-Agent"}},
+		"reused sessions, include both":  panelServe("", "panel_counter", append([]string{"--reuse-sessions"}, both...)...).withTestFiles(),
+		"bokeh-fastapi, include both":    underUvicorn("", "bokeh_fastapi_app", "INCLUDE_HEADERS=Bokeh-Session-Id Caddy-Bokeh-Stamp").withTestFiles(),
 	} {
 		t.Run(name, func(t *testing.T) {
+			if p.needs != "" {
+				p.policy = quick(p).policy
+			}
 			f := start(t, p)
 			ids := "unsigned"
 			if len(p.serve) > 1 && p.serve[0] == "--session-ids" {
@@ -101,7 +108,22 @@ func TestPackedHeaders(t *testing.T) {
 				f.visitWith(ids)
 			}
 			f.wantRuns(6)
+			if p.needs != "" {
+				f.visit().click(1)
+				f.awaitSessions(1)
+			}
 		})
+	}
+}
+
+// The control: with neither the websocket goes to any server, which runs the app again.
+func TestStampIsNotPacked(t *testing.T) {
+	f := start(t, underUvicorn("", "bokeh_fastapi_app", "INCLUDE_HEADERS=User-Agent").withTestFiles())
+	for range 6 {
+		f.visitWith("unsigned")
+	}
+	if n, by := f.appRuns(); n < 8 {
+		t.Errorf("6 visits ran the app %d times: %v", n, by)
 	}
 }
 

@@ -56,6 +56,12 @@ func underUvicorn(name, module string, env ...string) stackCase {
 	}}
 }
 
+// withTestFiles are the servers of a stack, which find the apps.
+func (c stackCase) withTestFiles() plan {
+	c.serveEnv = append([]string{"PYTHONPATH=" + testFile("")}, c.serveEnv...)
+	return c.plan
+}
+
 // testFile is a file that a stack needs.
 func testFile(name string) string { return filepath.Join(kit.root, "testdata", "stacks", name) }
 
@@ -130,9 +136,8 @@ func TestStacks(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // most of it is waiting
 			elsewhere := newSite(t)
-			p := quick(c.plan)
+			p := quick(c.withTestFiles())
 			p.serve, p.keepAlive = c.serve, true
-			p.serveEnv = append([]string{"PYTHONPATH=" + testFile("")}, c.serveEnv...)
 			p.origins = []string{elsewhere.origin()}
 			f := start(t, p)
 			const visits = 20

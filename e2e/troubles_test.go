@@ -178,8 +178,7 @@ func TestManyCookies(t *testing.T) {
 		{underUvicorn("bokeh-fastapi where uvicorn was told", "bokeh_fastapi_app", takes), true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			c.serveEnv = append(c.serveEnv, "PYTHONPATH="+testFile(""))
-			f := start(t, c.plan)
+			f := start(t, c.withTestFiles())
 			b := newVisitor(t)
 			for i := range 3 { // one has 4 KB at most
 				send(b, network.SetCookie, network.SetCookieParams{Name: fmt.Sprint("c", i), Value: noise(3000), URL: f.url("/")})
