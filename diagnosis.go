@@ -37,7 +37,7 @@ func (s *Selection) examine(r *http.Request, rn *run) {
 	rn.longest = longestLine(r.Header)
 	if c.expired() && s.pacers.expired.lets(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
-			" (start servers of Bokeh and Panel with a longer --session-token-expiration, like 36000 for a working day; or set the clocks right)",
+			" (start servers of Bokeh and Panel with a longer --session-token-expiration, like 36000 for a working day, which to an ASGI server is an argument; or set the clocks right)",
 			zap.Duration("expired_ago", time.Since(time.Unix(c.expires, 0)).Truncate(time.Second)))
 	}
 	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
@@ -126,10 +126,10 @@ func (s *Selection) refusedSocket(m *member, rn *run) {
 	switch own := strings.EqualFold(u.Host, rn.host); {
 	case own && s.pacers.ownOrigin.lets(now):
 		s.logger.Error("upstream refused a websocket with 403; unless the app has reasons of its own it does not know the site's name"+
-			" (start the servers with the flag; where an ASGI server runs the app, name the host in its extra_websocket_origins or websocket_origins)", upstream, flag)
+			" (start the servers with the flag; where an ASGI server runs the app, name the host in its extra_websocket_origins)", upstream, flag)
 	case !own && s.pacers.otherOrigin.lets(now):
 		s.logger.Warn("upstream refused a websocket of another site's page with 403; if you do not know that site, all is well"+
-			" (if it shall show the app, start the servers with the flag, or name the host in what an ASGI server takes for it)", upstream, flag, zap.String("site", rn.host))
+			" (if it shall show the app, start the servers with the flag, or name the host in extra_websocket_origins)", upstream, flag, zap.String("site", rn.host))
 	}
 }
 
