@@ -88,16 +88,21 @@ func findChromium() (string, error) {
 	return "", errors.New("no Chromium was found; install it (Debian: chromium) or set CHROMIUM")
 }
 
-// need skips a test for which something is missing, or fails it where nothing may be skipped.
+// need skips a test for which something is missing.
 func need(t *testing.T) {
 	t.Helper()
-	switch {
-	case kit.missing == nil:
-	case os.Getenv("E2E_REQUIRE") != "":
-		t.Fatal(kit.missing)
-	default:
-		t.Skip("SKIP-REASON:", kit.missing)
+	if kit.missing != nil {
+		lacks(t, kit.missing)
 	}
+}
+
+// lacks skips a test for what is missing, or fails it where nothing may be skipped.
+func lacks(t *testing.T, what error) {
+	t.Helper()
+	if os.Getenv("E2E_REQUIRE") != "" {
+		t.Fatal(what)
+	}
+	t.Skip("SKIP-REASON:", what)
 }
 
 // secrets are the ids, tokens and stamps that a browser has seen, and what all Caddys wrote.

@@ -10,13 +10,30 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 )
 
-var errNoPython = errors.New("no Python 3.10 or newer with its venv module was found; install one (Debian: python3 and python3-venv) or set PYTHON")
+// NoPythonError says that no Python is new enough.
+type NoPythonError struct {
+	oldest int    // that would do, of Python 3
+	given  string // by the environment, if one was
+}
+
+func (e *NoPythonError) Error() string {
+	if e.given != "" {
+		return fmt.Sprintf("PYTHON=%s is no Python 3.%d or newer with its venv module", e.given, e.oldest)
+	}
+	return fmt.Sprintf("no Python 3.%d or newer with its venv module was found; install one (Debian: python3 and python3-venv) or set PYTHON", e.oldest)
+}
+
+// oldestPython is what Bokeh runs on. A file of requirements that needs a newer one says so as needsPython has it.
+const oldestPython = 10
+
+var needsPython = regexp.MustCompile(`Python 3\.(\d+) or newer`)
 
 // Root is the project's folder.
 func Root() (string, error) {
@@ -37,12 +54,16 @@ type Python string
 
 // NewPython returns the Python environment with what a file in e2e lists, which it makes unless it is there.
 func NewPython(ctx context.Context, root, requirements string) (Python, error) {
-	base, version, err := findPython()
+	requirements = filepath.Join(root, "e2e", requirements)
+	text, err := os.ReadFile(requirements)
 	if err != nil {
 		return "", err
 	}
-	requirements = filepath.Join(root, "e2e", requirements)
-	text, err := os.ReadFile(requirements)
+	oldest := oldestPython
+	if found := needsPython.FindSubmatch(text); found != nil {
+		oldest, _ = strconv.Atoi(string(found[1]))
+	}
+	base, version, err := findPython(oldest)
 	if err != nil {
 		return "", err
 	}
@@ -87,10 +108,10 @@ func lock(path string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// findPython returns the newest Python that can make an environment. It asks each: the name of a
-// program does not say whether it runs.
-func findPython() (program, version string, err error) {
-	best := 9
+// findPython returns the newest Python that can make an environment, if that is new enough. It asks each: the name of
+// a program does not say whether it runs.
+func findPython(oldest int) (program, version string, err error) {
+	best := oldest - 1
 	for _, candidate := range candidates() {
 		out, err := exec.Command(candidate, "-c", "import sys, venv, ensurepip; print(sys.version_info.major, sys.version_info.minor)").Output()
 		if err != nil {
@@ -101,11 +122,8 @@ func findPython() (program, version string, err error) {
 			program, best = candidate, minor
 		}
 	}
-	switch p := os.Getenv("PYTHON"); {
-	case program == "" && p != "":
-		return "", "", fmt.Errorf("PYTHON=%s is no Python 3.10 or newer with its venv module", p)
-	case program == "":
-		return "", "", errNoPython
+	if program == "" {
+		return "", "", &NoPythonError{oldest, os.Getenv("PYTHON")}
 	}
 	return program, "3." + strconv.Itoa(best), nil
 }
