@@ -57,6 +57,14 @@ func newSite(t *testing.T) *site {
 	return s
 }
 
+// visit opens the page in a browser that refuses its cookies, and waits for the app.
+func (s *site) visit() *tab {
+	s.t.Helper()
+	b := blocked(s.t, s.URL)
+	b.ready()
+	return b
+}
+
 func (s *site) origin() string { return strings.TrimPrefix(s.URL, "http://") }
 
 // embeds makes the page show an app, by a script that loads its autoload.js.
@@ -83,8 +91,7 @@ func TestEmbeddedWithCookiesBlocked(t *testing.T) {
 			f := start(t, plan{policy: policy, origins: []string{s.origin()}})
 			s.embeds(f.url("/counter"))
 			for range visits {
-				b := blocked(t, s.URL)
-				b.ready()
+				b := s.visit()
 				b.clicks(2)
 				b.close()
 			}
@@ -96,7 +103,7 @@ func TestEmbeddedWithCookiesBlocked(t *testing.T) {
 }
 
 // A session that a program has prepared is shown by a page of another site, through another Caddy: the very same one, also
-// with a server down, or draining.
+// with a server down, or draining, and after a lost connection.
 func TestPulledSessions(t *testing.T) {
 	for _, trouble := range []string{"none", "a server is down", "a server drains"} {
 		t.Run(trouble, func(t *testing.T) {
@@ -105,29 +112,41 @@ func TestPulledSessions(t *testing.T) {
 				t.Fatal(err)
 			}
 			site := fmt.Sprint("127.0.0.1:", ports[0])
-			f := start(t, plan{
-				proxy: "\t\tlb_try_duration 5s", global: "\tstorage file_system " + t.TempDir(), origins: []string{"*", site},
-			})
+			p := plan{proxy: "\t\tlb_try_duration 5s", global: "\tstorage file_system " + t.TempDir(), origins: []string{"*", site}}
+			if trouble == "none" {
+				p = quick(p) // a drain waits for what has ended
+			}
+			f := start(t, p)
 			g := f.another()
 			flask := f.pages(g, ports[0])
+			visits := 8
 			switch trouble {
+			case "none":
+				visits = 20
 			case "a server is down":
 				f.servers[0].Stop()
 			case "a server drains":
 				f.bokeh("drain", f.servers[0].Addr()).wait()
 				g.awaitLog("marked draining")
 			}
-			const visits = 8
-			for range visits {
+			visit := func() *tab {
 				b := blocked(t, "http://"+flask.Addr()+"/session")
 				b.ready()
 				b.await("it shows what was prepared", `model("count").text == "41"`)
+				return b
+			}
+			for range visits {
+				b := visit()
 				b.click(1) // the app counts for itself
 				b.close()
 			}
-			f.wantRuns(visits)
+			f.keepsDocument(visit())
+			f.wantRuns(visits + 1)
 			if _, by := f.appRuns(); trouble != "none" && by[fmt.Sprint(":", f.servers[0].Port)] > 0 {
 				t.Errorf("a session is on the server that takes none: %v", by)
+			}
+			if trouble == "none" {
+				f.drainOne(visit)
 			}
 		})
 	}
@@ -139,14 +158,20 @@ func TestServerDocumentInFlask(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := start(t, plan{origins: []string{fmt.Sprint("127.0.0.1:", ports[0])}})
+	f := start(t, quick(plan{origins: []string{fmt.Sprint("127.0.0.1:", ports[0])}}))
 	flask := f.pages(f, ports[0])
-	const visits = 20
-	for range visits {
+	visit := func() *tab {
 		b := blocked(t, "http://"+flask.Addr()+"/document")
 		b.ready()
+		return b
+	}
+	const visits = 20
+	for range visits {
+		b := visit()
 		b.clicks(2)
 		b.close()
 	}
-	f.wantRuns(visits)
+	f.keepsDocument(visit())
+	f.wantRuns(visits + 1)
+	f.drainOne(visit)
 }

@@ -165,8 +165,12 @@ func TestStacks(t *testing.T) {
 			back := f.reconnects()
 			f.namedByClients()
 			f.broken()
-			embedded := f.embedded(elsewhere, cmp.Or(c.embed, f.plan.page))
-			f.drainOne()
+			embedded := f.embedded(elsewhere, cmp.Or(c.embed, f.plan.page), back)
+			ways := []func() *tab{f.visit}
+			if embedded == "yes" {
+				ways = append(ways, elsewhere.visit)
+			}
+			f.drainOne(ways...)
 			for line := range strings.Lines(f.caddy.Output()) {
 				if strings.Contains(line, "/static/") && strings.Contains(line, `"status":404`) {
 					t.Errorf("a file is missing: %.500s", line)
@@ -179,12 +183,12 @@ func TestStacks(t *testing.T) {
 }
 
 // embedded shows the app in a page of another site with cookies blocked, and says whether that works. Where it does not,
-// it must not without us.
-func (f *fleet) embedded(s *site, path string) string {
+// it must not without us. Where it does, a lost connection comes back as that of the app's own page.
+func (f *fleet) embedded(s *site, path, back string) string {
 	f.t.Helper()
 	s.embeds(f.url(path))
 	before, _ := f.appRuns()
-	const visits = 4
+	visits := 4
 	for range visits {
 		b := blocked(f.t, s.URL)
 		if !b.drawn() {
@@ -200,6 +204,10 @@ func (f *fleet) embedded(s *site, path string) string {
 		b.clicks(2)
 		b.close()
 	}
+	if back == sameDocument {
+		f.keepsDocument(s.visit())
+		visits++
+	}
 	if after, _ := f.appRuns(); after != before+visits {
 		f.t.Errorf("%d embedded visits ran the app %d times", visits, after-before)
 	}
@@ -212,7 +220,10 @@ func (b *tab) drawn() bool {
 	return b.becomes(`model("count") != null && clickable() != null`)
 }
 
-// reconnects cuts the connection of somebody at work and says what that one sees.
+// sameDocument is what somebody sees whose connection was lost, where all is well.
+const sameDocument = "the same document"
+
+// reconnects visits, cuts the connection, and says what the visitor sees.
 func (f *fleet) reconnects() string {
 	f.t.Helper()
 	b := f.visit()
@@ -231,7 +242,19 @@ func (f *fleet) reconnects() string {
 		return "a fresh document"
 	}
 	b.click(3)
-	return "the same document"
+	return sameDocument
+}
+
+// keepsDocument cuts the connection of a visitor, who must see the same document again.
+func (f *fleet) keepsDocument(b *tab) {
+	f.t.Helper()
+	b.clicks(2)
+	b.mark()
+	time.Sleep(pause)
+	f.front.cut()
+	b.reconnected()
+	b.click(3)
+	b.close()
 }
 
 // awaitSessions waits until so many sessions are counted, each with its websocket: those of closed tabs end, and a page and
@@ -321,24 +344,26 @@ func (f *fleet) handshake(addr, protocols string) int {
 	return res.StatusCode
 }
 
-// drainOne drains one of three servers while people are at work, and stops it when that is drained.
-func (f *fleet) drainOne() {
+// drainOne drains one of three servers while people are at work who have come in some ways, and stops it when that is
+// drained.
+func (f *fleet) drainOne(ways ...func() *tab) {
 	f.t.Helper()
+	way := func(i int) *tab { return ways[i%len(ways)]() }
 	var tabs []*tab
-	for range 2 * len(f.servers) {
-		b := f.visit()
+	for i := range 2 * len(f.servers) {
+		b := way(i)
 		b.clicks(2)
 		tabs = append(tabs, b)
 	}
 	f.awaitSessions(len(tabs))
-	leaving := f.server(tabs[0].place())
+	leaving := f.server(tabs[len(ways)-1].place())
 	before, _ := f.appRuns()
 	f.bokeh("drain", leaving.Addr()).wait()
 	for _, b := range tabs {
 		b.click(3)
 	}
-	for range 4 {
-		b := f.visit()
+	for i := range 4 {
+		b := way(i)
 		if f.server(b.place()) == leaving {
 			f.t.Error("a newcomer is sent to the draining server")
 		}
@@ -359,7 +384,7 @@ func (f *fleet) drainOne() {
 		b.click(4)
 		b.close()
 	}
-	f.visit().click(1)
+	way(0).click(1)
 	if after, by := f.appRuns(); after != before+5 {
 		f.t.Errorf("5 visits ran the app %d times: %v", after-before, by)
 	}
