@@ -149,9 +149,22 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// unmarshalLine reads one option.
+// unmarshalLine reads one option, which must be all that the line says.
 func (s *Selection) unmarshalLine(d *caddyfile.Dispenser) error {
 	option := d.Val()
+	if err := s.unmarshalOption(d, option); err != nil {
+		return err
+	}
+	if d.Next() {
+		if d.Val() == "{" {
+			return d.Errf("the option '%s' takes no block", option)
+		}
+		d.Prev()
+	}
+	return nil
+}
+
+func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 	if option == "drain" {
 		return s.unmarshalDrain(d)
 	}
