@@ -14,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -341,8 +342,15 @@ func (s *Selection) warnOfStrangers(h *reverseproxy.Handler) {
 	}
 }
 
+// warnedOf is the app of the config that was last looked at for what warnOfHeaderLimit says. The first of its policies
+// sees all servers, so once will do.
+var warnedOf atomic.Value // of weak.Pointer[caddyhttp.App]
+
 // warnOfHeaderLimit says so where a websocket with a large token would be refused.
 func (s *Selection) warnOfHeaderLimit(app *caddyhttp.App) {
+	if this := weak.Make(app); warnedOf.Swap(this) == this {
+		return
+	}
 	var small []string
 	for _, srv := range app.Servers {
 		if srv.MaxHeaderBytes < tokenHeaderBytes && holdsPolicy(srv) {
