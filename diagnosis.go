@@ -3,10 +3,12 @@
 package caddybokeh
 
 import (
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,8 +30,35 @@ func (p *pacer) lets(now time.Duration) bool {
 	return (last == 0 || now-time.Duration(last) > advicePause) && p.last.CompareAndSwap(last, int64(now))
 }
 
+// hostPacer lets something through from time to time for each host. Anybody can send any, so there are not many.
+type hostPacer struct {
+	mu   sync.Mutex
+	last map[string]time.Duration // on the table's clock
+}
+
+// maxPacedHosts is for how many hosts in a pause something is let through.
+const maxPacedHosts = 8
+
+// lets says whether it is time again for a host.
+func (p *hostPacer) lets(host string, now time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.last, func(_ string, last time.Duration) bool { return now-last > advicePause })
+	if _, told := p.last[host]; told || len(p.last) >= maxPacedHosts {
+		return false
+	}
+	if p.last == nil {
+		p.last = make(map[string]time.Duration)
+	}
+	p.last[host] = now
+	return true
+}
+
 // pacers are one for each mistake that a policy knows of.
-type pacers struct{ allDrain, full, group, ownOrigin, otherOrigin, expired, header, line pacer }
+type pacers struct {
+	allDrain, full, group, expired, header, line pacer
+	ownOrigin, otherOrigin                       hostPacer
+}
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
 func (s *Selection) examine(r *http.Request, rn *run) {
@@ -123,11 +152,11 @@ func (s *Selection) refusedSocket(m *member, rn *run) {
 		return
 	}
 	now, upstream, flag := s.table.now(), zap.String("upstream", m.name), zap.String("flag", "--allow-websocket-origin="+u.Host)
-	switch own := strings.EqualFold(u.Host, rn.host); {
-	case own && s.pacers.ownOrigin.lets(now):
+	switch host, own := strings.ToLower(u.Host), strings.EqualFold(u.Host, rn.host); {
+	case own && s.pacers.ownOrigin.lets(host, now):
 		s.logger.Error("upstream refused a websocket with 403; unless the app has reasons of its own it does not know the site's name"+
 			" (start the servers with the flag; where an ASGI server runs the app, name the host in its extra_websocket_origins)", upstream, flag)
-	case !own && s.pacers.otherOrigin.lets(now):
+	case !own && s.pacers.otherOrigin.lets(host, now):
 		s.logger.Warn("upstream refused a websocket of another site's page with 403; if you do not know that site, all is well"+
 			" (if it shall show the app, start the servers with the flag, or name the host in extra_websocket_origins)", upstream, flag, zap.String("site", rn.host))
 	}

@@ -137,22 +137,35 @@ func TestRefusedIDIsLogged(t *testing.T) {
 	}
 }
 
-// A page of another site hides nothing of the site's own.
+// A page of another site hides nothing of the site's own, nor of a third one. Many sites fill no log.
 func TestMistakesAreLoggedApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(3)
 		s := newTestSelection(pool)
 		core, logs := observer.New(zapcore.WarnLevel)
 		s.logger = zap.New(core)
-		for _, origin := range []string{"http://a.example", "http://b.example", "http://example.com"} {
+		refused := func(origin string) {
 			r := newSocket(s, base64url.EncodeToString([]byte(`{"session_id":"x"}`)))
 			r.Header.Set("Origin", origin)
 			r.choose(pool)
 			r.answer(http.StatusForbidden)
 			synctest.Wait()
 		}
-		if text := fmt.Sprint(logs.All()); logs.Len() != 2 || !strings.Contains(text, "a.example") || !strings.Contains(text, "=example.com") {
-			t.Errorf("of 3 mistakes are logged: %v", text)
+		for _, origin := range []string{"http://a.example", "http://b.example", "http://A.example"} {
+			refused(origin)
+		}
+		for i := range 100 {
+			refused(fmt.Sprintf("http://%d.example", i))
+		}
+		refused("http://example.com")
+		text := fmt.Sprint(logs.All())
+		for _, host := range []string{"=a.example", "=b.example", "=example.com"} {
+			if !strings.Contains(text, host) {
+				t.Errorf("%s is not logged: %s", host, text)
+			}
+		}
+		if got, want := logs.Len(), maxPacedHosts+1; got != want {
+			t.Errorf("logged %d times, want %d: %s", got, want, text)
 		}
 	})
 }
