@@ -50,7 +50,7 @@ const (
 	// They come first in the packed JSON and passed Tornado's limit once; escaping can make them longer.
 	maxPackedLen = 2 * maxTokenLen
 
-	// zlib, which packed them, begins a new block after some 16,000 symbols, so they are not nine.
+	// zlib, which packed them, begins a new block after some 16,000 symbols, so there are nine at most.
 	maxPackedBlocks = 32
 	zlibHeaderLen   = 2
 
