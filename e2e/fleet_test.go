@@ -24,6 +24,7 @@ import (
 type plan struct {
 	policy    string     // after lb_policy
 	proxy     string     // more lines in reverse_proxy
+	directive bool       // bokeh_proxy, with the options of the policy in its block
 	scheme    string     // of the site
 	site      string     // more lines in the site
 	global    string     // more global options
@@ -212,12 +213,21 @@ func (f *fleet) caddyfile() string {
 	for _, b := range f.servers {
 		addrs = append(addrs, b.Addr())
 	}
-	proxy := f.plan.proxy
-	if f.plan.keepAlive {
-		proxy += "\n\t\tstream_close_delay 1h"
+	return fmt.Sprintf("%s\n%s://localhost:%d {\n\tbind 127.0.0.1\n\tlog\n%s\n\t%s\n}\n",
+		global, f.plan.scheme, f.port, f.plan.site, f.plan.handler(strings.Join(addrs, " ")))
+}
+
+// handler is the directive that sends requests to the servers.
+func (p plan) handler(addrs string) string {
+	lines := p.proxy
+	if p.keepAlive {
+		lines += "\n\t\tstream_close_delay 1h"
 	}
-	return fmt.Sprintf("%s\n%s://localhost:%d {\n\tbind 127.0.0.1\n\tlog\n%s\n\treverse_proxy %s {\n\t\tlb_policy %s\n%s\n\t}\n}\n",
-		global, f.plan.scheme, f.port, f.plan.site, strings.Join(addrs, " "), f.plan.policy, proxy)
+	if !p.directive {
+		return fmt.Sprintf("reverse_proxy %s {\n\t\tlb_policy %s\n%s\n\t}", addrs, p.policy, lines)
+	}
+	options := strings.Trim(strings.TrimPrefix(p.policy, "bokeh"), " {}")
+	return fmt.Sprintf("bokeh_proxy %s {\n%s\n%s\n\t}", addrs, options, lines)
 }
 
 // ask gets something from the admin API.

@@ -137,7 +137,7 @@ func TestStacks(t *testing.T) {
 			t.Parallel() // most of it is waiting
 			elsewhere := newSite(t)
 			p := quick(c.withTestFiles())
-			p.serve, p.keepAlive = c.serve, true
+			p.serve, p.directive = c.serve, true
 			p.origins = []string{elsewhere.origin()}
 			f := start(t, p)
 			const visits = 20
