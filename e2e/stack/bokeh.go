@@ -49,7 +49,7 @@ func (py Python) StartBokeh(root string, c BokehConfig) (*Bokeh, error) {
 	}
 	args := slices.Concat([]string{"-m"}, program, []string{"--port", strconv.Itoa(c.Port)}, c.Args)
 	env := append([]string{"SERVER_NAME=" + name, "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1"}, c.Env...)
-	p, err := start(program[0]+" "+name, c.Echo, env, string(py), args...)
+	p, err := Start(program[0]+" "+name, c.Echo, env, string(py), args...)
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,7 @@ func StartCaddy(c CaddyConfig) (*Caddy, error) {
 		return nil, err
 	}
 	env := append([]string{"XDG_DATA_HOME=" + c.Home, "XDG_CONFIG_HOME=" + c.Home}, c.Env...)
-	caddy.Process, err = start("caddy", c.Echo, env, c.Program, "run", "--adapter", "caddyfile", "--config", file)
+	caddy.Process, err = Start("caddy", c.Echo, env, c.Program, "run", "--adapter", "caddyfile", "--config", file)
 	if err != nil {
 		return nil, err
 	}

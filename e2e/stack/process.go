@@ -28,8 +28,8 @@ type Process struct {
 	err  error         // how, set before done is closed
 }
 
-// start runs a program. Its output is kept, and written to echo as well if that is not nil.
-func start(name string, echo io.Writer, env []string, program string, args ...string) (*Process, error) {
+// Start runs a program. Its output is kept, and written to echo as well if that is not nil.
+func Start(name string, echo io.Writer, env []string, program string, args ...string) (*Process, error) {
 	p := &Process{Name: name, cmd: exec.Command(program, args...), out: &output{echo: echo}, done: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
@@ -48,6 +48,9 @@ func start(name string, echo io.Writer, env []string, program string, args ...st
 
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Pid is the number of the process, which is that of its group as well.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
 // Err says how the process ended, once it has.
 func (p *Process) Err() error { return p.err }

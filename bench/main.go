@@ -1,0 +1,95 @@
+// This file holds the command: which works and peers, in which order, and where the results go.
+
+// Command bench starts Bokeh servers and one balancer after another before them, all with the same work, and says
+// behind which a visitor's page is ready soonest.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func command(ctx context.Context) error {
+	b := &bench{}
+	peerNames := flag.String("peers", "", "which `peers`, with commas between them (all)")
+	workNames := flag.String("works", "", "which `works` (all)")
+	count := flag.Int("count", 5, "how often each peer does each work")
+	out := flag.String("out", "bench/results", "`folder` of the raw results")
+	draw := flag.Bool("draw", false, "only draw what the raw results hold")
+	seed := flag.Uint64("seed", 1, "of the first repetition")
+	flag.DurationVar(&b.warmUp, "warm-up", 2500*time.Millisecond, "how long a run goes on before it is measured")
+	flag.DurationVar(&b.measured, "measured", 6*time.Second, "how long it is measured")
+	flag.Parse()
+
+	root, err := stack.Root()
+	if err != nil {
+		return err
+	}
+	if !filepath.IsAbs(*out) {
+		*out = filepath.Join(root, *out)
+	}
+	chosen, err := chooseWorks(*workNames)
+	if err != nil {
+		return err
+	}
+	if *draw {
+		return show(*out, chosen)
+	}
+	usual, err := choosePeers(*peerNames)
+	if err != nil {
+		return err
+	}
+	if b.caddy, err = stack.BuildCaddy(ctx, root); err != nil {
+		return err
+	}
+	c := comparison{bench: b, count: *count, seed: *seed, folder: *out, versions: map[string]string{}}
+	if err := c.find(usual); err != nil {
+		return err
+	}
+	for _, w := range chosen {
+		if err := c.compare(ctx, w, *peerNames == ""); err != nil {
+			return err
+		}
+		if err := show(*out, []*work{w}); err != nil {
+			return err
+		}
+	}
+	return show(*out, chosen)
+}
+
+// chooseWorks returns the works of these names, or all.
+func chooseWorks(names string) (chosen []*work, err error) {
+	for name := range strings.FieldsFuncSeq(names, isSeparator) {
+		i := slices.IndexFunc(works, func(w work) bool { return w.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no work %s", name)
+		}
+		chosen = append(chosen, &works[i])
+	}
+	if len(chosen) > 0 {
+		return chosen, nil
+	}
+	for i := range works {
+		chosen = append(chosen, &works[i])
+	}
+	return chosen, nil
+}

@@ -1,0 +1,200 @@
+// This file holds one run: a peer before fresh servers, with a work of which every visit is known beforehand.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// bench is what all runs share.
+type bench struct {
+	caddy    string // the program
+	warmUp   time.Duration
+	measured time.Duration
+}
+
+// run is a run that is under way.
+type run struct {
+	*bench
+	work    *work
+	front   front
+	servers []*server
+	runs    *runs
+	begun   time.Time
+	leave   chan struct{} // closed when all leave
+}
+
+// run runs a peer once.
+func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers, error) {
+	r := &run{bench: b, work: w, runs: &runs{of: map[string]int{}}, leave: make(chan struct{})}
+	end, err := r.start(p)
+	defer end()
+	if err != nil {
+		return numbers{}, err
+	}
+	arrivals := w.arrivals(seed, b.warmUp+b.measured)
+	outcomes := make([]outcome, len(arrivals))
+	r.begun = time.Now().Add(50 * time.Millisecond)
+	var all sync.WaitGroup
+	all.Go(func() { r.receive(ctx, arrivals, outcomes) })
+	n, err := r.measure(ctx)
+	close(r.leave)
+	all.Wait()
+	if err := errors.Join(err, ctx.Err()); err != nil {
+		return numbers{}, err
+	}
+	for i, a := range arrivals {
+		if a.at >= b.warmUp {
+			n.add(outcomes[i], r.runs.of[strconv.Itoa(i)])
+		}
+	}
+	n.finish()
+	return n, nil
+}
+
+// start starts servers and the peer.
+func (r *run) start(p peer) (end func(), err error) {
+	var ends []func()
+	end = func() {
+		for _, f := range ends {
+			f()
+		}
+	}
+	paces := r.work.speeds()
+	addrs, err := freeAddrs(len(paces))
+	if err != nil {
+		return end, err
+	}
+	for i, addr := range addrs {
+		s := &server{addr: addr, pace: paces[i], runs: r.runs}
+		r.servers = append(r.servers, s)
+		if err := s.start(); err != nil {
+			return end, err
+		}
+		ends = append(ends, s.kill)
+	}
+	dir, err := os.MkdirTemp("", "bench-peers-")
+	if err != nil {
+		return end, err
+	}
+	ends = append(ends, func() { _ = os.RemoveAll(dir) })
+	there := len(addrs)
+	if r.work.late {
+		there--
+	}
+	r.front, err = p.start(r, site{dir: dir, servers: addrs[:there], late: addrs[there:]})
+	if err != nil {
+		return end, fmt.Errorf("%s: %w", p.name, err)
+	}
+	ends = append([]func(){r.front.stop}, ends...)
+	return end, nil
+}
+
+// receive lets all visitors in, each at its time, and returns when the last one has left.
+func (r *run) receive(ctx context.Context, arrivals []arrival, outcomes []outcome) {
+	visitors := r.work.visitors(arrivals)
+	var all sync.WaitGroup
+	defer all.Wait()
+	for i, a := range arrivals {
+		at := r.begun.Add(a.at)
+		if sleep(ctx, time.Until(at)) != nil {
+			return
+		}
+		v := visit{
+			visitor: visitors[a.who],
+			to:      r.front,
+			app:     a.app,
+			cost:    a.cost,
+			query:   a.query(strconv.Itoa(i)),
+			again:   a.query("again"),
+			stay:    a.stay,
+			leave:   r.leave,
+		}
+		all.Go(func() { outcomes[i] = v.begin(ctx, at) })
+	}
+}
+
+// measure follows the clock of the run: warm-up, events, end.
+func (r *run) measure(ctx context.Context) (n numbers, err error) {
+	from := r.begun.Add(r.warmUp)
+	if err := sleep(ctx, time.Until(from)); err != nil {
+		return n, err
+	}
+	n.before = r.look()
+	var all sync.WaitGroup
+	defer all.Wait()
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	all.Go(func() { n.Lag = lag(watching).Seconds() })
+	var happened error
+	all.Go(func() { happened = r.happen(ctx, from) })
+	for _, s := range []*look{&n.second, &n.third} {
+		from = from.Add(time.Second)
+		if err := sleep(ctx, time.Until(from)); err != nil {
+			return n, err
+		}
+		*s = r.look()
+	}
+	if err := sleep(ctx, time.Until(r.begun.Add(r.warmUp+r.measured))); err != nil {
+		return n, err
+	}
+	n.after = r.look()
+	stop()
+	all.Wait()
+	return n, happened
+}
+
+// happen does to the servers what the work says.
+func (r *run) happen(ctx context.Context, from time.Time) error {
+	if r.work.late {
+		if err := r.front.join(r.servers[len(r.servers)-1].addr); err != nil {
+			return err
+		}
+	}
+	first := r.servers[0]
+	for _, e := range r.work.end {
+		if err := sleep(ctx, time.Until(from.Add(e.after))); err != nil {
+			return err
+		}
+		switch e.what {
+		case dies:
+			r.front.tell(first.addr, false)
+			first.kill()
+		case comesBack:
+			if err := first.start(); err != nil {
+				return err
+			}
+			r.front.tell(first.addr, true)
+		case beginsToFail:
+			r.front.tell(first.addr, false)
+			first.fails.Store(true)
+		}
+	}
+	return nil
+}
+
+// look is what is seen at one moment.
+type look struct {
+	usage
+	when     time.Time
+	building []float64 // sums of each server
+	sessions []float64
+}
+
+func (r *run) look() (l look) {
+	l.when = time.Now()
+	for _, s := range r.servers {
+		l.building = append(l.building, s.building.sum())
+		l.sessions = append(l.sessions, s.sessions.sum())
+	}
+	if pid := r.front.pid(); pid != 0 {
+		l.usage, _ = used(pid)
+	}
+	return l
+}

@@ -1,0 +1,98 @@
+// This file holds the tables.
+
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+)
+
+// show prints a table for each work, and what is reached.
+func show(folder string, chosen []*work) error {
+	for _, w := range chosen {
+		records, err := load(folder, w)
+		if err != nil {
+			return err
+		}
+		if len(records) == 0 {
+			continue
+		}
+		s := summarize(w, records)
+		fmt.Printf("\n%s (%s)\n", w.title, w.name)
+		fmt.Println(s.table().Render())
+		if n := s.disturbed(); n > 0 {
+			fmt.Printf("The machine was busy with other things in %d of %d runs: these numbers are not worth much.\n", n, len(records))
+		}
+		for _, f := range verdict(s, ours) {
+			fmt.Println(f)
+		}
+	}
+	return nil
+}
+
+// table has a row for each peer.
+func (s *summary) table() table.Writer {
+	t := table.NewWriter()
+	t.SetStyle(table.StyleLight)
+	if s.work.idle {
+		t.AppendHeader(table.Row{"", "memory a session, KB"})
+		for _, p := range s.peers {
+			m := s.get(p, memory)
+			t.AppendRow(table.Row{p, fmt.Sprintf("%.1f (%.1f–%.1f)", m.median/1e3, m.least/1e3, m.most/1e3)})
+		}
+		return t
+	}
+	head := table.Row{"", "app runs a visit", "ready: p50", "p90", "p99 (spread)", "against best", "against ideal", "failed", "sessions, most/mean", "CPU s, 1000 visits"}
+	if s.work.late {
+		head = append(head, "pages building, most/mean")
+	}
+	t.AppendHeader(head)
+	for _, p := range s.peers {
+		t.AppendRow(s.row(p))
+	}
+	return t
+}
+
+func (s *summary) row(p string) table.Row {
+	best, _ := againstBest(s, p)
+	central, _ := againstIdeal(s, p)
+	row := table.Row{
+		p,
+		fmt.Sprintf("%.3f", s.get(p, appRuns).median),
+		seconds(s.get(p, ready50).median),
+		seconds(s.get(p, ready90).median),
+		spreadOf(s.get(p, ready99)),
+		ratio(best),
+		ratio(central),
+		fmt.Sprintf("%.1f %%", 100*s.get(p, failed).median),
+		fmt.Sprintf("%.2f", s.get(p, sessions).median),
+		ratio(s.get(p, cpu).median),
+	}
+	if s.work.late {
+		row = append(row, ratio(s.get(p, building).median))
+	}
+	return row
+}
+
+func spreadOf(s statistic) string {
+	return fmt.Sprintf("%s (%s–%s)", seconds(s.median), seconds(s.least), seconds(s.most))
+}
+
+func seconds(s float64) string {
+	switch {
+	case s >= visitLimit.Seconds():
+		return "never"
+	case s >= 1:
+		return fmt.Sprintf("%.1f s", s)
+	}
+	return fmt.Sprint(time.Duration(s * float64(time.Second)).Round(time.Millisecond))
+}
+
+func ratio(r float64) string {
+	if r == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2f", r)
+}
