@@ -1,14 +1,15 @@
 # The project's commands, each a line or a script; `make` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build unit race e2e lint fmt fuzz bench xcaddy clean
+.PHONY: help demo test build unit race e2e lint fmt fuzz bench bench-peers stacks xcaddy clean
 
 FUZZTIME ?= 30s
 BENCH ?= .
 COUNT ?= 5
+OUT ?= bench/results
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## three real Bokeh servers behind Caddy, to click at; Ctrl-C ends it
 	@scripts/need e2e
@@ -36,7 +37,7 @@ lint: ## vet, formatting and linters
 
 fmt: ## rewrite the code to the newest idioms and the one format
 	@scripts/need .
-	for module in . e2e; do (cd $$module && go fix ./...) || exit; done
+	for module in . e2e bench; do (cd $$module && go fix ./...) || exit; done
 	go tool -modfile=tools/go.mod golangci-lint fmt
 
 fuzz: ## each fuzz target for FUZZTIME (30s)
@@ -50,6 +51,11 @@ bench: ## the benchmarks that match BENCH (all), COUNT times (5) on one core and
 	@mkdir -p .build
 	go test -run '^$$' -bench '$(BENCH)' -benchmem -cpu 1,2 -count $(COUNT) . | tee .build/bench.txt
 	@go tool -modfile=tools/go.mod benchstat .build/bench.txt
+
+bench-peers: ## HAProxy, nginx, Caddy's own policies and this one side by side: WORKS and PEERS (all), COUNT times (5), kept in OUT
+	@scripts/need bench
+	@go -C bench build -buildvcs=false -o ../.build/bench-peers .
+	@exec .build/bench-peers -works '$(WORKS)' -peers '$(PEERS)' -count $(COUNT) -out '$(OUT)' $(ARGS)
 
 stacks: ## what `make e2e` does with every stack, and the README's table of them written anew
 	@scripts/need e2e

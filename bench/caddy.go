@@ -86,7 +86,7 @@ func (f *caddyFront) join(addr string) error {
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(res.Body)
-		return fmt.Errorf("Caddy answers %s: %s", res.Status, text)
+		return fmt.Errorf("no reload: %s: %s", res.Status, text)
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // tries is how often a run is done at most if the machine is too busy with other things.
-const tries = 3
+const tries = 2
 
 // comparison is of all peers that this machine has.
 type comparison struct {

@@ -35,11 +35,16 @@ func command(ctx context.Context) error {
 	count := flag.Int("count", 5, "how often each peer does each work")
 	out := flag.String("out", "bench/results", "`folder` of the raw results")
 	draw := flag.Bool("draw", false, "only draw what the raw results hold")
+	readme := flag.Bool("readme", false, "write the tables into the README and the plot into bench")
 	seed := flag.Uint64("seed", 1, "of the first repetition")
 	flag.DurationVar(&b.warmUp, "warm-up", 2500*time.Millisecond, "how long a run goes on before it is measured")
 	flag.DurationVar(&b.measured, "measured", 6*time.Second, "how long it is measured")
 	flag.Parse()
 
+	// Where Debian has HAProxy and nginx, and users do not look.
+	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin"); err != nil {
+		return err
+	}
 	root, err := stack.Root()
 	if err != nil {
 		return err
@@ -52,7 +57,7 @@ func command(ctx context.Context) error {
 		return err
 	}
 	if *draw {
-		return show(*out, chosen)
+		return report(root, *out, chosen, *readme)
 	}
 	usual, err := choosePeers(*peerNames)
 	if err != nil {
@@ -69,11 +74,32 @@ func command(ctx context.Context) error {
 		if err := c.compare(ctx, w, *peerNames == ""); err != nil {
 			return err
 		}
-		if err := show(*out, []*work{w}); err != nil {
+	}
+	return report(root, *out, chosen, *readme)
+}
+
+// report prints the tables, draws the plot beside the results, and writes the README anew if it is to.
+func report(root, folder string, chosen []*work, readme bool) error {
+	all, err := read(folder, chosen)
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		s.print()
+	}
+	printVerdict(all)
+	svg := filepath.Join(folder, "peers.svg")
+	if readme {
+		svg = filepath.Join(root, "bench", "peers.svg")
+		if err := updateReadme(filepath.Join(root, "README.md"), all); err != nil {
 			return err
 		}
 	}
-	return show(*out, chosen)
+	// Memory alone has nothing to draw.
+	if !slices.ContainsFunc(all, func(s *summary) bool { return !s.work.idle }) {
+		return nil
+	}
+	return drawPlot(svg, all)
 }
 
 // chooseWorks returns the works of these names, or all.

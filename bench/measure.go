@@ -63,7 +63,9 @@ func (n *numbers) finish() {
 	n.CPU = (n.after.cpu - n.before.cpu) / visits * 1000
 }
 
-func quantile(sorted []float64, p float64) float64 { return stat.Quantile(p, stat.Empirical, sorted, nil) }
+func quantile(sorted []float64, p float64) float64 {
+	return stat.Quantile(p, stat.Empirical, sorted, nil)
+}
 
 // unevenness is the most over the mean of what the servers had between two looks.
 func unevenness(before, after []float64) float64 {

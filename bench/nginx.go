@@ -97,11 +97,11 @@ func (f *nginxFront) write() error {
 		// Its workers must reach their folder.
 		user = "user root;"
 	}
-	servers := ""
+	var servers strings.Builder
 	for _, addr := range f.servers {
-		servers += "server " + addr + ";\n\t\t"
+		servers.WriteString("server " + addr + ";\n\t\t")
 	}
-	text := fmt.Sprintf(nginxConfig, f.dir, user, f.addr, f.method, servers, f.sticky)
+	text := fmt.Sprintf(nginxConfig, f.dir, user, f.addr, f.method, servers.String(), f.sticky)
 	return os.WriteFile(f.file(), []byte(text), 0o600)
 }
 

@@ -32,7 +32,7 @@ type front interface {
 // peer is one that is measured.
 type peer struct {
 	name    string
-	extra   bool // only where it is asked for
+	extra   bool                           // only where it is asked for
 	version func(b *bench) (string, error) // fails where it cannot run
 	start   func(r *run, s site) (front, error)
 }

@@ -43,7 +43,7 @@ var limits = []limit{
 
 const (
 	cookiePeer = "caddy-cookie"
-	theMean    = "the mean of all servers"
+	theMean    = "the mean server"
 )
 
 func runsOf(s *summary, peer string) (float64, string) {
@@ -97,11 +97,11 @@ func (f finding) String() string {
 	if !f.reached {
 		word, than = "MISSED", "must be at most"
 	}
-	text := fmt.Sprintf("%-7s  %s: %s of %s is %.3g", word, f.work, f.what, f.peer, f.got)
+	text := fmt.Sprintf("%-7s  %s: %s is %.3g", word, f.work, f.what, f.got)
 	if f.of != "" {
-		text += " of that of " + f.of
+		text += " of " + f.of + "'s"
 	}
-	return fmt.Sprintf("%s; %s %.3g", text, than, f.most)
+	return fmt.Sprintf("%s, %s %.3g", text, than, f.most)
 }
 
 // verdict says which limits of a work a peer reaches.

@@ -72,7 +72,9 @@ func (s *server) start() error {
 }
 
 // takes returns how long a page takes here.
-func (s *server) takes(cost time.Duration) time.Duration { return time.Duration(float64(cost) / s.pace) }
+func (s *server) takes(cost time.Duration) time.Duration {
+	return time.Duration(float64(cost) / s.pace)
+}
 
 // busyUntil returns when the thread is free.
 func (s *server) busyUntil() time.Time {
@@ -106,9 +108,9 @@ func (s *server) kill() {
 type life struct {
 	*server
 	thread thread
-	http *http.Server
-	ctx  context.Context
-	end  context.CancelFunc
+	http   *http.Server
+	ctx    context.Context
+	end    context.CancelFunc
 
 	mu   sync.Mutex
 	docs map[string]*doc // by session id; nil when dead

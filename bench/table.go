@@ -9,27 +9,36 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 )
 
-// show prints a table for each work, and what is reached.
-func show(folder string, chosen []*work) error {
+// read returns what the raw results of works say.
+func read(folder string, chosen []*work) (all []*summary, err error) {
 	for _, w := range chosen {
 		records, err := load(folder, w)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if len(records) == 0 {
-			continue
+		if len(records) > 0 {
+			all = append(all, summarize(w, records))
 		}
-		s := summarize(w, records)
-		fmt.Printf("\n%s (%s)\n", w.title, w.name)
-		fmt.Println(s.table().Render())
-		if n := s.disturbed(); n > 0 {
-			fmt.Printf("The machine was busy with other things in %d of %d runs: these numbers are not worth much.\n", n, len(records))
-		}
+	}
+	return all, nil
+}
+
+// print prints the table of a work.
+func (s *summary) print() {
+	fmt.Printf("\n%s (%s)\n%s\n", s.work.title, s.work.name, s.table().Render())
+	if n := s.disturbed(); n > 0 {
+		fmt.Printf("The machine was busy with other things in %d of %d runs: these numbers are not worth much.\n", n, len(s.records))
+	}
+}
+
+// printVerdict prints what is reached and what is not.
+func printVerdict(all []*summary) {
+	fmt.Println()
+	for _, s := range all {
 		for _, f := range verdict(s, ours) {
 			fmt.Println(f)
 		}
 	}
-	return nil
 }
 
 // table has a row for each peer.

@@ -141,7 +141,7 @@ func (v visit) get(ctx context.Context, url string) (token string, err error) {
 func (v visit) socket(ctx context.Context, at, token, query string) (socket, error) {
 	c := v.client()
 	defer c.CloseIdleConnections()
-	conn, res, err := websocket.Dial(ctx, "ws://"+at+v.app+"/ws?"+query, &websocket.DialOptions{
+	conn, res, err := websocket.Dial(ctx, "ws://"+at+v.app+"/ws?"+query, &websocket.DialOptions{ //nolint:bodyclose // its documentation: never to be closed
 		HTTPClient:   c,
 		Subprotocols: []string{"bokeh", token},
 	})
@@ -230,8 +230,7 @@ func reason(err error) string {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "cut"
 	}
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op.Op + " " + op.Err.Error()
 	}
 	return err.Error()

@@ -129,7 +129,14 @@ func (w *work) rate() float64 {
 	if w.late {
 		power--
 	}
-	return w.load * power / (meanPage + 2*messageCost).Seconds()
+	cost := 1.0
+	if len(w.pages) > 0 {
+		cost = 0
+		for _, p := range w.pages {
+			cost += p.share * p.cost
+		}
+	}
+	return w.load * power / (meanPage.Seconds()*cost + 2*messageCost.Seconds())
 }
 
 // arrival is a visit that is to come.
