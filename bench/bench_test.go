@@ -1,0 +1,197 @@
+// This file holds the tests of the harness: that it can tell a good balancer from a bad one, and that every peer serves.
+
+package main
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
+)
+
+// newBench returns a bench whose runs are short.
+func newBench(t *testing.T, warmUp, measured time.Duration) *bench {
+	t.Helper()
+	root, err := stack.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := stack.BuildCaddy(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &bench{caddy: program, warmUp: warmUp, measured: measured}
+}
+
+func workNamed(t *testing.T, name string) *work {
+	t.Helper()
+	chosen, err := chooseWorks(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return chosen[0]
+}
+
+// All to one server is worse than any other policy, whatever else the machine has to do.
+func TestHarnessCanFail(t *testing.T) {
+	b := newBench(t, 200*time.Millisecond, 2*time.Second)
+	steady := workNamed(t, "steady-80")
+	bad := "caddy-first"
+	chosen, err := choosePeers("central-queue caddy-cookie " + bad)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var records []record
+	for _, p := range chosen {
+		n, err := b.run(t.Context(), steady, p, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, record{Work: steady.name, Peer: p.name, numbers: n})
+	}
+	missed := 0
+	for _, f := range verdict(summarize(steady, records), bad) {
+		t.Log(f)
+		if strings.Contains(f.what, "p99") && !f.reached {
+			missed++
+		}
+	}
+	if missed != 2 {
+		t.Errorf("of the best peer and the central queue, %s is said to be worse than %d; want both", bad, missed)
+	}
+}
+
+// Every peer serves visits, and takes a server that joins.
+func TestPeers(t *testing.T) {
+	b := newBench(t, 200*time.Millisecond, 2200*time.Millisecond)
+	join := *workNamed(t, "join")
+	join.load = 0.2
+	for _, p := range peers {
+		if p.extra {
+			continue // it is one of the others with less
+		}
+		t.Run(p.name, func(t *testing.T) {
+			if _, err := p.version(b); err != nil {
+				if p.name != "nginx-sticky" && os.Getenv("E2E_REQUIRE") != "" {
+					t.Fatal(err)
+				}
+				t.Skip("SKIP-REASON:", err)
+			}
+			n, err := b.run(t.Context(), &join, p, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n.Visits < 20 || n.Failed > 0.05 || n.Runs < 1 {
+				t.Errorf("%d visits, %v failed: %v; the app ran %v times a visit", n.Visits, n.Failed, n.Why, n.Runs)
+			}
+		})
+	}
+}
+
+func TestArrivalsAreTheSameForASeed(t *testing.T) {
+	for _, w := range works {
+		if w.idle {
+			continue
+		}
+		const span = time.Minute
+		a, b := w.arrivals(1, span), w.arrivals(1, span)
+		if !slices.Equal(a, b) {
+			t.Errorf("%s differs from itself", w.name)
+		}
+		if slices.Equal(a, w.arrivals(2, span)) {
+			t.Errorf("%s is the same for another seed", w.name)
+		}
+		if !slices.IsSortedFunc(a, func(a, b arrival) int { return int(a.at - b.at) }) {
+			t.Errorf("%s is not in the order of time", w.name)
+		}
+		work := time.Duration(0)
+		for _, v := range a {
+			work += v.cost + 2*messageCost
+		}
+		power := 0.0
+		for _, pace := range w.speeds() {
+			power += pace
+		}
+		if w.late {
+			power--
+		}
+		if got := work.Seconds() / span.Seconds() / power; w.burst == 0 && (got < 0.9*w.load || got > 1.1*w.load) {
+			t.Errorf("%s is a load of %.2f, want %.2f", w.name, got, w.load)
+		}
+	}
+}
+
+func TestQuantile(t *testing.T) {
+	var sorted []float64
+	for i := range 200 {
+		sorted = append(sorted, float64(i+1))
+	}
+	for p, want := range map[float64]float64{0.5: 100, 0.9: 180, 0.99: 198} {
+		if got := quantile(sorted, p); got != want {
+			t.Errorf("p%v of 1 to 200 is %v, want %v", 100*p, got, want)
+		}
+	}
+}
+
+// A visit that failed was never ready; a peer that fails more than one in a hundred is never the best.
+func TestFailuresCount(t *testing.T) {
+	var good, bad numbers
+	for i := range 100 {
+		good.add(outcome{ready: time.Second}, 1)
+		o := outcome{ready: time.Millisecond}
+		if i < 2 {
+			o = outcome{failed: "page: 502"}
+		}
+		bad.add(o, 1)
+	}
+	good.finish()
+	bad.finish()
+	if bad.Failed != 0.02 || bad.Ready99 != visitLimit.Seconds() || bad.Ready90 != 0.001 {
+		t.Errorf("two of a hundred failed: %+v", bad)
+	}
+	s := summarize(workNamed(t, "steady-80"), []record{{Peer: "caddy-random", numbers: bad}, {Peer: "caddy-cookie", numbers: good}})
+	if best := s.best(ours, ready99); best != "caddy-cookie" {
+		t.Errorf("the best is %s", best)
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	steady := workNamed(t, "steady-80")
+	var records []record
+	for peer, p99 := range map[string]float64{ideal: 0.2, "haproxy-leastconn": 0.5, ours: 0.26} {
+		for range 3 {
+			records = append(records, record{Peer: peer, numbers: numbers{Ready99: p99, Runs: 1.0002}})
+		}
+	}
+	want := []string{
+		"reached  steady-80: app runs a visit is 1, at most 1",
+		"reached  steady-80: p99 until ready is 0.52 of haproxy-leastconn's, at most 0.55",
+		"reached  steady-80: p99 until ready is 1.3 of central-queue's, at most 1.4",
+	}
+	var got []string
+	for _, f := range verdict(summarize(steady, records), ours) {
+		got = append(got, f.String())
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// An interrupted run leaves nothing behind.
+func TestInterrupt(t *testing.T) {
+	b := newBench(t, time.Second, time.Minute)
+	chosen, err := choosePeers(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	started := time.Now()
+	if _, err := b.run(ctx, workNamed(t, "steady-50"), chosen[0], 1); err == nil || time.Since(started) > 20*time.Second {
+		t.Errorf("ended with %v after %v", err, time.Since(started))
+	}
+}
