@@ -9,7 +9,7 @@ COUNT ?= 5
 OUT ?= bench/results
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## three real Bokeh servers behind Caddy, to click at; Ctrl-C ends it
 	@scripts/need e2e

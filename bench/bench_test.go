@@ -24,7 +24,7 @@ func newBench(t *testing.T, warmUp, measured time.Duration) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &bench{caddy: program, warmUp: warmUp, measured: measured}
+	return &bench{root: root, caddy: program, warmUp: warmUp, measured: measured}
 }
 
 func workNamed(t *testing.T, name string) *work {

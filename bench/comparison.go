@@ -53,7 +53,7 @@ func (c *comparison) at(w *work, extra bool) (all []peer) {
 		_, present := c.versions[p.name]
 		wanted := slices.ContainsFunc(c.usual, func(u peer) bool { return u.name == p.name }) ||
 			extra && slices.Contains(w.extra, p.name)
-		if present && wanted && (p.name != ideal || !w.idle) {
+		if present && wanted && (p.name != ideal || !w.idle && !w.real) {
 			all = append(all, p)
 		}
 	}

@@ -59,6 +59,7 @@ func command(ctx context.Context) error {
 	if *draw {
 		return report(root, *out, chosen, *readme)
 	}
+	b.root = root
 	usual, err := choosePeers(*peerNames)
 	if err != nil {
 		return err

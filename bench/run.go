@@ -14,6 +14,7 @@ import (
 
 // bench is what all runs share.
 type bench struct {
+	root     string // the project's folder
 	caddy    string // the program
 	warmUp   time.Duration
 	measured time.Duration
@@ -23,6 +24,7 @@ type bench struct {
 type run struct {
 	*bench
 	work    *work
+	dir     string // for configs and the like
 	front   front
 	servers []*server
 	runs    *runs
@@ -33,12 +35,12 @@ type run struct {
 // run runs a peer once.
 func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers, error) {
 	r := &run{bench: b, work: w, runs: &runs{of: map[string]int{}}, leave: make(chan struct{})}
-	end, err := r.start(p)
+	end, err := r.start(ctx, p)
 	defer end()
 	if err != nil {
 		return numbers{}, err
 	}
-	arrivals := w.arrivals(seed, b.warmUp+b.measured)
+	arrivals := w.arrivals(seed, b.warmUp+r.measuredFor())
 	outcomes := make([]outcome, len(arrivals))
 	r.begun = time.Now().Add(50 * time.Millisecond)
 	var all sync.WaitGroup
@@ -49,6 +51,11 @@ func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers,
 	if err := errors.Join(err, ctx.Err()); err != nil {
 		return numbers{}, err
 	}
+	if w.real {
+		if err := r.readRuns(); err != nil {
+			return numbers{}, err
+		}
+	}
 	for i, a := range arrivals {
 		if a.at >= b.warmUp {
 			n.add(outcomes[i], r.runs.of[strconv.Itoa(i)])
@@ -58,8 +65,16 @@ func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers,
 	return n, nil
 }
 
+// measuredFor is how long the run is measured: longer before real servers, which are slower.
+func (r *run) measuredFor() time.Duration {
+	if r.work.real {
+		return r.measured * 3
+	}
+	return r.measured
+}
+
 // start starts servers and the peer.
-func (r *run) start(p peer) (end func(), err error) {
+func (r *run) start(ctx context.Context, p peer) (end func(), err error) {
 	var ends []func()
 	end = func() {
 		for _, f := range ends {
@@ -71,28 +86,45 @@ func (r *run) start(p peer) (end func(), err error) {
 	if err != nil {
 		return end, err
 	}
-	for i, addr := range addrs {
-		s := &server{addr: addr, pace: paces[i], runs: r.runs}
-		r.servers = append(r.servers, s)
-		if err := s.start(); err != nil {
-			return end, err
-		}
-		ends = append(ends, s.kill)
+	if r.dir, err = os.MkdirTemp("", "bench-peers-"); err != nil {
+		return end, err
 	}
-	dir, err := os.MkdirTemp("", "bench-peers-")
+	ends = append(ends, func() { _ = os.RemoveAll(r.dir) })
+	startServers := r.startSimulated
+	if r.work.real {
+		startServers = r.startReal
+	}
+	endServers, err := startServers(ctx, addrs)
+	ends = append([]func(){endServers}, ends...)
 	if err != nil {
 		return end, err
 	}
-	ends = append(ends, func() { _ = os.RemoveAll(dir) })
 	there := len(addrs)
 	if r.work.late {
 		there--
 	}
-	r.front, err = p.start(r, site{dir: dir, servers: addrs[:there], late: addrs[there:]})
+	r.front, err = p.start(r, site{dir: r.dir, servers: addrs[:there], late: addrs[there:]})
 	if err != nil {
 		return end, fmt.Errorf("%s: %w", p.name, err)
 	}
 	ends = append([]func(){r.front.stop}, ends...)
+	return end, nil
+}
+
+// startSimulated starts simulated servers.
+func (r *run) startSimulated(_ context.Context, addrs []string) (end func(), err error) {
+	end = func() {
+		for _, s := range r.servers {
+			s.kill()
+		}
+	}
+	for i, addr := range addrs {
+		s := &server{addr: addr, pace: r.work.speeds()[i], runs: r.runs}
+		if err := s.start(); err != nil {
+			return end, err
+		}
+		r.servers = append(r.servers, s)
+	}
 	return end, nil
 }
 
@@ -141,7 +173,7 @@ func (r *run) measure(ctx context.Context) (n numbers, err error) {
 		}
 		*s = r.look()
 	}
-	if err := sleep(ctx, time.Until(r.begun.Add(r.warmUp+r.measured))); err != nil {
+	if err := sleep(ctx, time.Until(r.begun.Add(r.warmUp+r.measuredFor()))); err != nil {
 		return n, err
 	}
 	n.after = r.look()

@@ -56,7 +56,9 @@ func statisticOf(values []float64) (s statistic) {
 		return s
 	}
 	sorted := slices.Sorted(slices.Values(values))
-	return statistic{quantile(sorted, 0.5), sorted[0], sorted[len(sorted)-1]}
+	// Of an even number, the middle of the two in the middle.
+	median := (quantile(sorted, 0.5) + sorted[len(sorted)/2]) / 2
+	return statistic{median, sorted[0], sorted[len(sorted)-1]}
 }
 
 func (s *summary) get(peer string, v value) statistic { return statisticOf(s.of(peer, v)) }

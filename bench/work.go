@@ -34,6 +34,7 @@ type work struct {
 	end   events   // what happens to the servers while it is measured
 	extra []string // peers beside the usual ones
 	late  bool     // the last server joins when the measuring begins
+	real  bool     // before bokeh serve, not simulated servers
 	idle  bool     // no load: sessions that are only there, and what they take of the proxy's memory
 }
 
@@ -109,6 +110,11 @@ var works = []work{
 	{
 		name: "failing", title: "A server answers 500 at once, 60 % load", load: 0.6,
 		end: events{{0, beginsToFail}},
+	},
+	{
+		name: "real", title: "Three real servers, an app that sleeps for 100 ms, 70 % load", load: 0.7, real: true,
+		paces: []float64{1, 1, 1},
+		pages: []page{{"/app", 1, float64(realPage) / float64(meanPage)}},
 	},
 	{name: "memory", title: "1000 sessions that do nothing", idle: true},
 }

@@ -1,0 +1,67 @@
+// This file holds the work before real servers: bokeh serve with an app that sleeps.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
+)
+
+// realPage is what a page costs a real server: the app's sleep, and what Bokeh itself needs.
+const realPage = 150 * time.Millisecond
+
+// startReal starts bokeh serve where the servers of this run are to be. A server that it cannot measure has the address only.
+func (r *run) startReal(ctx context.Context, addrs []string) (end func(), err error) {
+	var started []*stack.Bokeh
+	end = func() {
+		for _, b := range started {
+			b.Kill()
+		}
+	}
+	python, err := stack.NewPython(ctx, r.root, stack.Requirements)
+	if err != nil {
+		return end, err
+	}
+	app := filepath.Join(r.root, "bench", "app.py")
+	for _, addr := range addrs {
+		var port int
+		if _, err := fmt.Sscanf(addr, "127.0.0.1:%d", &port); err != nil {
+			return end, err
+		}
+		b, err := python.StartBokeh(r.root, stack.BokehConfig{
+			Port:    port,
+			Program: []string{"bokeh", "serve", app, "--address", "127.0.0.1"},
+			Args: []string{
+				"--unused-session-lifetime", fmt.Sprint(unusedLifetime.Milliseconds()),
+				"--check-unused-sessions", fmt.Sprint(checkUnused.Milliseconds()),
+			},
+			Env: []string{"RUNS=" + r.listOfRuns()},
+		})
+		if err != nil {
+			return end, err
+		}
+		started = append(started, b)
+		r.servers = append(r.servers, &server{addr: addr})
+	}
+	return end, nil
+}
+
+func (r *run) listOfRuns() string { return filepath.Join(r.dir, "runs") }
+
+// readRuns counts the runs of real servers.
+func (r *run) readRuns() error {
+	text, err := os.ReadFile(r.listOfRuns())
+	if err != nil {
+		return err
+	}
+	for visit := range strings.FieldsSeq(string(text)) {
+		r.runs.add(visit)
+	}
+	return nil
+}
