@@ -166,12 +166,11 @@ func (r *run) measure(ctx context.Context) (n numbers, err error) {
 	all.Go(func() { n.Lag = lag(watching).Seconds() })
 	var happened error
 	all.Go(func() { happened = r.happen(ctx, from) })
-	for _, s := range []*look{&n.second, &n.third} {
-		from = from.Add(time.Second)
-		if err := sleep(ctx, time.Until(from)); err != nil {
+	for i, l := range []*look{&n.second, &n.third} {
+		if err := sleep(ctx, time.Until(from.Add(time.Duration(i+1)*time.Second))); err != nil {
 			return n, err
 		}
-		*s = r.look()
+		*l = r.look()
 	}
 	if err := sleep(ctx, time.Until(r.begun.Add(r.warmUp+r.measuredFor()))); err != nil {
 		return n, err

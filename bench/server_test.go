@@ -77,6 +77,8 @@ func TestSessionsEnd(t *testing.T) {
 		has := func(want ...string) {
 			t.Helper()
 			synctest.Wait()
+			l.mu.Lock()
+			defer l.mu.Unlock()
 			var got []string
 			for id := range l.docs {
 				got = append(got, id)
