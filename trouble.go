@@ -12,7 +12,7 @@ const (
 	// firstPause is how long no new session is sent to an upstream that has failed. It doubles with
 	// each failure that follows, up to longestPause: a server that restarts is back soon, one that is
 	// gone costs ever fewer visits.
-	firstPause   = 2 * time.Second
+	firstPause   = time.Second
 	longestPause = time.Minute
 
 	// pagesInARow is how many page requests in a row must fail, after a connection, before that is
@@ -58,7 +58,7 @@ func (tr *trouble) failed(begun, now time.Duration) {
 	tr.failures++
 	tr.last = now
 	pause := longestPause
-	if shift := tr.failures - 1; shift < 5 {
+	if shift := tr.failures - 1; shift < 6 {
 		pause = min(firstPause<<shift, longestPause)
 	}
 	tr.until.Store(int64(now + pause))

@@ -52,7 +52,8 @@ type fleet struct {
 	runs    string // the file that the apps write to
 	port    int    // of the site
 	admin   int
-	front   *front // what the browser talks to
+	front   *front   // what the browser talks to
+	others  []*fleet // with other Caddys before the same servers
 }
 
 func start(t *testing.T, p plan) *fleet {
@@ -176,9 +177,11 @@ func (f *fleet) another() *fleet {
 		f.t.Fatal(err)
 	}
 	g := *f
+	g.others = nil
 	g.home, g.port, g.admin = f.t.TempDir(), ports[0], ports[1]
 	g.front = newFront(f.t, fmt.Sprint("127.0.0.1:", g.port))
 	g.startCaddy()
+	f.others = append(f.others, &g)
 	return &g
 }
 

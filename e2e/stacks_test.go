@@ -359,6 +359,9 @@ func (f *fleet) drainOne(ways ...func() *tab) {
 	leaving := f.server(tabs[len(ways)-1].place())
 	before, _ := f.appRuns()
 	f.bokeh("drain", leaving.Addr()).wait()
+	for _, g := range f.others { // what Python prepares there before it knows is not found here
+		g.awaitLog("marked draining")
+	}
 	for _, b := range tabs {
 		b.click(3)
 	}
