@@ -333,7 +333,7 @@ func (n *node) redial(ctx context.Context) {
 				return
 			}
 			conn.Close()
-			u.dialed(0, n.t.now(), nil)
+			u.dialed(0, n.t.now(), firstPause, nil)
 		})
 	}
 	all.Wait()

@@ -362,7 +362,7 @@ func TestGroupBy(t *testing.T) {
 			},
 			"fails": func(m *member, on bool) {
 				if on {
-					m.trouble.failed(0, nodes[0].table.now())
+					m.trouble.failed(0, nodes[0].table.now(), firstPause)
 				} else {
 					m.trouble.pageCame()
 				}

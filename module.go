@@ -140,6 +140,7 @@ type Selection struct {
 
 	patience    time.Duration             // of the handler: how long it goes on looking for an upstream
 	tryInterval time.Duration             // between two times that it looks
+	pause       time.Duration             // the first one of an upstream that fails, before it is tried again
 	unloaded    <-chan struct{}           // closed when the config is replaced; nil in tests
 	static      reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
 	index       atomic.Pointer[index]     // of the static pool
@@ -256,6 +257,7 @@ func (s *Selection) attach(t *table) {
 	s.table = t
 	s.members = &members{t: t}
 	s.healthy = (*reverseproxy.Upstream).Healthy
+	s.pause = firstPause
 	s.lifetime = time.Duration(s.UnusedSessionLifetime + s.CheckUnusedSessions)
 	s.givesIDs = s.SessionIDs == sessionIDsUnsigned || s.SessionIDs == sessionIDsSigned && len(s.SecretKey) > 0
 }
@@ -314,6 +316,9 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 	if h.LoadBalancing != nil {
 		s.patience = time.Duration(h.LoadBalancing.TryDuration)
 		s.tryInterval = time.Duration(h.LoadBalancing.TryInterval)
+		if h.LoadBalancing.TryDuration > 0 || h.LoadBalancing.Retries > 0 {
+			s.pause = quickPause
+		}
 	}
 	if h.DynamicUpstreamsRaw != nil {
 		// A source that depends on the request may find somebody else's servers for the next one.

@@ -475,11 +475,11 @@ func (rn *run) dialed(a *attempt, err error) {
 	defer rn.mu.Unlock()
 	a.dialErr = err
 	if err == nil {
-		a.m.dialed(a.begun, rn.s.table.now(), nil)
+		a.m.dialed(a.begun, rn.s.table.now(), rn.s.pause, nil)
 		return
 	}
 	if a.failures++; a.failures >= a.addrs && !a.settled {
-		a.m.dialed(a.begun, rn.s.table.now(), err)
+		a.m.dialed(a.begun, rn.s.table.now(), rn.s.pause, err)
 	}
 }
 
@@ -584,7 +584,7 @@ func (rn *run) settle(a *attempt, status int) {
 	}
 	now := rn.s.table.now()
 	if a.dialErr != nil && a.failures < a.addrs && !a.firstByte {
-		a.m.dialed(a.begun, now, a.dialErr)
+		a.m.dialed(a.begun, now, rn.s.pause, a.dialErr)
 	}
 	switch rn.kind {
 	case pageRequest:

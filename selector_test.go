@@ -532,7 +532,7 @@ func TestAllUpstreamsFailing(t *testing.T) {
 	for name, pool := range map[string]reverseproxy.UpstreamPool{"pool of one": testPool(1), "pool of three": testPool(3)} {
 		s := newTestSelection(pool)
 		for _, m := range s.membersOf(pool, nil) {
-			m.dialed(0, s.table.now(), fmt.Errorf("connection refused"))
+			m.dialed(0, s.table.now(), firstPause, fmt.Errorf("connection refused"))
 		}
 		home := pool[len(pool)-1].Dial
 		for what, r := range map[string]*request{

@@ -543,8 +543,9 @@ func (r *recent) moveOn(now time.Duration) {
 	r.last = max(r.last, newest)
 }
 
-// dialed tells how a dial of u ended, for a request that was begun at a time.
-func (u *upstream) dialed(begun, now time.Duration, err error) {
+// dialed tells how a dial of u ended, for a request that was begun at a time, and how long u then is to
+// have a pause from new sessions at first.
+func (u *upstream) dialed(begun, now, pause time.Duration, err error) {
 	switch {
 	case err == nil:
 		if u.failedAt.Load() != 0 {
@@ -554,7 +555,7 @@ func (u *upstream) dialed(begun, now time.Duration, err error) {
 	case isUpstreamsFault(err):
 		u.failedAt.Store(int64(now))
 		u.coldSince.Store(int64(now))
-		u.trouble.failed(begun, now)
+		u.trouble.failed(begun, now, pause)
 	}
 }
 

@@ -384,14 +384,14 @@ func TestDialed(t *testing.T) {
 		"anything else":        {errors.New("broken"), true},
 	} {
 		u := new(upstream)
-		u.dialed(0, time.Second, tc.err)
+		u.dialed(0, time.Second, firstPause, tc.err)
 		if got := u.failing(2 * time.Second); got != tc.want {
 			t.Errorf("%s: failing is %v, want %v", name, got, tc.want)
 		}
 		if u.failing(time.Second + dialPause) {
 			t.Errorf("%s: still failing after the pause", name)
 		}
-		u.dialed(0, time.Second, nil)
+		u.dialed(0, time.Second, firstPause, nil)
 		if u.failing(2 * time.Second) {
 			t.Errorf("%s: failing after a good dial", name)
 		}

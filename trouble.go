@@ -10,9 +10,11 @@ import (
 
 const (
 	// firstPause is how long no new session is sent to an upstream that has failed. It doubles with
-	// each failure that follows, up to longestPause: a server that restarts is back soon, one that is
-	// gone costs ever fewer visits.
-	firstPause   = time.Second
+	// each failure that follows, up to longestPause: one that is gone costs ever fewer visits. Where the
+	// reverse proxy retries a failed dial, trying costs nobody a visit, and a server that restarts is
+	// back in a few seconds.
+	firstPause   = 10 * time.Second
+	quickPause   = time.Second
 	longestPause = time.Minute
 
 	// pagesInARow is how many page requests in a row must fail, after a connection, before that is
@@ -48,8 +50,8 @@ func (tr *trouble) beginTrial() bool { return tr.trial.CompareAndSwap(false, tru
 func (tr *trouble) endTrial() { tr.trial.Store(false) }
 
 // failed takes note of a failure of a request that was begun at a time. One that was on its way when the one
-// before failed tells nothing new, nor does one that came in a pause because no other upstream is well.
-func (tr *trouble) failed(begun, now time.Duration) {
+// before failed tells nothing new, nor does one that came in a pause because no other upstream is well. The first pause is given.
+func (tr *trouble) failed(begun, now, first time.Duration) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	if begun < max(tr.last, time.Duration(tr.until.Load())) {
@@ -59,7 +61,7 @@ func (tr *trouble) failed(begun, now time.Duration) {
 	tr.last = now
 	pause := longestPause
 	if shift := tr.failures - 1; shift < 6 {
-		pause = min(firstPause<<shift, longestPause)
+		pause = min(first<<shift, longestPause)
 	}
 	tr.until.Store(int64(now + pause))
 }
@@ -74,7 +76,7 @@ func (tr *trouble) connected() {
 // pageFailed takes note of a page request, begun at a time, that was answered with an error, or not at all.
 func (tr *trouble) pageFailed(begun, now time.Duration) {
 	if tr.pages.Add(1) >= pagesInARow {
-		tr.failed(begun, now)
+		tr.failed(begun, now, firstPause)
 	}
 }
 

@@ -138,7 +138,7 @@ func TestClientsCauseNoTrouble(t *testing.T) {
 			if s.members.get("u0:80").troubled(s.table.now()) {
 				t.Errorf("%s: it is kept off", name)
 			}
-			s.members.get("u0:80").trouble.failed(0, s.table.now())
+			s.members.get("u0:80").trouble.failed(0, s.table.now(), firstPause)
 			time.Sleep(time.Second)
 			if name == "page without a socket" {
 				return // it is a page
