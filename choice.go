@@ -22,7 +22,7 @@ import (
 // alone; where some are slow or carry more, p99 until ready is a third less (TestLearningPays). Slow is
 // who takes longer than usual for the same app, or the last heavy page would decide (TestUnlikePages).
 //
-// Tried and thrown away, measured in the same simulation: an average for each app, so that a
+// Tried and thrown away, measured in a simulation of the same work without Caddy: an average for each app, so that a
 // light page may wait behind light ones (at most 16 % of p99 with usual mixes); to hold visits here until
 // a server is idle (20 % less with one page in ten heavy, but four times more at 90 % load as soon as a turn
 // costs 5 % of a page); the least time since the last choice to break ties (nothing, and the sessions

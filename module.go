@@ -115,14 +115,14 @@ type Selection struct {
 	// there: one that is bound to it always gets through, and so does one whose id a program or another
 	// site has named. When every upstream that takes new sessions has so many, a visit waits for a place,
 	// whoever came first first, as long as the handler's `lb_try_duration` allows, also over a reload of
-	// the config (which may end the wait where upstreams are discovered); without that it does not wait. Then it gets 503 with a `Retry-After` header. A session
-	// has its place until its server gives it up, `unused_session_lifetime` and `check_unused_sessions`
+	// the config (which may end the wait where upstreams are discovered); without that it does not wait.
+	// Then it gets 503 with a `Retry-After` header. A session has its place until its server gives it up, `unused_session_lifetime` and `check_unused_sessions`
 	// after its last websocket. Default: no limit.
 	MaxSessions int `json:"max_sessions,omitempty"`
 
 	// What the new sessions of a group have in common, as a placeholder: `{http.auth.user.id}`, or
-	// `{http.vars.client_ip}`, which a Caddyfile calls `{client_ip}`, or several in one. They go to the same upstream, the first one in an order that depends on the value and
-	// the key, of those that take new sessions, do not fail and have a place; so to the same one through every
+	// `{http.vars.client_ip}`, which a Caddyfile calls `{client_ip}`, or several in one. They go to the same
+	// upstream, the first one in an order that depends on the value and the key, of those that take new sessions, do not fail and have a place; so to the same one through every
 	// Caddy, with nothing to remember. A session whose value is empty, or that somebody else has named, goes where
 	// it would without. When upstreams come or go, the groups that are first there move with their next session.
 	// Default: sessions are not grouped, and each goes where it is ready first.

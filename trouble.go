@@ -30,9 +30,8 @@ type trouble struct {
 	trial atomic.Bool  // a visit is trying it: one at a time
 	pages atomic.Int64 // that failed in a row
 
-	mu       sync.Mutex    // guards all below, and the change of until
-	failures int           // in a row
-	last     time.Duration // when the last of them was
+	mu       sync.Mutex // guards all below, and the change of until
+	failures int        // in a row
 }
 
 // on says whether the upstream has failed since it was last well.
@@ -54,11 +53,10 @@ func (tr *trouble) endTrial() { tr.trial.Store(false) }
 func (tr *trouble) failed(begun, now, first time.Duration) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	if begun < max(tr.last, time.Duration(tr.until.Load())) {
+	if begun < time.Duration(tr.until.Load()) {
 		return
 	}
 	tr.failures++
-	tr.last = now
 	pause := longestPause
 	if shift := tr.failures - 1; shift < 6 {
 		pause = min(first<<shift, longestPause)
@@ -102,6 +100,6 @@ func (tr *trouble) tryNow(now time.Duration) {
 func (tr *trouble) end() {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	tr.failures, tr.last = 0, 0
+	tr.failures = 0
 	tr.until.Store(0)
 }
