@@ -101,7 +101,8 @@ func headerSize(r *http.Request) int {
 }
 
 // uvicornLine is what the websockets library, which reads them for uvicorn, takes of a header line. Of a longer one
-// most versions of uvicorn say nothing at all, and keep the connection.
+// most versions of uvicorn say nothing at all, and keep the connection. Before it h11, which reads all requests for uvicorn
+// unless httptools is there, refuses a header of more than 16 KB with 400 if it does not come in one piece.
 const uvicornLine = 8192
 
 // answerPatience is how long a server may think about a websocket with a longer line before we say what may be wrong.
@@ -137,7 +138,8 @@ func (s *Selection) lineTooLong(m *member, rn *run, status int) {
 		return
 	}
 	s.logger.Warn("upstream does not take a websocket whose header has a line of more than 8 KB, as the token and the cookies of a visitor"+
-		" with many cookies; that one sees an empty page (under uvicorn set WEBSOCKETS_MAX_LINE_LENGTH=65536 in the server's environment)",
+		" with many cookies; that one sees an empty page (under uvicorn set WEBSOCKETS_MAX_LINE_LENGTH=65536 in the server's environment,"+
+		" and start it with --h11-max-incomplete-event-size 65536)",
 		zap.String("upstream", m.name), zap.Int("line_bytes", rn.longest), zap.Int("status", status))
 }
 
