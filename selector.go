@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"maps"
 	"net/http"
 	"net/http/httptrace"
@@ -210,7 +211,6 @@ type run struct {
 	left       bool          // it was counted that the session has moved
 	turnedAway bool          // w has been told when to come back
 	shown      string        // the session's id as far as it is known, for the hash that may be shown
-	errorID    string        // of the error that an earlier handler has ended with, or nothing
 
 	mu      sync.Mutex // guards all below
 	attempt *attempt   // the last one, nil before the first
@@ -256,7 +256,6 @@ func (s *Selection) run(r *http.Request) *run {
 	if rn.repl != nil {
 		// What an earlier handler of this request left must not be taken for our answer.
 		rn.repl.Delete(placeholderStatus)
-		rn.errorID, _ = rn.repl.GetString(placeholderErrorID)
 	}
 	// The request's context ends when its handler returns, upgraded or not, and by panic too.
 	context.AfterFunc(r.Context(), rn.end)
@@ -564,8 +563,11 @@ func (rn *run) status(a *attempt) int {
 
 // proxyError returns the status of the error that this handler has ended with, or 0.
 func (rn *run) proxyError() int {
-	if id, _ := rn.repl.GetString(placeholderErrorID); id == rn.errorID {
-		return 0 // none, or that of a handler before
+	// Where errors are handled, that of the handler before is in the context.
+	of, _ := rn.ctx.Value(caddyhttp.ErrorCtxKey).(error)
+	before, _ := errors.AsType[caddyhttp.HandlerError](of)
+	if id, _ := rn.repl.GetString(placeholderErrorID); id == before.ID {
+		return 0
 	}
 	v, _ := rn.repl.Get(placeholderErrorStatus)
 	status, _ := v.(int)

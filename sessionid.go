@@ -17,6 +17,8 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -54,9 +56,9 @@ const (
 	maxPackedBlocks = 32
 	zlibHeaderLen   = 2
 
-	// The rest of what a token may have for us to read it. Bokeh writes three members in clear, and a
-	// request has one header of a name and not many in all.
-	maxPlainMembers  = 16
+	// The rest of what a token may have for us to read it. Bokeh writes each name once, and a request has one
+	// header of a name and not many in all.
+	maxNames         = 16
 	maxPackedHeaders = 256
 	maxPackedStamps  = 4
 )
@@ -333,16 +335,15 @@ func unescape(s string) string {
 // readToken reads the session id of a Bokeh token and the stamp it brings back: the id itself,
 // or one of the page request's headers that Bokeh packed into the token. A token is
 // base64url(JSON), in signed modes followed by a dot and its signature, which is Bokeh's to check.
-// Of one that is broken it takes what stands before.
 func readToken(token string, ks keyring) claim {
-	before, packed, after := cutToken(token)
-	c := readPlain(json.NewDecoder(io.MultiReader(bytes.NewReader(before), bytes.NewReader(after))))
+	text := tokenText(token)
+	c := claim{id: jsonText(text, "session_id"), expires: jsonSeconds(text, "session_expiry")}
 	if c.id == "" {
 		return claim{}
 	}
 	c.token = token
 	if !c.try(c.id, ks) {
-		stamps, ids := packedStamps(packed)
+		stamps, ids := packedStamps(text)
 		c.tryAll(append(stamps, ids...), ks)
 	}
 	return c
@@ -351,8 +352,7 @@ func readToken(token string, ks keyring) claim {
 // readPackedStamp takes the stamp in the token's packed headers for that of the claim, if we have put one
 // there: a client that named a session of ours was then sent elsewhere.
 func (c *claim) readPackedStamp(ks keyring) {
-	_, packed, _ := cutToken(c.token)
-	stamps, _ := packedStamps(packed)
+	stamps, _ := packedStamps(tokenText(c.token))
 	c.tryAll(stamps, ks)
 }
 
@@ -365,55 +365,22 @@ func (c *claim) tryAll(stamps []string, ks keyring) {
 	}
 }
 
-// cutToken cuts the packed headers out of a token's JSON, so that there is an empty string in their
-// place. They are most of it, and with nothing in them that JSON escapes they need no decoder.
-func cutToken(token string) (before, packed, after []byte) {
+// tokenText returns the JSON of a token, as far as it can be read.
+func tokenText(token string) []byte {
 	if len(token) > maxTokenLen {
-		return nil, nil, nil
+		return nil
 	}
 	payload, _, _ := strings.Cut(token, ".")
 	text, _ := base64url.DecodeString(strings.TrimRight(payload, "="))
-	packed, ok := behindName(text, "__bk__zlib_", '"')
-	if !ok {
-		return text, nil, nil
-	}
-	before = text[:len(text)-len(packed)]
-	if end := bytes.IndexByte(packed, '"'); end >= 0 {
-		packed, after = packed[:end], packed[end:]
-	}
-	return before, packed, after
-}
-
-// readPlain reads what a token says in clear.
-func readPlain(dec *json.Decoder) (c claim) {
-	t, err := dec.Token()
-	if t != json.Delim('{') {
-		return c
-	}
-	for n := 0; err == nil && dec.More() && n < maxPlainMembers; n++ {
-		t, _ = dec.Token() // an error comes back with the value
-		switch t {
-		case "session_id":
-			err = dec.Decode(&c.id)
-		case "session_expiry":
-			var at any
-			err = dec.Decode(&at)
-			if seconds, ok := at.(float64); ok && 0 < seconds && seconds < 1<<40 {
-				c.expires = int64(seconds)
-			}
-		default:
-			var value json.RawMessage
-			err = dec.Decode(&value)
-		}
-	}
-	return c
+	return text
 }
 
 // packedStamps returns what may be stamps among the page request's headers that Bokeh packs into a
 // token as base64url(zlib(JSON)): those in our own header, which name the upstream that the page went
 // to, and those in Bokeh's, where a client that named the session may have an old one. Names of headers
 // are compared in any case, for not every stack keeps it.
-func packedStamps(packed []byte) (stamps, ids []string) {
+func packedStamps(text []byte) (stamps, ids []string) {
+	packed, _, _ := cutString(jsonValue(text, "__bk__zlib_", `"`))
 	in := inflaters.Get().(*inflater)
 	defer inflaters.Put(in)
 	for name, value := range packedHeaders(in.inflate(packed)) {
@@ -457,11 +424,10 @@ func (in *inflater) inflate(packed []byte) []byte {
 }
 
 // packedHeaders returns the headers in what Bokeh has packed, as their JSON has them: no name that we
-// look for and no stamp needs an escape. Those that are not strings are passed over. It is for speed
-// that no decoder reads this.
+// look for and no stamp needs an escape. Those that are not strings are passed over.
 func packedHeaders(text []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func(name, value []byte) bool) {
-		text, more := behindName(text, "headers", '{')
+		text, more := bytes.CutPrefix(jsonValue(text, "headers", "{"), []byte("{"))
 		for n := 0; more && n < maxPackedHeaders; n++ {
 			var name []byte
 			if name, text, more = cutString(text); !more {
@@ -482,22 +448,43 @@ func packedHeaders(text []byte) iter.Seq2[[]byte, []byte] {
 	}
 }
 
-// behindName returns what follows the opening byte of the value of the first member with that name. No
-// string can look like one: the quotes in it are escaped.
-func behindName(text []byte, name string, opening byte) ([]byte, bool) {
-	for range maxPlainMembers {
-		_, rest, ok := bytes.Cut(text, []byte(`"`+name+`"`))
-		if !ok {
-			break
-		}
+// jsonValue returns the text from the value on of the first member that has that name, and a value that
+// begins with one of these bytes, or nothing. No string can look like a name: the quotes in it are escaped.
+// It is for speed that no decoder reads a token, for each websocket brings one, of many kilobytes. A name that is
+// there twice, and whatever else a decoder would read in another way, Bokeh never writes.
+func jsonValue(text []byte, name, opening string) []byte {
+	for range maxNames {
+		_, rest, _ := bytes.Cut(text, []byte(`"`+name+`"`))
 		value, isName := bytes.CutPrefix(bytes.TrimLeft(rest, space), []byte(":"))
 		value = bytes.TrimLeft(value, space)
-		if isName && len(value) > 0 && value[0] == opening {
-			return value[1:], true
+		if isName && len(value) > 0 && strings.IndexByte(opening, value[0]) >= 0 {
+			return value
 		}
 		text = rest
 	}
-	return nil, false
+	return nil
+}
+
+// jsonText returns the string that the member has.
+func jsonText(text []byte, name string) (s string) {
+	raw, _, _ := cutString(jsonValue(text, name, `"`))
+	if !bytes.Contains(raw, []byte(`\`)) {
+		return string(raw)
+	}
+	_ = json.Unmarshal(slices.Concat([]byte(`"`), raw, []byte(`"`)), &s) // nothing, if it is broken
+	return s
+}
+
+// jsonSeconds returns the time in seconds that the member has, or 0.
+func jsonSeconds(text []byte, name string) int64 {
+	value := jsonValue(text, name, "0123456789")
+	if end := bytes.IndexAny(value, ",}"+space); end >= 0 {
+		value = value[:end]
+	}
+	if seconds, err := strconv.ParseFloat(string(value), 64); err == nil && seconds < 1<<40 {
+		return int64(seconds)
+	}
+	return 0
 }
 
 // space is what JSON calls so.

@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
@@ -109,6 +111,36 @@ func TestOneVisitTries(t *testing.T) {
 			t.Error("it has answered, and is kept off")
 		}
 	})
+}
+
+// Where this handler takes care of another one's error, that says nothing of its upstreams.
+func TestErrorOfAnotherHandler(t *testing.T) {
+	for name, c := range map[string]struct {
+		ends  string // the error that the request has when it ends
+		keeps bool
+	}{
+		"client leaves": {"before", false},
+		"page fails":    {"after", true},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(1)
+			s := newTestSelection(pool)
+			for range 10 {
+				r := newRequest(s, "/app")
+				before := caddyhttp.HandlerError{ID: "before", StatusCode: http.StatusBadGateway}
+				r.Request = r.WithContext(context.WithValue(r.Context(), caddyhttp.ErrorCtxKey, error(before)))
+				r.choose(pool)
+				r.run().connected(r.run().attempt)
+				r.repl.Set(placeholderErrorID, c.ends)
+				r.repl.Set(placeholderErrorStatus, http.StatusBadGateway)
+				r.end()
+				synctest.Wait()
+			}
+			if got := s.members.get("u0:80").troubled(s.table.now()); got != c.keeps {
+				t.Errorf("%s: it is kept off: %t", name, got)
+			}
+		})
+	}
 }
 
 // What clients can cause keeps nobody off, nor brings anybody back.

@@ -42,6 +42,7 @@ func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers,
 	}
 	arrivals := w.arrivals(seed, b.warmUp+r.measuredFor())
 	outcomes := make([]outcome, len(arrivals))
+	before := r.used()
 	r.begun = time.Now().Add(50 * time.Millisecond)
 	var all sync.WaitGroup
 	all.Go(func() { r.receive(ctx, arrivals, outcomes) })
@@ -51,6 +52,8 @@ func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers,
 	if err := errors.Join(err, ctx.Err()); err != nil {
 		return numbers{}, err
 	}
+	// Of the whole run: a peer that lets visits wait would have less to do while it is measured.
+	n.CPU = (r.used().cpu - before.cpu) / float64(len(arrivals)) * 1000
 	if w.real {
 		if err := r.readRuns(); err != nil {
 			return numbers{}, err
@@ -212,20 +215,22 @@ func (r *run) happen(ctx context.Context, from time.Time) error {
 
 // look is what is seen at one moment.
 type look struct {
-	usage
-	when     time.Time
 	building []float64 // sums of each server
 	sessions []float64
 }
 
 func (r *run) look() (l look) {
-	l.when = time.Now()
 	for _, s := range r.servers {
 		l.building = append(l.building, s.building.sum())
 		l.sessions = append(l.sessions, s.sessions.sum())
 	}
-	if pid := r.front.pid(); pid != 0 {
-		l.usage, _ = used(pid)
-	}
 	return l
+}
+
+// used is what the peer has used until now, if it is a process of its own.
+func (r *run) used() (u usage) {
+	if pid := r.front.pid(); pid != 0 {
+		u, _ = used(pid)
+	}
+	return u
 }
