@@ -92,7 +92,7 @@ func report(root, folder string, chosen []*work, readme bool) error {
 	svg := filepath.Join(folder, "peers.svg")
 	if readme {
 		svg = filepath.Join(root, "bench", "peers.svg")
-		if err := updateReadme(filepath.Join(root, "README.md"), all); err != nil {
+		if err := updateReadme(filepath.Join(root, "README.md"), folder, all); err != nil {
 			return err
 		}
 	}

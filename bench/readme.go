@@ -1,11 +1,13 @@
-// This file holds how the tables get into the README.
+// This file holds how the comparison gets into the README, and all tables beside the raw results.
 
 package main
 
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -16,8 +18,12 @@ const (
 	readmeEnd   = "<!-- the comparison's end -->\n"
 )
 
-// updateReadme writes the tables between the marks, with the day and the versions.
-func updateReadme(file string, all []*summary) error {
+// allTables is the file that has a table of each work, beside the raw results.
+const allTables = "README.md"
+
+// updateReadme writes what comes of the comparison between the marks, with the day and the versions, and all tables
+// beside the raw results.
+func updateReadme(file, folder string, all []*summary) error {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
@@ -27,16 +33,33 @@ func updateReadme(file string, all []*summary) error {
 	if !found || !ended {
 		return errors.New(file + " has no place for the comparison: " + strings.TrimSpace(readmeBegin))
 	}
-	return os.WriteFile(file, []byte(before+readmeBegin+markdown(all)+readmeEnd+after), 0o600)
+	err = os.WriteFile(file, []byte(before+readmeBegin+shortly(all)+readmeEnd+after), 0o600)
+	return errors.Join(err, os.WriteFile(filepath.Join(folder, allTables), []byte(atLength(all)), 0o600))
 }
 
-func markdown(all []*summary) string {
+// shortly returns the plot and one table of all works.
+func shortly(all []*summary) string {
+	return fmt.Sprintf("![until when 99 of 100 pages are ready, behind each balancer at each work](bench/peers.svg)\n\n%s\n\n%s\n",
+		overview(all).RenderMarkdown(), origin(all))
+}
+
+// atLength returns a table of each work, and what of the aims is reached.
+func atLength(all []*summary) string {
 	var b strings.Builder
-	b.WriteString("![p99 until a page is ready, of each balancer at each work](bench/peers.svg)\n\n")
+	b.WriteString("# Beside other balancers\n\nMade by `make bench-peers ARGS=-readme` from the raw results in this folder.\n\n")
 	for _, s := range all {
-		fmt.Fprintf(&b, "**%s**\n\n%s\n\n", s.work.title, s.table().RenderMarkdown())
+		fmt.Fprintf(&b, "## %s\n\n%s\n\n", s.work.title, s.table().RenderMarkdown())
+		if n := s.disturbed(); n > 0 {
+			fmt.Fprintf(&b, "In %d of %d runs the machine was busy with other things.\n\n", n, len(s.records))
+		}
 	}
-	fmt.Fprintf(&b, "%s\n", origin(all))
+	b.WriteString("## What had to be reached\n\n```\n")
+	for _, s := range all {
+		for _, f := range verdict(s, ours) {
+			fmt.Fprintln(&b, f)
+		}
+	}
+	fmt.Fprintf(&b, "```\n\n%s\n", origin(all))
 	return b.String()
 }
 
@@ -44,8 +67,9 @@ func markdown(all []*summary) string {
 func origin(all []*summary) string {
 	var versions []string
 	var last time.Time
-	cpus, runs := 0, 0
+	cpus, least, most := 0, math.MaxInt, 0
 	for _, s := range all {
+		runs := 0
 		for _, r := range s.records {
 			if r.Version != "" && !slices.Contains(versions, r.Version) {
 				versions = append(versions, r.Version)
@@ -56,7 +80,12 @@ func origin(all []*summary) string {
 			cpus = r.CPUs
 			runs = max(runs, r.Repetition+1)
 		}
+		least, most = min(least, runs), max(most, runs)
 	}
 	slices.Sort(versions)
-	return fmt.Sprintf("Measured on %s on %d cores, medians of %d runs; %s.", last.Format(time.DateOnly), cpus, runs, strings.Join(versions, "; "))
+	runs := fmt.Sprint(most)
+	if least < most {
+		runs = fmt.Sprintf("%d to %d", least, most)
+	}
+	return fmt.Sprintf("Measured on %s on %d cores, medians of %s runs; %s.", last.Format(time.DateOnly), cpus, runs, strings.Join(versions, "; "))
 }

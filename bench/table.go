@@ -85,6 +85,32 @@ func (s *summary) row(p string) table.Row {
 	return row
 }
 
+// overview has a row for each work: this policy, and the best other peer.
+func overview(all []*summary) table.Writer {
+	t := table.NewWriter()
+	t.AppendHeader(table.Row{"", "99 of 100 ready within", "behind the best other", "ratio (spread)", "to a central queue", "app runs a visit", "failed", "CPU, to " + cookiePeer})
+	for _, s := range all {
+		if s.work.idle {
+			continue
+		}
+		best := s.best(ours, ready99)
+		central, _ := againstIdeal(s, ours)
+		cost, _ := cpuAgainstCookie(s, ours)
+		against := s.against(ours, best, ready99)
+		t.AppendRow(table.Row{
+			s.work.title,
+			seconds(s.get(ours, ready99).median),
+			fmt.Sprintf("%s, %s", seconds(s.get(best, ready99).median), best),
+			fmt.Sprintf("%.2f (%.2f–%.2f)", against.median, against.least, against.most),
+			ratio(central),
+			fmt.Sprintf("%.3f", s.get(ours, appRuns).median),
+			fmt.Sprintf("%.1f %%", 100*s.get(ours, failed).median),
+			ratio(cost),
+		})
+	}
+	return t
+}
+
 func spreadOf(s statistic) string {
 	return fmt.Sprintf("%s (%s–%s)", seconds(s.median), seconds(s.least), seconds(s.most))
 }

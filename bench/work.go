@@ -223,19 +223,22 @@ func (w *work) draw(rnd *rand.Rand) arrival {
 	}
 }
 
-// visitors returns who comes. Addresses differ in their first bytes, the ones that nginx hashes.
+// visitors returns who comes. Addresses differ in their first bytes, the ones that nginx hashes, and by chance: in
+// a row, they would come to nginx's servers in turns.
 func (w *work) visitors(arrivals []arrival) []visitor {
+	const nets = 250
 	count := 0
 	for _, a := range arrivals {
 		count = max(count, a.who+1)
 	}
 	all := make([]visitor, count)
+	places := rand.New(rand.NewPCG(uint64(count), 0)).Perm(nets * nets)
 	for i := range all {
-		n := i + 1
+		at := places[i]
 		if w.crowd == behindOne {
-			n = 1
+			at = 0
 		}
-		addr := netip.AddrFrom4([4]byte{127, byte(1 + n/250), byte(1 + n%250), 1})
+		addr := netip.AddrFrom4([4]byte{127, byte(1 + at/nets), byte(1 + at%nets), 1})
 		all[i] = newVisitor(addr, w.crowd != withoutCookie)
 	}
 	return all
