@@ -10,5 +10,5 @@ arguments = curdoc().session_context.request.arguments
 visit = arguments["visit"][0].decode()
 time.sleep(0.1)
 with open(os.environ["RUNS"], "a") as runs:
-    print(visit, file=runs)
+    print(visit, os.environ["SERVER"], file=runs)
 curdoc().add_root(Div(text=visit))

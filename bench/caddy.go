@@ -14,6 +14,10 @@ import (
 const (
 	// retries is what users have who do not want to lose visits.
 	retries = "lb_try_duration 5s"
+	// notices is what users have who want Caddy to see that a server fails.
+	notices = retries + `
+		fail_duration 10s
+		unhealthy_status 5xx`
 	// bokehPolicy is ours, told how long these servers keep a session that nobody uses.
 	bokehPolicy = `lb_policy bokeh {
 			unused_session_lifetime 3s

@@ -37,7 +37,7 @@ func command(ctx context.Context) error {
 	draw := flag.Bool("draw", false, "only draw what the raw results hold")
 	readme := flag.Bool("readme", false, "write the tables into the README and the plot into bench")
 	seed := flag.Uint64("seed", 1, "of the first repetition")
-	flag.DurationVar(&b.warmUp, "warm-up", 2500*time.Millisecond, "how long a run goes on before it is measured")
+	flag.DurationVar(&b.warmUp, "warm-up", 4*time.Second, "how long a run goes on before it is measured")
 	flag.DurationVar(&b.measured, "measured", 6*time.Second, "how long it is measured")
 	flag.Parse()
 
@@ -67,7 +67,11 @@ func command(ctx context.Context) error {
 	if b.caddy, err = stack.BuildCaddy(ctx, root); err != nil {
 		return err
 	}
-	c := comparison{bench: b, count: *count, seed: *seed, folder: *out, versions: map[string]string{}}
+	revision, err := said("git", "-C", root, "describe", "--always", "--dirty")
+	if err != nil {
+		return fmt.Errorf("which revision is this: %w", err)
+	}
+	c := comparison{bench: b, count: *count, seed: *seed, revision: revision, folder: *out, versions: map[string]string{}}
 	if err := c.find(usual); err != nil {
 		return err
 	}

@@ -21,14 +21,15 @@ type numbers struct {
 	Why        map[string]int `json:"failed_why,omitempty"`
 	Reconnects int            `json:"reconnects"`
 	Sessions   float64        `json:"sessions_max_over_mean"`
-	Building   float64        `json:"building_max_over_mean"`                // in the second that follows the first one
+	Building   float64        `json:"building_max_over_mean"`                // on average over a second, from soon on
 	CPU        float64        `json:"cpu_seconds_per_1000_visits,omitempty"` // of the whole run
 	Lag        float64        `json:"lag_p99"`                               // of this program
 	Memory     float64        `json:"bytes_per_session,omitempty"`
 
-	before, second, third, after look
-	waits                        []float64
-	runs                         int
+	before, early, late, after look
+	up                         []bool // which servers are there in the end
+	waits                      []float64
+	runs                       int
 }
 
 // add counts a visit. One that failed was never ready, which counts as the longest wait there is.
@@ -58,19 +59,25 @@ func (n *numbers) finish() {
 	n.Runs = float64(n.runs) / visits
 	slices.Sort(n.waits)
 	n.Ready50, n.Ready90, n.Ready99 = quantile(n.waits, 0.5), quantile(n.waits, 0.9), quantile(n.waits, 0.99)
-	n.Sessions = unevenness(n.before.sessions, n.after.sessions)
-	n.Building = unevenness(n.second.building, n.third.building)
+	if n.Sessions == 0 {
+		n.Sessions = unevenness(n.before.sessions, n.after.sessions, n.up)
+	}
+	n.Building = unevenness(n.early.building, n.late.building, n.up)
 }
 
 func quantile(sorted []float64, p float64) float64 {
 	return stat.Quantile(p, stat.Empirical, sorted, nil)
 }
 
-// unevenness is the most over the mean of what the servers had between two looks.
-func unevenness(before, after []float64) float64 {
-	held := slices.Clone(after)
-	floats.Sub(held, before)
-	if floats.Sum(held) == 0 {
+// unevenness is the most over the mean of what the servers that are up had between two looks.
+func unevenness(before, after []float64, up []bool) float64 {
+	var held []float64
+	for i := range after {
+		if up[i] {
+			held = append(held, after[i]-before[i])
+		}
+	}
+	if len(held) == 0 || floats.Sum(held) == 0 {
 		return 0
 	}
 	return floats.Max(held) / stat.Mean(held, nil)
@@ -83,6 +90,7 @@ type record struct {
 	Version    string    `json:"version,omitempty"`
 	Repetition int       `json:"repetition"`
 	Seed       uint64    `json:"seed"`
+	Revision   string    `json:"revision"` // of this policy
 	Date       time.Time `json:"date"`
 	CPUs       int       `json:"cpus"`
 	numbers

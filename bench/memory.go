@@ -48,7 +48,7 @@ func (r *run) open(ctx context.Context, all *sync.WaitGroup, first, count int) (
 	for i := range arrivals {
 		arrivals[i] = arrival{app: "/app", cost: time.Millisecond, who: i}
 	}
-	visitors := r.work.visitors(arrivals)
+	visitors := r.work.visitors(arrivals, 1)
 	seats := make(chan struct{}, openAtOnce)
 	failed := make(chan error, count)
 	for i := first; i < first+count; i++ {

@@ -19,6 +19,7 @@ pid %[1]s/nginx.pid;
 error_log %[1]s/error.log;
 %[2]s
 worker_processes auto;
+worker_rlimit_nofile 20000;
 
 events {
 	worker_connections 10000;

@@ -47,23 +47,50 @@ type site struct {
 // ideal is the peer that is none: the best that can be.
 const ideal = "central-queue"
 
-// peers are in the order of the tables.
-var peers = []peer{
-	{name: ideal, version: func(*bench) (string, error) { return "", nil }, start: startQueue},
-	{name: "haproxy-leastconn", version: haproxyVersion, start: startHAProxy},
-	{name: "nginx-least_conn", version: nginxVersion, start: nginx("least_conn;", "")},
-	{name: "nginx-ip_hash", version: nginxVersion, start: nginx("ip_hash;", "")},
-	{name: "nginx-sticky", version: nginxStickyVersion, start: nginx("least_conn;", "sticky cookie server;")},
-	{name: "caddy-random", version: caddyVersion, start: caddy("lb_policy random", retries)},
-	{name: "caddy-round_robin", version: caddyVersion, start: caddy("lb_policy round_robin", retries)},
-	{name: "caddy-least_conn", version: caddyVersion, start: caddy("lb_policy least_conn", retries)},
-	{name: "caddy-random_choose", version: caddyVersion, start: caddy("lb_policy random_choose 2", retries)},
-	{name: "caddy-ip_hash", version: caddyVersion, start: caddy("lb_policy ip_hash", retries)},
-	{name: "caddy-cookie", version: caddyVersion, start: caddy("lb_policy cookie", retries)},
-	{name: "caddy-cookie-no-retries", extra: true, version: caddyVersion, start: caddy("lb_policy cookie", "")},
-	{name: "caddy-first", extra: true, version: caddyVersion, start: caddy("lb_policy first", retries)},
-	{name: "bokeh-no-retries", extra: true, version: caddyVersion, start: caddy(bokehPolicy, "")},
-	{name: "bokeh", version: caddyVersion, start: caddy(bokehPolicy, retries)},
+// policies are Caddy's own, and the arguments that they need.
+var policies = []string{"random", "round_robin", "least_conn", "random_choose 2", "ip_hash", "cookie"}
+
+// peers are in the order of the tables. Those that are extra are beside the ones that users have most often.
+var peers = slices.Concat(
+	[]peer{
+		{name: ideal, version: func(*bench) (string, error) { return "", nil }, start: startQueue},
+		{name: "haproxy-leastconn", version: haproxyVersion, start: startHAProxy(oneBackend, "")},
+		{name: "haproxy-slowstart", extra: true, version: haproxyVersion, start: startHAProxy(oneBackend, " slowstart 5s")},
+		{name: "haproxy-two-backends", extra: true, version: haproxyVersion, start: startHAProxy(twoBackends, "")},
+		{name: "nginx-least_conn", version: nginxVersion, start: nginx("least_conn;", "")},
+		{name: "nginx-ip_hash", version: nginxVersion, start: nginx("ip_hash;", "")},
+		{name: "nginx-sticky", version: nginxStickyVersion, start: nginx("least_conn;", "sticky cookie server;")},
+	},
+	caddys("", false, retries),
+	[]peer{
+		{name: "caddy-cookie-least_conn", extra: true, version: caddyVersion, start: caddy("lb_policy cookie {\n\t\t\tfallback least_conn\n\t\t}", retries)},
+		{name: "caddy-cookie-fail_duration", extra: true, version: caddyVersion, start: caddy("lb_policy cookie", notices)},
+		{name: "caddy-first", extra: true, version: caddyVersion, start: caddy("lb_policy first", retries)},
+	},
+	caddys(withoutRetries, true, ""),
+	[]peer{
+		{name: ours + withoutRetries, extra: true, version: caddyVersion, start: caddy(bokehPolicy, "")},
+		{name: ours, version: caddyVersion, start: caddy(bokehPolicy, retries)},
+	},
+)
+
+// caddys returns Caddy with each of its own policies.
+func caddys(suffix string, extra bool, retries string) (all []peer) {
+	for _, policy := range policies {
+		name, _, _ := strings.Cut(policy, " ")
+		all = append(all, peer{name: "caddy-" + name + suffix, extra: extra, version: caddyVersion, start: caddy("lb_policy "+policy, retries)})
+	}
+	return all
+}
+
+// unretried are the names of all peers without retries.
+func unretried() (names []string) {
+	for _, p := range peers {
+		if strings.HasSuffix(p.name, withoutRetries) {
+			names = append(names, p.name)
+		}
+	}
+	return names
 }
 
 // choosePeers returns the peers of these names, or all usual ones.

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// queue is the best that can be: nobody waits while a server is idle, and nobody is overtaken. As it knows what each
+// queue has no proxy, nobody waits while a server is idle, and nobody is overtaken. As it knows what each
 // page costs, nobody has to stand in a line until a server is free: it is known before which one that will be.
 type queue struct {
 	servers map[string]*server

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -46,7 +47,9 @@ func shortly(all []*summary) string {
 // atLength returns a table of each work, and what of the aims is reached.
 func atLength(all []*summary) string {
 	var b strings.Builder
-	b.WriteString("# Beside other balancers\n\nMade by `make bench-peers ARGS=-readme` from the raw results in this folder.\n\n")
+	b.WriteString("# Beside other balancers\n\nMade by `make bench-peers ARGS=-readme` from the raw results in this folder." +
+		" A dash stands where more than one visit in a hundred failed. Behind a balancer that runs apps twice the servers may have more to do than they can:" +
+		" then the waits grow as long as it is measured.\n\n")
 	for _, s := range all {
 		fmt.Fprintf(&b, "## %s\n\n%s\n\n", s.work.title, s.table().RenderMarkdown())
 		if n := s.disturbed(); n > 0 {
@@ -66,17 +69,22 @@ func atLength(all []*summary) string {
 // origin says when, on what and of which programs the numbers are.
 func origin(all []*summary) string {
 	var versions []string
-	var last time.Time
+	var first, last time.Time
 	cpus, least, most := 0, math.MaxInt, 0
+	revisions := map[string]bool{}
 	for _, s := range all {
 		runs := 0
 		for _, r := range s.records {
 			if r.Version != "" && !slices.Contains(versions, r.Version) {
 				versions = append(versions, r.Version)
 			}
+			if first.IsZero() || r.Date.Before(first) {
+				first = r.Date
+			}
 			if r.Date.After(last) {
 				last = r.Date
 			}
+			revisions[r.Revision] = true
 			cpus = r.CPUs
 			runs = max(runs, r.Repetition+1)
 		}
@@ -87,5 +95,10 @@ func origin(all []*summary) string {
 	if least < most {
 		runs = fmt.Sprintf("%d to %d", least, most)
 	}
-	return fmt.Sprintf("Measured on %s on %d cores, medians of %s runs; %s.", last.Format(time.DateOnly), cpus, runs, strings.Join(versions, "; "))
+	days := last.Format(time.DateOnly)
+	if from := first.Format(time.DateOnly); from != days {
+		days = from + " to " + days
+	}
+	return fmt.Sprintf("Measured on %s on %d cores, medians of %s runs; this policy at %s; %s.",
+		days, cpus, runs, strings.Join(slices.Sorted(maps.Keys(revisions)), ", "), strings.Join(versions, "; "))
 }

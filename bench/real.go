@@ -5,10 +5,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"gonum.org/v1/gonum/floats"
 
 	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
 )
@@ -41,7 +45,7 @@ func (r *run) startReal(ctx context.Context, addrs []string) (end func(), err er
 				"--unused-session-lifetime", fmt.Sprint(unusedLifetime.Milliseconds()),
 				"--check-unused-sessions", fmt.Sprint(checkUnused.Milliseconds()),
 			},
-			Env: []string{"RUNS=" + r.listOfRuns()},
+			Env: []string{"RUNS=" + r.listOfRuns(), "SERVER=" + addr},
 		})
 		if err != nil {
 			return end, err
@@ -54,14 +58,18 @@ func (r *run) startReal(ctx context.Context, addrs []string) (end func(), err er
 
 func (r *run) listOfRuns() string { return filepath.Join(r.dir, "runs") }
 
-// readRuns counts the runs of real servers.
-func (r *run) readRuns() error {
+// readRuns counts the runs of real servers, and returns the most of one over the mean.
+func (r *run) readRuns() (uneven float64, err error) {
 	text, err := os.ReadFile(r.listOfRuns())
 	if err != nil {
-		return err
+		return 0, err
 	}
-	for visit := range strings.FieldsSeq(string(text)) {
+	each := map[string]float64{}
+	for line := range strings.Lines(string(text)) {
+		visit, server, _ := strings.Cut(strings.TrimSpace(line), " ")
 		r.runs.add(visit)
+		each[server]++
 	}
-	return nil
+	began := slices.Collect(maps.Values(each))
+	return floats.Max(began) / floats.Sum(began) * float64(len(r.servers)), nil
 }

@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// soon is when a server that joins must have found its share, a second at the pace of real pages.
+const soon = time.Second / scale
+
 // bench is what all runs share.
 type bench struct {
 	root     string // the project's folder
@@ -24,6 +27,7 @@ type bench struct {
 type run struct {
 	*bench
 	work    *work
+	seed    uint64
 	dir     string // for configs and the like
 	front   front
 	servers []*server
@@ -34,7 +38,7 @@ type run struct {
 
 // run runs a peer once.
 func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers, error) {
-	r := &run{bench: b, work: w, runs: &runs{of: map[string]int{}}, leave: make(chan struct{})}
+	r := &run{bench: b, work: w, seed: seed, runs: &runs{of: map[string]int{}}, leave: make(chan struct{})}
 	end, err := r.start(ctx, p)
 	defer end()
 	if err != nil {
@@ -55,7 +59,7 @@ func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers,
 	// Of the whole run: a peer that lets visits wait would have less to do while it is measured.
 	n.CPU = (r.used().cpu - before.cpu) / float64(len(arrivals)) * 1000
 	if w.real {
-		if err := r.readRuns(); err != nil {
+		if n.Sessions, err = r.readRuns(); err != nil {
 			return numbers{}, err
 		}
 	}
@@ -133,7 +137,7 @@ func (r *run) startSimulated(_ context.Context, addrs []string) (end func(), err
 
 // receive lets all visitors in, each at its time, and returns when the last one has left.
 func (r *run) receive(ctx context.Context, arrivals []arrival, outcomes []outcome) {
-	visitors := r.work.visitors(arrivals)
+	visitors := r.work.visitors(arrivals, r.seed)
 	var all sync.WaitGroup
 	defer all.Wait()
 	for i, a := range arrivals {
@@ -169,16 +173,20 @@ func (r *run) measure(ctx context.Context) (n numbers, err error) {
 	all.Go(func() { n.Lag = lag(watching).Seconds() })
 	var happened error
 	all.Go(func() { happened = r.happen(ctx, from) })
-	for i, l := range []*look{&n.second, &n.third} {
-		if err := sleep(ctx, time.Until(from.Add(time.Duration(i+1)*time.Second))); err != nil {
-			return n, err
-		}
-		*l = r.look()
+	for l, after := range map[*look]time.Duration{&n.early: soon, &n.late: soon + time.Second} {
+		all.Go(func() {
+			if sleep(ctx, time.Until(from.Add(after))) == nil {
+				*l = r.look()
+			}
+		})
 	}
 	if err := sleep(ctx, time.Until(r.begun.Add(r.warmUp+r.measuredFor()))); err != nil {
 		return n, err
 	}
 	n.after = r.look()
+	for _, s := range r.servers {
+		n.up = append(n.up, r.work.real || s.up())
+	}
 	stop()
 	all.Wait()
 	return n, happened

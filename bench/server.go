@@ -76,6 +76,13 @@ func (s *server) takes(cost time.Duration) time.Duration {
 	return time.Duration(float64(cost) / s.pace)
 }
 
+// up says whether the server lives.
+func (s *server) up() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.life != nil
+}
+
 // busyUntil returns when the thread is free.
 func (s *server) busyUntil() time.Time {
 	s.mu.Lock()
@@ -118,8 +125,9 @@ type life struct {
 
 // doc is a session's document.
 type doc struct {
-	sockets int
-	unused  time.Time // since when there is no socket
+	building bool
+	sockets  int
+	unused   time.Time // since when there is no socket
 }
 
 func (l *life) page(w http.ResponseWriter, r *http.Request) {
@@ -141,7 +149,7 @@ func (l *life) open(id string, r *http.Request) error {
 	l.mu.Lock()
 	known := l.docs[id]
 	if known == nil && l.docs != nil {
-		l.docs[id] = &doc{unused: time.Now()}
+		l.docs[id] = &doc{building: true}
 		l.sessions.add(1)
 	}
 	l.mu.Unlock()
@@ -153,7 +161,17 @@ func (l *life) open(id string, r *http.Request) error {
 	l.runs.add(q.Get("visit"))
 	l.building.add(1)
 	defer l.building.add(-1)
+	defer l.built(id)
 	return l.thread.work(l.ctx, l.takes(time.Duration(cost)))
+}
+
+// built takes note that a session's document is there.
+func (l *life) built(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if d := l.docs[id]; d != nil {
+		d.building, d.unused = false, time.Now()
+	}
 }
 
 func (l *life) socket(w http.ResponseWriter, r *http.Request) {
@@ -216,7 +234,7 @@ func (l *life) check() {
 	for sleep(l.ctx, checkUnused) == nil {
 		l.mu.Lock()
 		for id, d := range l.docs {
-			if d.sockets == 0 && time.Since(d.unused) > unusedLifetime {
+			if !d.building && d.sockets == 0 && time.Since(d.unused) > unusedLifetime {
 				delete(l.docs, id)
 				l.sessions.add(-1)
 			}

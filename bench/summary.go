@@ -49,7 +49,10 @@ func (s *summary) of(peer string, v value) (all []float64) {
 }
 
 // statistic is the median of repetitions, and their spread.
-type statistic struct{ median, least, most float64 }
+type statistic struct {
+	median, least, most float64
+	n                   int // repetitions
+}
 
 func statisticOf(values []float64) (s statistic) {
 	if len(values) == 0 {
@@ -58,38 +61,44 @@ func statisticOf(values []float64) (s statistic) {
 	sorted := slices.Sorted(slices.Values(values))
 	// Of an even number, the middle of the two in the middle.
 	median := (quantile(sorted, 0.5) + sorted[len(sorted)/2]) / 2
-	return statistic{median, sorted[0], sorted[len(sorted)-1]}
+	return statistic{median, sorted[0], sorted[len(sorted)-1], len(sorted)}
 }
 
 func (s *summary) get(peer string, v value) statistic { return statisticOf(s.of(peer, v)) }
 
 // against returns the ratio of a peer's value and another's: of each repetition, then the median.
 func (s *summary) against(peer, other string, v value) statistic {
+	theirs := map[int]float64{}
+	for _, r := range s.records {
+		if r.Peer == other {
+			theirs[r.Repetition] = v(r.numbers)
+		}
+	}
 	var ratios []float64
-	for i, mine := range s.of(peer, v) {
-		if theirs := s.of(other, v); i < len(theirs) && theirs[i] > 0 {
-			ratios = append(ratios, mine/theirs[i])
+	for _, r := range s.records {
+		if r.Peer == peer && theirs[r.Repetition] > 0 {
+			ratios = append(ratios, v(r.numbers)/theirs[r.Repetition])
 		}
 	}
 	return statisticOf(ratios)
 }
 
-// best returns the peer, other than this one, its variants and the central queue, with the lowest median. One that fails
-// more visits than one in a hundred has no p99 below the limit, and so is never the best as long as another one works.
-func (s *summary) best(than string, v value) (best string) {
-	least := 0.0
-	for _, p := range s.peers {
-		if p == ideal || isOurs(p) || p == than {
+// best returns the peer, of those that users have most often, other than this one, our policy and the central queue,
+// whose pages are ready soonest. One that fails more visits than one in a hundred has no p99 below the limit; among
+// those it is the one that fails least.
+func (s *summary) best(than string) (best string) {
+	var least [2]float64
+	for _, p := range peers {
+		got := s.get(p.name, ready99)
+		if got.n == 0 || p.extra || p.name == ideal || p.name == ours || p.name == than {
 			continue
 		}
-		if m := s.get(p, v).median; best == "" || m < least {
-			best, least = p, m
+		if m := [2]float64{got.median, s.get(p.name, failed).median}; best == "" || slices.Compare(m[:], least[:]) < 0 {
+			best, least = p.name, m
 		}
 	}
 	return best
 }
-
-func isOurs(peer string) bool { return peer == ours || peer == ours+withoutRetries }
 
 // mean is of a value over the repetitions.
 func (s *summary) mean(peer string, v value) float64 { return stat.Mean(s.of(peer, v), nil) }

@@ -53,7 +53,7 @@ func (s *summary) table() table.Writer {
 		}
 		return t
 	}
-	head := table.Row{"", "app runs a visit", "ready: p50", "p90", "p99 (spread)", "against best", "against ideal", "failed", "sessions, most/mean", "CPU s, 1000 visits"}
+	head := table.Row{"", "app runs a visit", "ready: p50", "p90", "p99 (spread)", "to the best other", "to the central queue", "failed", "sessions, most/mean", "CPU s, 1000 visits"}
 	if s.work.late {
 		head = append(head, "pages building, most/mean")
 	}
@@ -73,10 +73,10 @@ func (s *summary) row(p string) table.Row {
 		seconds(s.get(p, ready50).median),
 		seconds(s.get(p, ready90).median),
 		spreadOf(s.get(p, ready99)),
-		ratio(best),
-		ratio(central),
+		ratio(best.median),
+		ratio(central.median),
 		fmt.Sprintf("%.1f %%", 100*s.get(p, failed).median),
-		fmt.Sprintf("%.2f", s.get(p, sessions).median),
+		ratio(s.get(p, sessions).median),
 		ratio(s.get(p, cpu).median),
 	}
 	if s.work.late {
@@ -88,24 +88,27 @@ func (s *summary) row(p string) table.Row {
 // overview has a row for each work: this policy, and the best other peer.
 func overview(all []*summary) table.Writer {
 	t := table.NewWriter()
-	t.AppendHeader(table.Row{"", "99 of 100 ready within", "behind the best other", "ratio (spread)", "to a central queue", "app runs a visit", "failed", "CPU, to " + cookiePeer})
+	t.AppendHeader(table.Row{"", "99 of 100 ready within", "behind the best other", "ratio (spread)", "to the central queue", "app runs a visit, here and there", "failed, here and there", "CPU, to " + cookiePeer})
 	for _, s := range all {
 		if s.work.idle {
 			continue
 		}
-		best := s.best(ours, ready99)
+		against, best := againstBest(s, ours)
 		central, _ := againstIdeal(s, ours)
 		cost, _ := cpuAgainstCookie(s, ours)
-		against := s.against(ours, best, ready99)
+		compared := ""
+		if against.n > 0 {
+			compared = fmt.Sprintf("%.2f (%.2f–%.2f)", against.median, against.least, against.most)
+		}
 		t.AppendRow(table.Row{
-			s.work.title,
+			fmt.Sprintf("`%s`: %s", s.work.name, s.work.title),
 			seconds(s.get(ours, ready99).median),
 			fmt.Sprintf("%s, %s", seconds(s.get(best, ready99).median), best),
-			fmt.Sprintf("%.2f (%.2f–%.2f)", against.median, against.least, against.most),
-			ratio(central),
-			fmt.Sprintf("%.3f", s.get(ours, appRuns).median),
-			fmt.Sprintf("%.1f %%", 100*s.get(ours, failed).median),
-			ratio(cost),
+			compared,
+			ratio(central.median),
+			fmt.Sprintf("%.3f, %.3f", s.get(ours, appRuns).median, s.get(best, appRuns).median),
+			fmt.Sprintf("%.1f %%, %.1f %%", 100*s.get(ours, failed).median, 100*s.get(best, failed).median),
+			ratio(cost.median),
 		})
 	}
 	return t
@@ -118,7 +121,7 @@ func spreadOf(s statistic) string {
 func seconds(s float64) string {
 	switch {
 	case s >= visitLimit.Seconds():
-		return "never"
+		return "—" // more than one in a hundred failed
 	case s >= 1:
 		return fmt.Sprintf("%.1f s", s)
 	}

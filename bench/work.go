@@ -82,34 +82,37 @@ const (
 var works = []work{
 	{name: "steady-50", title: "Steady, 50 % load", load: 0.5},
 	{name: "steady-70", title: "Steady, 70 % load", load: 0.7},
-	{name: "steady-80", title: "Steady, 80 % load", load: 0.8},
+	{name: "steady-80", title: "Steady, 80 % load", load: 0.8, extra: []string{"haproxy-two-backends", "caddy-cookie-least_conn"}},
 	{name: "steady-90", title: "Steady, 90 % load", load: 0.9},
 	{name: "burst", title: "30 % load, and 50 visits at once every 2 s", load: 0.3, burst: 50},
 	{
 		name: "heavy", title: "One page in ten is ten times as heavy, 80 % load", load: 0.8,
 		pages: []page{{"/app", 0.9, 1 / 1.9}, {"/app", 0.1, 10 / 1.9}},
+		extra: []string{"haproxy-two-backends"},
 	},
 	{
 		name: "two-apps", title: "Two apps, one five times as heavy as the other, 80 % load", load: 0.8,
 		pages: []page{{"/light", 5. / 6, 0.5}, {"/heavy", 1. / 6, 2.5}},
 	},
-	{name: "tabs", title: "20 people who open many tabs, 80 % load", load: 0.8, crowd: withTabs},
-	{name: "cookies-blocked", title: "Cookies are blocked, 80 % load", load: 0.8, crowd: withoutCookie},
+	{name: "tabs", title: "20 people who open many tabs, 80 % load", load: 0.8, crowd: withTabs, extra: []string{"haproxy-two-backends"}},
+	{name: "cookies-blocked", title: "Cookies are blocked, 80 % load", load: 0.8, crowd: withoutCookie, extra: []string{"haproxy-two-backends"}},
 	{name: "one-address", title: "Everybody from one address, 80 % load", load: 0.8, crowd: behindOne},
 	{name: "uneven", title: "Two servers are fast, two are slow, 80 % load", load: 0.8, paces: []float64{1.4, 1.4, 0.6, 0.6}},
-	{name: "join", title: "A fourth server joins three at 87 % load", load: 0.87, late: true},
+	{name: "join", title: "A fourth server joins three at 87 % load", load: 0.87, late: true, extra: []string{"haproxy-two-backends", "haproxy-slowstart"}},
 	{
 		name: "dies", title: "A server dies and is back after 3 s, 60 % load", load: 0.6,
-		end: events{{time.Second, dies}, {4 * time.Second, comesBack}},
+		end:   events{{time.Second, dies}, {4 * time.Second, comesBack}},
+		extra: []string{"caddy-cookie-fail_duration"},
 	},
 	{
 		name: "black-hole", title: "A server is dead and refuses at once, 60 % load", load: 0.6,
 		end:   events{{0, dies}},
-		extra: []string{"caddy-cookie-no-retries", "bokeh-no-retries"},
+		extra: append(unretried(), "caddy-cookie-fail_duration"),
 	},
 	{
 		name: "failing", title: "A server answers 500 at once, 60 % load", load: 0.6,
-		end: events{{0, beginsToFail}},
+		end:   events{{0, beginsToFail}},
+		extra: []string{"caddy-cookie-fail_duration"},
 	},
 	{
 		name: "real", title: "Three real servers, an app that sleeps for 100 ms, 70 % load", load: 0.7, real: true,
@@ -225,14 +228,14 @@ func (w *work) draw(rnd *rand.Rand) arrival {
 
 // visitors returns who comes. Addresses differ in their first bytes, the ones that nginx hashes, and by chance: in
 // a row, they would come to nginx's servers in turns.
-func (w *work) visitors(arrivals []arrival) []visitor {
+func (w *work) visitors(arrivals []arrival, seed uint64) []visitor {
 	const nets = 250
 	count := 0
 	for _, a := range arrivals {
 		count = max(count, a.who+1)
 	}
 	all := make([]visitor, count)
-	places := rand.New(rand.NewPCG(uint64(count), 0)).Perm(nets * nets)
+	places := rand.New(rand.NewPCG(seed, 2)).Perm(nets * nets)
 	for i := range all {
 		at := places[i]
 		if w.crowd == behindOne {
