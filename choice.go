@@ -90,7 +90,7 @@ func (rn *run) any(v *view) int {
 	return rn.untried(v, may, func(m *member) weight {
 		w := weight{queue: m.queue()}
 		switch {
-		case m.troubled(v.now):
+		case m.trouble.on() || m.troubled(v.now): // a visit tries it, and not all that a page asks for besides
 			w.trouble = 3
 		case ext && !m.warm():
 			w.trouble = 2

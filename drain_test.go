@@ -198,6 +198,7 @@ func TestDrainingWhileChoosing(t *testing.T) {
 		return true
 	}
 	r := newRequest(s, "/app")
+	original := r.Header
 	addr, _ := r.choose(pool)
 	if addr == marked {
 		t.Errorf("the session went to %s, which was marked meanwhile", addr)
@@ -207,6 +208,9 @@ func TestDrainingWhileChoosing(t *testing.T) {
 	}
 	if tg, k, ok := testRing.verify(r.stamp()); !ok || tg != k.tag(addr) {
 		t.Errorf("the stamp does not name %s", addr)
+	}
+	if got := original.Get(sessionIDHeader); got != r.stamp() {
+		t.Errorf("where there are header operations another stamp is sent, %s", got)
 	}
 }
 

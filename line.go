@@ -138,14 +138,14 @@ func (rn *run) isCapped() bool {
 	return rn.s.MaxSessions > 0 && rn.kind == pageRequest && rn.id == "" && rn.stamp == ""
 }
 
-// takes says whether the upstream at i takes this run's new session. Whoever may wait for a place need
+// takes says whether the upstream at i takes this run's new session. Whoever may still wait for a place need
 // not take one at an upstream that fails.
 func (rn *run) takes(v *view, i int) bool {
 	if !rn.isCapped() || !v.takesNew(i) {
 		return v.takesNew(i)
 	}
 	m := v.members[i]
-	return (!m.troubled(v.now) || v.allTroubled()) && rn.s.table.line.hasPlace(rn.ticket, m.upstream, int64(rn.s.MaxSessions), v.now)
+	return (!m.troubled(v.now) || rn.lastChance || v.allTroubled()) && rn.s.table.line.hasPlace(rn.ticket, m.upstream, int64(rn.s.MaxSessions), v.now)
 }
 
 // allTroubled says whether new sessions have nowhere to go but where they fail.
@@ -179,6 +179,10 @@ func (rn *run) isFull(v *view) bool {
 // when the config has been unloaded, for then nobody would ask again.
 func (rn *run) waitInLine(ctx context.Context, v *view) bool {
 	left := rn.begun + rn.s.patience - rn.s.table.now()
+	if left <= 0 && rn.isCapped() && !rn.lastChance {
+		rn.lastChance = true
+		return true
+	}
 	if left <= 0 {
 		rn.leaveLine()
 		return false
@@ -216,9 +220,11 @@ func (rn *run) getInLine(v *view) bool {
 		rn.inLine = now
 		rn.ticket = &ticket{max: int64(rn.s.MaxSessions), since: rn.begun, absent: rn.s.tryInterval + 2*lineSlice, turn: make(chan struct{}, 1)}
 	}
-	pool := make([]*upstream, v.present)
+	var pool []*upstream
 	for i, m := range v.members[:v.present] {
-		pool[i] = m.upstream
+		if v.available(i) { // or the places there would be kept from others for nothing
+			pool = append(pool, m.upstream)
+		}
 	}
 	rn.s.table.line.join(rn.ticket, pool, now)
 	return true

@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // newCapped returns a policy with a limit of sessions in a handler that goes on looking for a while.
@@ -322,7 +325,7 @@ func TestGroupBy(t *testing.T) {
 		pool := testPool(5)
 		nodes := []*Selection{newTestSelection(pool), newTestSelection(pool)}
 		for _, s := range nodes {
-			s.GroupBy = "{http.request.header.User}"
+			s.GroupBy, s.MaxSessions = "{http.request.header.User}", 1000
 		}
 		at := func(s *Selection, user string) string {
 			r := newRequest(s, "/app", "User", user)
@@ -360,6 +363,13 @@ func TestGroupBy(t *testing.T) {
 					m.draining.add(-1)
 				}
 			},
+			"is full": func(m *member, on bool) {
+				if on {
+					m.sessions.Add(1000)
+				} else {
+					m.sessions.Add(-1000)
+				}
+			},
 			"fails": func(m *member, on bool) {
 				if on {
 					m.trouble.failed(0, nodes[0].table.now(), firstPause)
@@ -383,19 +393,72 @@ func TestGroupBy(t *testing.T) {
 			}
 		}
 
-		// Who has no value goes where it is ready first.
-		s := newTestSelection(pool)
-		s.GroupBy = "{http.request.header.User}"
-		spread := map[string]bool{}
-		for range 5 {
+		// Who has no value goes where it is ready first, and if nobody knows what that is, the log says so.
+		for group, want := range map[string]int{"{http.request.header.User}": 0, "{http.auth.user.id}": 1} {
+			s := newTestSelection(pool)
+			s.GroupBy = group
+			core, logs := observer.New(zapcore.WarnLevel)
+			s.logger = zap.New(core)
+			spread := map[string]bool{}
+			for range 5 {
+				r := newRequest(s, "/app")
+				r.repl.Set("http.request.header.User", "")
+				addr, _ := r.choose(pool)
+				spread[addr] = true
+			}
+			if len(spread) != 5 {
+				t.Errorf("5 sessions of no group are at %v", spread)
+			}
+			if n := logs.FilterMessageSnippet("group_by has no value").Len(); n != want {
+				t.Errorf("%s: logged %d times, want %d", group, n, want)
+			}
+		}
+	})
+}
+
+// Where all others are full, who can wait no longer gets a place even at a server that has failed: it may be well again.
+func TestLastChance(t *testing.T) {
+	for _, patience := range []time.Duration{0, 5 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(2)
+			s := newCapped(newTable(), pool, 1, patience)
+			failing := s.members.get("u1:80")
+			failing.trouble.failed(0, s.table.now(), longestPause)
+			_, hangUp := occupy(t, s, pool, 1)
+			start := time.Now()
 			r := newRequest(s, "/app")
-			r.repl.Set("http.request.header.User", "")
-			addr, _ := r.choose(pool)
-			spread[addr] = true
+			if addr, _ := r.proxied(pool); addr != "u1:80" || time.Since(start) != patience {
+				t.Fatalf("goes to %q after %v, want u1:80 after %v", addr, time.Since(start), patience)
+			}
+			r.answer(http.StatusOK)
+			synctest.Wait()
+			if failing.trouble.on() {
+				t.Error("it has answered, and is not well")
+			}
+			if addr, _ := newRequest(s, "/app").proxied(pool); addr != "" {
+				t.Errorf("one too many goes to %s", addr)
+			}
+			hangUp[0]()
+		})
+	}
+}
+
+// A place that those who wait cannot take, for their site calls its server unhealthy, is kept from nobody.
+func TestPlaceOfAnotherSite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newCapped(newTable(), pool, 1, time.Minute)
+		s.healthy = func(u *reverseproxy.Upstream) bool { return u.Dial != "u1:80" }
+		other := newCapped(s.table, pool, 1, 0)
+		_, hangUp := occupy(t, s, pool, 1)
+		r := newRequest(s, "/app")
+		go r.proxied(pool)
+		synctest.Wait()
+		if addr, _ := newRequest(other, "/app").proxied(pool); addr != "u1:80" {
+			t.Errorf("a visit of the other site goes to %q", addr)
 		}
-		if len(spread) != 5 {
-			t.Errorf("5 sessions of no group are at %v", spread)
-		}
+		r.end()
+		hangUp[0]()
 	})
 }
 

@@ -116,12 +116,13 @@ type Selection struct {
 	// site has named. When every upstream that takes new sessions has so many, a visit waits for a place,
 	// whoever came first first, as long as the handler's `lb_try_duration` allows, also over a reload of
 	// the config (which may end the wait where upstreams are discovered); without that it does not wait.
-	// Then it gets 503 with a `Retry-After` header. A session has its place until its server gives it up, `unused_session_lifetime` and `check_unused_sessions`
+	// Then it takes a place at an upstream that has failed, if one is free, or gets 503 with a `Retry-After` header.
+	// A session has its place until its server gives it up, `unused_session_lifetime` and `check_unused_sessions`
 	// after its last websocket. Default: no limit.
 	MaxSessions int `json:"max_sessions,omitempty"`
 
-	// What the new sessions of a group have in common, as a placeholder: `{http.auth.user.id}`, or
-	// `{http.vars.client_ip}`, which a Caddyfile calls `{client_ip}`, or several in one. They go to the same
+	// What the new sessions of a group have in common, as one placeholder: `{http.auth.user.id}`, or
+	// `{http.vars.client_ip}`, which a Caddyfile calls `{client_ip}`. They go to the same
 	// upstream, the first one in an order that depends on the value and the key, of those that take new sessions, do not fail and have a place; so to the same one through every
 	// Caddy, with nothing to remember. A session whose value is empty, or that somebody else has named, goes where
 	// it would without. When upstreams come or go, the groups that are first there move with their next session.
@@ -438,9 +439,11 @@ func checkLifetime(option string, d time.Duration) error {
 	return nil
 }
 
+// checkGroupBy returns an error unless v is one placeholder. With more text, all sessions that have no value would be
+// one group.
 func checkGroupBy(v string) error {
-	if !placeholder.MatchString(v) {
-		return fmt.Errorf("invalid group_by %q: it is a placeholder, as in {http.auth.user.id}; all sessions would be one group", v)
+	if placeholder.FindString(v) != v {
+		return fmt.Errorf("invalid group_by %q: it is one placeholder and nothing else, as in {http.auth.user.id}", v)
 	}
 	return nil
 }

@@ -114,6 +114,7 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 		}
 		run.served()
 		run.tell(m, d)
+		run.handedOn = true
 		return v.pool[i]
 	}
 }
@@ -206,8 +207,10 @@ type run struct {
 	trial      *member       // that the next attempt is to try whether it is well again
 	noneIsWell []*member     // of these, one of which the next attempt takes all the same
 	blames     bool          // a page of this run has failed, and it was counted where
+	lastChance bool          // its patience is over, so it takes a place where it may fail
 	inLine     time.Duration // since when it waits for a place, on the table's clock
 	waited     time.Duration // until it had one
+	handedOn   bool          // the proxy was given an upstream, so it may still be writing what it sends
 	left       bool          // it was counted that the session has moved
 	turnedAway bool          // w has been told when to come back
 	shown      string        // the session's id as far as it is known, for the hash that may be shown
@@ -612,8 +615,9 @@ func (rn *run) settle(a *attempt, status int) {
 				m.trouble.tryNow(now)
 				m.failedPages.outlived(now)
 			}
-		case a.connected && status >= http.StatusInternalServerError && !rn.blames:
-			// Where one fails at several upstreams, it may be the request's fault.
+		case a.connected && status >= http.StatusInternalServerError && !rn.blames && !rn.gaveID:
+			// Where one fails at several upstreams, it may be the request's fault. So it may where the client
+			// names a session: Bokeh answers 500 to an id that is empty, and to a token that is none.
 			rn.blames = true
 			a.m.trouble.pageFailed(a.begun, now)
 		}
@@ -635,7 +639,7 @@ func (rn *run) settle(a *attempt, status int) {
 // first; where there are none it sends what r has.
 func (rn *run) stampRequest(r *http.Request, stamp string, asID bool) {
 	h := rn.header
-	if rn.attempt != nil && sameMap(r.Header, rn.sent) {
+	if rn.handedOn && sameMap(r.Header, rn.sent) {
 		// The last attempt may still be writing this map to its connection.
 		h = maps.Clone(rn.sent)
 		r.Header, rn.sent = h, h

@@ -508,6 +508,8 @@ func BenchmarkReadToken(b *testing.B) {
 		{"nested", packed(`"headers":{"A":` + strings.Repeat(`[`, 240<<10)), false},
 		{"blocks", emptyBlocks(63 << 10), false},
 		{"members", base64url.EncodeToString([]byte(`{"session_id":"x"` + strings.Repeat(`,"":0`, 9000))), false},
+		{"id", base64url.EncodeToString([]byte(`{"session_id":"` + strings.Repeat(`\"`, 24000) + `"}`)), false},
+		{"expiry", base64url.EncodeToString([]byte(`{"session_id":"x","session_expiry":` + strings.Repeat(`1`, 48000) + `}`)), false},
 		{"clear", base64url.EncodeToString([]byte(`{"session_id":"x"` + strings.Repeat(`"__bk__zlib_"   `, 3000))), false},
 	} {
 		if len(bm.token) > maxTokenLen {

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
@@ -141,6 +142,61 @@ func TestErrorOfAnotherHandler(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Bokeh answers 500 to an id that is empty, and whoever sends one must not take a server from others.
+func TestNamedPagesCauseNoTrouble(t *testing.T) {
+	for name, named := range map[string]func(s *Selection) *request{
+		"empty id":           func(s *Selection) *request { return newRequest(s, "/app", sessionIDHeader, "") },
+		"empty argument":     func(s *Selection) *request { return newRequest(s, "/app?bokeh-session-id=") },
+		"unreadable":         func(s *Selection) *request { return newRequest(s, "/app?bokeh-session-id=%ff") },
+		"token that is none": func(s *Selection) *request { return newRequest(s, "/app?bokeh-token=x") },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(1)
+			s := newTestSelection(pool)
+			for range 10 {
+				r := named(s)
+				r.choose(pool)
+				r.answer(http.StatusInternalServerError)
+				synctest.Wait()
+			}
+			if s.members.get("u0:80").troubled(s.table.now()) {
+				t.Errorf("%s: it is kept off", name)
+			}
+		})
+	}
+}
+
+// A server that has failed is tried by visits, not by all the files that a page asks for.
+func TestFilesTryNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		dead := s.members.get("u0:80")
+		dead.trouble.failed(0, s.table.now(), firstPause)
+		building := newRequest(s, "/app", sessionIDHeader, "x")
+		for building.choose(pool); building.run().attempt.m == dead; building.choose(pool) {
+			building.refuse()
+		}
+		time.Sleep(time.Minute) // the pause is over
+		for range 20 {
+			r := newRequest(s, "/static/js/bokeh.js")
+			if addr, _ := r.choose(pool); addr != "u1:80" {
+				t.Fatalf("a file is asked for at %s", addr)
+			}
+			r.answer(http.StatusOK)
+			synctest.Wait()
+		}
+		visit := newRequest(s, "/app")
+		if addr, _ := visit.choose(pool); addr != "u0:80" {
+			t.Errorf("a visit goes to %s", addr)
+		}
+		visit.end()
+		building.end()
+		synctest.Wait()
+		time.Sleep(time.Minute)
+	})
 }
 
 // What clients can cause keeps nobody off, nor brings anybody back.
@@ -322,6 +378,26 @@ func TestRequestThatFailsEverywhere(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 	})
+}
+
+// Where the proxy tries another upstream, one that refuses connections is tried again soon.
+func TestPauseDependsOnRetries(t *testing.T) {
+	for name, c := range map[string]struct {
+		lb   *reverseproxy.LoadBalancing
+		want time.Duration
+	}{
+		"no block":        {nil, firstPause},
+		"no retries":      {&reverseproxy.LoadBalancing{}, firstPause},
+		"lb_try_duration": {&reverseproxy.LoadBalancing{TryDuration: caddy.Duration(time.Second)}, quickPause},
+		"lb_retries":      {&reverseproxy.LoadBalancing{Retries: 1}, quickPause},
+	} {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		s.knowPool(&reverseproxy.Handler{Upstreams: pool, LoadBalancing: c.lb})
+		if s.pause != c.want {
+			t.Errorf("%s: the pause is %v, want %v", name, s.pause, c.want)
+		}
+	}
 }
 
 // Who tries an upstream has tried it when it answers, however long the answer takes.
