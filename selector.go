@@ -191,6 +191,7 @@ type runKey struct{ s *Selection }
 type run struct {
 	claim
 	s          *Selection
+	entry      sessionKey // of the id, in the table
 	ring       *keyring
 	repl       *caddy.Replacer
 	ctx        context.Context // of the request, with this run in it
@@ -248,6 +249,9 @@ func (s *Selection) run(r *http.Request) *run {
 	}
 	ring := s.ring.Load()
 	rn := &run{s: s, ring: ring, claim: readClaim(r, *ring), host: r.Host, path: r.URL.Path, header: r.Header, sent: r.Header, begun: s.table.now()}
+	if rn.id != "" {
+		rn.entry = s.table.key(rn.id)
+	}
 	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
 	r.Header.Del(stampHeader) // a client's own is never passed on
 	rn.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -313,7 +317,7 @@ func (rn *run) home(v *view) int {
 	var room [4]int
 	places := room[:0]
 	var stray *upstream // in no pool any more, since a reload, while the session lives
-	rn.s.table.find(rn.s.table.key(rn.id), func(u *upstream, of app) {
+	rn.s.table.find(rn.entry, func(u *upstream, of app) {
 		if i := v.at(u); i >= 0 {
 			places = append(places, i)
 		} else if stray == nil && of == rn.terms.app && u.policies.Load() == 0 {
@@ -353,7 +357,7 @@ func (rn *run) named(v *view) int {
 		return i
 	}
 	t := rn.s.table
-	if rn.kind == pageRequest || v.members[i].draining.hasEnded(v.now, t.key(rn.id), t.key(rn.stamp)) {
+	if rn.kind == pageRequest || v.members[i].draining.hasEnded(v.now, rn.entry, t.key(rn.stamp)) {
 		return -1
 	}
 	return i
@@ -374,8 +378,8 @@ func (rn *run) leave(v *view, home, to int) {
 			"from": u.name, "to": v.members[to].name, "reason": reason, "session": sessionHash{*rn.ring, rn.id}.String(),
 		})
 	}
-	t.move(t.key(rn.id), u)
-	u.draining.remember(t.key(rn.id))
+	t.move(rn.entry, u)
+	u.draining.remember(rn.entry)
 	if rn.stamp != "" && rn.stamp != rn.id {
 		t.move(t.key(rn.stamp), u)
 	}
@@ -405,24 +409,22 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 	rn.tried = append(rn.tried, m)
 	a := &attempt{m: m, begun: v.now, trial: rn.trial == m, others: rn.noneIsWell}
 	rn.trial, rn.noneIsWell = nil, nil
-	t, id := rn.s.table, rn.id
+	t, k := rn.s.table, rn.entry
+	rn.shown = rn.id
 	switch rn.kind {
 	case pageRequest:
 		stamp := (*rn.ring)[0].stamp(m.keyedBy(rn.ring).tags[0])
 		a.asID = rn.s.stampIsID(rn, m)
 		rn.stampRequest(r, stamp, a.asID)
-		if id == "" {
-			id = stamp
+		if rn.id == "" {
+			k, rn.shown = t.key(stamp), stamp
 		}
-		rn.shown = id
-		rn.begin(a, func() load { return t.page(t.key(id), m.upstream, rn.terms) })
+		rn.begin(a, func() load { return t.page(k, m.upstream, rn.terms) })
 	case socket:
-		k := t.key(id)
 		page := k
-		if rn.stamp != "" {
+		if rn.stamp != "" && rn.stamp != rn.id {
 			page = t.key(rn.stamp)
 		}
-		rn.shown = id
 		rn.begin(a, func() load { return t.socket(k, page, m.upstream, rn.terms) })
 		rn.awaitAnswer(a)
 	case other:
@@ -733,7 +735,8 @@ func (s *Selection) lastKnown(pool reverseproxy.UpstreamPool) reverseproxy.Upstr
 		return pool
 	}
 	if len(pool) > 0 {
-		s.last.Store(&pool)
+		kept := pool // its own, so that pool stays on the stack where it is not kept
+		s.last.Store(&kept)
 		return pool
 	}
 	if last := s.last.Load(); last != nil {

@@ -72,27 +72,33 @@ type tag [tagBytes]byte
 // key signs stamps and, where it is Bokeh's own BOKEH_SECRET_KEY, session ids.
 type key struct {
 	secret []byte
-	macs   sync.Pool // of hash.Hash: HMAC-SHA256 with this secret
+	macs   sync.Pool // of *mac: HMAC-SHA256 with this secret
 	print  uint64    // tells keys apart without giving them away
 }
 
 func newKey(secret []byte) *key {
 	k := &key{secret: secret}
-	k.macs.New = func() any { return hmac.New(sha256.New, k.secret) }
+	k.macs.New = func() any { return &mac{Hash: hmac.New(sha256.New, k.secret)} }
 	sum := k.mac("caddy-bokeh fingerprint\x00", "")
 	k.print = binary.BigEndian.Uint64(sum[:8])
 	return k
 }
 
+// mac makes HMACs one after the other, in the same memory.
+type mac struct {
+	hash.Hash
+	text, sum []byte
+}
+
 // mac returns HMAC-SHA256(key, domain + s).
-func (k *key) mac(domain, s string) (sum [sha256.Size]byte) {
-	h := k.macs.Get().(hash.Hash)
-	h.Reset()
-	io.WriteString(h, domain)
-	io.WriteString(h, s)
-	h.Sum(sum[:0])
-	k.macs.Put(h)
-	return sum
+func (k *key) mac(domain, s string) [sha256.Size]byte {
+	m := k.macs.Get().(*mac)
+	defer k.macs.Put(m)
+	m.text = append(append(m.text[:0], domain...), s...)
+	m.Reset()
+	m.Write(m.text)
+	m.sum = m.Sum(m.sum[:0])
+	return [sha256.Size]byte(m.sum)
 }
 
 // signature is Bokeh's signature of a session id (bokeh/util/token.py, _signature).

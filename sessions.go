@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"hash/maphash"
-	"io"
 	"maps"
 	"net"
 	"slices"
@@ -163,11 +162,8 @@ func (t *table) now() time.Duration { return time.Since(t.start) + 1 }
 
 // key returns the key of a session id.
 func (t *table) key(id string) sessionKey {
-	h := sha256.New()
-	h.Write(t.salt[:])
-	io.WriteString(h, id)
-	var sum [sha256.Size]byte
-	h.Sum(sum[:0])
+	var room [128]byte
+	sum := sha256.Sum256(append(append(room[:0], t.salt[:]...), id...))
 	return sessionKey(sum[:16])
 }
 

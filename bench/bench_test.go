@@ -169,7 +169,7 @@ func TestVerdict(t *testing.T) {
 	}
 	want := []string{
 		"reached  steady-80: app runs a visit is 1 (1 to 1 in 3 runs), at most 1",
-		"reached  steady-80: p99 until ready is 0.52 of haproxy-leastconn's (0.52 to 0.52 in 3 runs), at most 0.55",
+		"reached  steady-80: p99 until ready is 0.52 of haproxy-leastconn's (0.52 to 0.52 in 3 runs), at most 0.55; the central queue's is 0.4",
 		"reached  steady-80: p99 until ready is 1.3 of central-queue's (1.3 to 1.3 in 3 runs), at most 1.4",
 		"NOT MEASURED  steady-80: CPU a visit",
 	}
