@@ -35,6 +35,9 @@ var (
 	}
 )
 
+// extraMarks is at how many works a peer that is not among the usual ones must have been to be drawn.
+const extraMarks = 4
+
 // drawPlot writes an SVG with a line for each work and a mark for each peer. A peer that fails too often has none.
 func drawPlot(file string, all []*summary) error {
 	all = slices.Clone(all)
@@ -49,9 +52,10 @@ func drawPlot(file string, all []*summary) error {
 	greyAxis(&p.X)
 	greyAxis(&p.Y)
 	used := map[string]int{}
+	var layers []plot.Plotter
 	for _, peer := range peers {
 		marks := marksOf(all, peer.name)
-		if peer.extra || len(marks) == 0 {
+		if len(marks) == 0 || peer.extra && len(marks) < extraMarks {
 			continue
 		}
 		s, err := plotter.NewScatter(marks)
@@ -64,9 +68,11 @@ func drawPlot(file string, all []*summary) error {
 			s.Radius = vg.Points(6)
 		}
 		used[family]++
-		p.Add(s)
+		layers = append(layers, s)
 		p.Legend.Add(peer.name, s)
 	}
+	slices.Reverse(layers) // ours hides nobody
+	p.Add(layers...)
 	p.X.Min, p.X.Max = 0.8*p.X.Min, 1.2*p.X.Max
 	p.Y.Min, p.Y.Max = -0.5, float64(len(all))-0.5
 	return save(p, file)
@@ -74,12 +80,12 @@ func drawPlot(file string, all []*summary) error {
 
 // save draws the legend to the right of the plot, where it hides nothing.
 func save(p *plot.Plot, file string) error {
-	const width, height, legendWidth = 9 * vg.Inch, 6 * vg.Inch, 2 * vg.Inch
+	const width, height, legendWidth, margin = 9.5 * vg.Inch, 6 * vg.Inch, 2.4 * vg.Inch, 0.3 * vg.Inch
 	c := vgsvg.New(width, height)
 	all := draw.New(c)
 	p.Legend.Draw(draw.Crop(all, width-legendWidth, 0, 0, 0))
 	p.Legend = plot.NewLegend()
-	p.Draw(draw.Crop(all, 0, -legendWidth, 0, 0))
+	p.Draw(draw.Crop(all, margin, -legendWidth, 0, 0))
 	f, err := os.Create(file)
 	if err != nil {
 		return err

@@ -40,8 +40,15 @@ func updateReadme(file, folder string, all []*summary) error {
 
 // shortly returns the plot and one table of all works.
 func shortly(all []*summary) string {
-	return fmt.Sprintf("![until when 99 of 100 pages are ready, behind each balancer at each work](bench/peers.svg)\n\n%s\n\n%s\n",
-		overview(all).RenderMarkdown(), origin(all))
+	var b strings.Builder
+	fmt.Fprintf(&b, "![until when 99 of 100 pages are ready, behind each balancer at each work](bench/peers.svg)\n\n%s\n\n", overview(all).RenderMarkdown())
+	for _, s := range all {
+		if against, of := memoryAgainstCookie(s, ours); against.n > 0 && s.work.idle {
+			fmt.Fprintf(&b, "An open session takes %.0f KB of the proxy's memory, %.2f of what it takes with %s.\n", s.get(ours, memory).median/1e3, against.median, of)
+		}
+	}
+	fmt.Fprintf(&b, "%s\n", origin(all))
+	return b.String()
 }
 
 // atLength returns a table of each work, and what of the aims is reached.
