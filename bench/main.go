@@ -67,7 +67,7 @@ func command(ctx context.Context) error {
 	if b.caddy, err = stack.BuildCaddy(ctx, root); err != nil {
 		return err
 	}
-	revision, err := said("git", "-C", root, "describe", "--always", "--dirty")
+	revision, err := revisionOf(root)
 	if err != nil {
 		return fmt.Errorf("which revision is this: %w", err)
 	}
@@ -81,6 +81,22 @@ func command(ctx context.Context) error {
 		}
 	}
 	return report(root, *out, chosen, *readme)
+}
+
+// revisionOf names the commit that is measured. What was measured before it, and is not committed yet, changes nothing.
+func revisionOf(root string) (string, error) {
+	commit, err := said("git", "-C", root, "rev-parse", "--short", "HEAD")
+	if err != nil {
+		return "", err
+	}
+	changed, err := said("git", "-C", root, "status", "--porcelain", "--", ".", ":!bench/results")
+	if err != nil {
+		return "", err
+	}
+	if changed != "" {
+		commit += "-dirty"
+	}
+	return commit, nil
 }
 
 // report prints the tables, draws the plot beside the results, and writes the README anew if it is to.
