@@ -63,7 +63,8 @@ type pacers struct {
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
 func (s *Selection) examine(r *http.Request, rn *run) {
 	now, c := s.table.now(), &rn.claim
-	rn.longest = longestLine(r.Header)
+	size, longest := headerSize(r)
+	rn.longest = longest
 	if c.expired() && s.pacers.expired.lets(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
 			" (start servers of Bokeh and Panel with a longer --session-token-expiration, like 36000 for a working day, which to an ASGI server is an argument; or set the clocks right)",
@@ -73,7 +74,7 @@ func (s *Selection) examine(r *http.Request, rn *run) {
 	if !ok || srv.MaxHeaderBytes >= tokenHeaderBytes {
 		return
 	}
-	if size := headerSize(r); size > srv.MaxHeaderBytes/4*3 && s.pacers.header.lets(now) {
+	if size > srv.MaxHeaderBytes/4*3 && s.pacers.header.lets(now) {
 		s.logger.Warn("the headers of a websocket are close to what the server takes; a visitor with more cookies sees an empty page"+
 			" (set max_header_size 64KB in the servers option)",
 			zap.Int("header_bytes", size), zap.Int("max_header_bytes", srv.MaxHeaderBytes))
@@ -89,15 +90,16 @@ func (s *Selection) unknownGroup(now time.Duration, err error) {
 	}
 }
 
-// headerSize returns how many bytes the header of r took, about.
-func headerSize(r *http.Request) int {
-	size := len(r.RequestURI)
+// headerSize returns how many bytes the header of r took, and how many its longest line, about.
+func headerSize(r *http.Request) (all, longest int) {
+	all = len(r.RequestURI)
 	for name, values := range r.Header {
 		for _, v := range values {
-			size += len(name) + len(": \r\n") + len(v)
+			line := len(name) + len(": \r\n") + len(v)
+			all, longest = all+line, max(longest, line)
 		}
 	}
-	return size
+	return all, longest
 }
 
 // uvicornLine is what the websockets library, which reads them for uvicorn, takes of a header line. Of a longer one
@@ -107,16 +109,6 @@ const uvicornLine = 8192
 
 // answerPatience is how long a server may think about a websocket with a longer line before we say what may be wrong.
 const answerPatience = 5 * time.Second
-
-// longestLine returns how many bytes the longest line of a header took.
-func longestLine(h http.Header) (longest int) {
-	for name, values := range h {
-		for _, v := range values {
-			longest = max(longest, len(name)+len(": \r\n")+len(v))
-		}
-	}
-	return longest
-}
 
 // awaitAnswer watches whether a server answers a websocket that uvicorn may not.
 func (rn *run) awaitAnswer(a *attempt) {

@@ -346,14 +346,22 @@ func (l load) socketEnded(opened bool) {
 	})
 }
 
-// keep lets s live for d from now though it has no socket. The shard is locked.
+// beat is what the ends of sessions that wait are put off to, so that many end at one awakening of the process. With a
+// moment for each, awakenings were half of what this policy cost.
+const beat = 250 * time.Millisecond
+
+// onBeat returns the first beat that is not before a moment on the table's clock, which begins with 1.
+func onBeat(moment time.Duration) time.Duration { return (moment + beat - 2).Truncate(beat) + 1 }
+
+// keep lets s live for d from now, and up to a beat more, though it has no socket. The shard is locked.
 func (t *table) keep(s *session, d time.Duration) {
 	if s.at.draining.closed() {
 		return
 	}
-	s.until = max(s.until, t.now()+d)
+	now := t.now()
+	s.until = max(s.until, onBeat(now+d))
 	if s.timer == nil {
-		s.timer = time.AfterFunc(d, func() { t.update(s, t.expire) })
+		s.timer = time.AfterFunc(s.until-now, func() { t.update(s, t.expire) })
 	}
 }
 

@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
+	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -360,8 +363,43 @@ func TestFlappingSession(t *testing.T) {
 		wantTally(t, "flapping", u, tally{0, 0, 0, 1})
 		time.Sleep(testLifetime - 11*time.Millisecond)
 		wantTally(t, "lifetime nearly over", u, tally{0, 0, 0, 1})
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(beat)
 		wantTally(t, "lifetime over", u, tally{})
+		wantEmpty(t, tb, 1)
+	})
+}
+
+// Sessions end together, none before its time and each at most a beat after it.
+func TestSessionsEndOnTheBeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		u := tb.hold("a:80")
+		ends := make(map[time.Duration]bool)
+		for i := range 50 {
+			k := tb.key(strconv.Itoa(i))
+			tb.socket(k, k, u, testTerms).socketEnded(true)
+			until := onBeat(tb.now() + testLifetime)
+			if late := until - tb.now() - testLifetime; late < 0 || late >= beat {
+				t.Errorf("session %d ends %v after its time, want less than a beat", i, late)
+			}
+			ends[until] = true
+			time.Sleep(7 * time.Millisecond)
+		}
+		if len(ends) > 3 {
+			t.Errorf("50 sessions of 350 ms end at %d moments, want 3 at most", len(ends))
+		}
+		for _, end := range slices.Sorted(maps.Keys(ends)) {
+			before := u.sessions.Load()
+			time.Sleep(end - tb.now() - time.Nanosecond)
+			if got := u.sessions.Load(); got != before {
+				t.Errorf("%d of %d sessions are left just before a beat", got, before)
+			}
+			time.Sleep(time.Nanosecond)
+			synctest.Wait()
+			if got := u.sessions.Load(); got >= before {
+				t.Errorf("still %d sessions at the beat", got)
+			}
+		}
 		wantEmpty(t, tb, 1)
 	})
 }
