@@ -171,14 +171,32 @@ func TestVerdict(t *testing.T) {
 		"reached  steady-80: app runs a visit is 1 (1 to 1 in 3 runs), at most 1",
 		"reached  steady-80: p99 until ready is 0.52 of haproxy-leastconn's (0.52 to 0.52 in 3 runs), at most 0.55; the central queue's is 0.4",
 		"reached  steady-80: p99 until ready is 1.3 of central-queue's (1.3 to 1.3 in 3 runs), at most 1.4",
-		"NOT MEASURED  steady-80: CPU a visit",
+		"NOT MEASURED  cost: CPU a visit",
 	}
 	var got []string
-	for _, f := range verdict(summarize(steady, records), ours) {
-		got = append(got, f.String())
+	for _, s := range []*summary{summarize(steady, records), summarize(workNamed(t, "cost"), nil)} {
+		for _, f := range verdict(s, ours) {
+			got = append(got, f.String())
+		}
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// Two peers do the same work at the same time, each before servers of its own.
+func TestTwoAtTheSameTime(t *testing.T) {
+	group, err := choosePeers(cookiePeer + " " + ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := comparison{bench: newBench(t, 200*time.Millisecond, 2*time.Second)}
+	all, err := c.together(t.Context(), workNamed(t, "cost"), group, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, b := all[0], all[1]; a.Visits == 0 || a.Visits != b.Visits || a.CPU == 0 || b.CPU == 0 || a.Runs != 1 || b.Runs != 1 {
+		t.Errorf("%+v and %+v", a, b)
 	}
 }
 

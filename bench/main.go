@@ -117,7 +117,7 @@ func report(root, folder string, chosen []*work, readme bool) error {
 		}
 	}
 	// Memory alone has nothing to draw.
-	if !slices.ContainsFunc(all, func(s *summary) bool { return !s.work.idle }) {
+	if !slices.ContainsFunc(all, func(s *summary) bool { return !s.work.comparesCost() }) {
 		return nil
 	}
 	return drawPlot(svg, all)

@@ -20,7 +20,7 @@ const (
 
 // memory runs a peer once with sessions that do nothing.
 func (b *bench) memory(ctx context.Context, w *work, p peer) (n numbers, err error) {
-	r := &run{bench: b, work: w, runs: &runs{of: map[string]int{}}, leave: make(chan struct{})}
+	r := &run{bench: *b, work: w, runs: &runs{of: map[string]int{}}, leave: make(chan struct{})}
 	end, err := r.start(ctx, p)
 	defer end()
 	if err != nil {

@@ -39,7 +39,7 @@ var limits = []limit{
 	{work: "black-hole", what: "app runs a visit", most: 1.02, get: runsOf},
 	{work: "black-hole", what: "failed visits", most: 0.01, get: failedOf},
 	{work: "black-hole", what: "failed visits without retries", most: 0.99, get: failedWithoutRetries},
-	{work: "steady-80", what: "CPU a visit", most: 1.05, get: cpuAgainstCookie},
+	{work: "cost", what: "CPU a visit", most: 1.05, get: cpuAgainstCookie},
 	{work: "memory", what: "memory a session", most: 1.05, get: memoryAgainstCookie},
 }
 

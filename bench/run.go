@@ -25,7 +25,7 @@ type bench struct {
 
 // run is a run that is under way.
 type run struct {
-	*bench
+	bench   // with the times of this work
 	work    *work
 	seed    uint64
 	dir     string // for configs and the like
@@ -38,13 +38,14 @@ type run struct {
 
 // run runs a peer once.
 func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers, error) {
-	r := &run{bench: b, work: w, seed: seed, runs: &runs{of: map[string]int{}}, leave: make(chan struct{})}
+	r := &run{bench: *b, work: w, seed: seed, runs: &runs{of: map[string]int{}}, leave: make(chan struct{})}
+	r.warmUp, r.measured = w.span(b.warmUp), w.span(b.measured)
 	end, err := r.start(ctx, p)
 	defer end()
 	if err != nil {
 		return numbers{}, err
 	}
-	arrivals := w.arrivals(seed, b.warmUp+r.measuredFor())
+	arrivals := w.arrivals(seed, r.warmUp+r.measured)
 	outcomes := make([]outcome, len(arrivals))
 	before := r.used()
 	r.begun = time.Now().Add(50 * time.Millisecond)
@@ -64,20 +65,12 @@ func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers,
 		}
 	}
 	for i, a := range arrivals {
-		if a.at >= b.warmUp {
+		if a.at >= r.warmUp {
 			n.add(outcomes[i], r.runs.of[strconv.Itoa(i)])
 		}
 	}
 	n.finish()
 	return n, nil
-}
-
-// measuredFor is how long the run is measured: longer before real servers, which are slower.
-func (r *run) measuredFor() time.Duration {
-	if r.work.real {
-		return r.measured * 3
-	}
-	return r.measured
 }
 
 // start starts servers and the peer.
@@ -180,7 +173,7 @@ func (r *run) measure(ctx context.Context) (n numbers, err error) {
 			}
 		})
 	}
-	if err := sleep(ctx, time.Until(r.begun.Add(r.warmUp+r.measuredFor()))); err != nil {
+	if err := sleep(ctx, time.Until(r.begun.Add(r.warmUp+r.measured))); err != nil {
 		return n, err
 	}
 	n.after = r.look()

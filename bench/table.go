@@ -88,14 +88,13 @@ func (s *summary) row(p string) table.Row {
 // overview has a row for each work: this policy, and the best other peer.
 func overview(all []*summary) table.Writer {
 	t := table.NewWriter()
-	t.AppendHeader(table.Row{"", "99 of 100 ready within", "behind the best other", "ratio (spread)", "to the central queue", "app runs a visit, here and there", "failed, here and there", "CPU, to " + cookiePeer})
+	t.AppendHeader(table.Row{"", "99 of 100 ready within", "behind the best other", "ratio (spread)", "to the central queue", "app runs a visit, here and there", "failed, here and there"})
 	for _, s := range all {
-		if s.work.idle {
+		if s.work.comparesCost() {
 			continue
 		}
 		against, best := againstBest(s, ours)
 		central, _ := againstIdeal(s, ours)
-		cost, _ := cpuAgainstCookie(s, ours)
 		compared := ""
 		if against.n > 0 {
 			compared = fmt.Sprintf("%.2f (%.2f–%.2f)", against.median, against.least, against.most)
@@ -108,7 +107,6 @@ func overview(all []*summary) table.Writer {
 			ratio(central.median),
 			fmt.Sprintf("%.3f, %.3f", s.get(ours, appRuns).median, s.get(best, appRuns).median),
 			fmt.Sprintf("%.1f %%, %.1f %%", 100*s.get(ours, failed).median, 100*s.get(best, failed).median),
-			ratio(cost.median),
 		})
 	}
 	return t

@@ -36,6 +36,7 @@ type work struct {
 	late  bool     // the last server joins when the measuring begins
 	real  bool     // before bokeh serve, not simulated servers
 	idle  bool     // no load: sessions that are only there, and what they take of the proxy's memory
+	pair  bool     // the two that are compared in what they cost, both at the same time
 }
 
 // page is a kind of page.
@@ -119,6 +120,7 @@ var works = []work{
 		paces: []float64{1, 1, 1},
 		pages: []page{{"/app", 1, float64(realPage) / float64(meanPage)}},
 	},
+	{name: "cost", title: "80 % load, two at the same time, for what each takes of the processor", load: 0.8, pair: true},
 	{name: "memory", title: "1000 sessions that do nothing", idle: true},
 }
 
@@ -127,6 +129,26 @@ func (w *work) speeds() []float64 {
 		return w.paces
 	}
 	return []float64{1, 1, 1, 1}
+}
+
+// comparesCost says whether a work is there for what a peer costs, not for when pages are ready.
+func (w *work) comparesCost() bool { return w.idle || w.pair }
+
+// atOnce is how many peers do a work at the same time.
+func (w *work) atOnce() int {
+	if w.pair {
+		return 2
+	}
+	return 1
+}
+
+// span returns how long something takes that takes d with simulated pages. Real ones are slower, and all else with them:
+// people who stayed for a few pages only would make sockets as good a measure as pages.
+func (w *work) span(d time.Duration) time.Duration {
+	if !w.real {
+		return d
+	}
+	return time.Duration(float64(d) * float64(realPage) / float64(meanPage))
 }
 
 // rate is how many visits come in a second, but for bursts. A visit is a page and two messages.
@@ -222,7 +244,7 @@ func (w *work) draw(rnd *rand.Rand) arrival {
 	return arrival{
 		app:  p.app,
 		cost: time.Duration(float64(meanPage) * p.cost * factor),
-		stay: min(longestStay, time.Duration(rnd.ExpFloat64()*float64(meanStay))),
+		stay: w.span(min(longestStay, time.Duration(rnd.ExpFloat64()*float64(meanStay)))),
 	}
 }
 
