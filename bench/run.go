@@ -15,6 +15,10 @@ import (
 // soon is when a server that joins must have found its share, a second at the pace of real pages.
 const soon = time.Second / scale
 
+// starting is held by the run that starts: a process that begins holds all sockets of this one for a moment, and the
+// ports that another run looks at seem in use.
+var starting sync.Mutex
+
 // bench is what all runs share.
 type bench struct {
 	root     string // the project's folder
@@ -40,7 +44,9 @@ type run struct {
 func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers, error) {
 	r := &run{bench: *b, work: w, seed: seed, runs: &runs{of: map[string]int{}}, leave: make(chan struct{})}
 	r.warmUp, r.measured = w.span(b.warmUp), w.span(b.measured)
+	starting.Lock()
 	end, err := r.start(ctx, p)
+	starting.Unlock()
 	defer end()
 	if err != nil {
 		return numbers{}, err
