@@ -63,8 +63,8 @@ type pacers struct {
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
 func (s *Selection) examine(r *http.Request, rn *run) {
 	now, c := s.table.now(), &rn.claim
-	size, longest := headerSize(r)
-	rn.longest = longest
+	var size int
+	size, rn.longest = headerSize(r)
 	if c.expired() && s.pacers.expired.lets(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
 			" (start servers of Bokeh and Panel with a longer --session-token-expiration, like 36000 for a working day, which to an ASGI server is an argument; or set the clocks right)",

@@ -58,8 +58,7 @@ func (c *comparison) at(w *work, extra bool) (all []peer) {
 		_, present := c.versions[p.name]
 		wanted := slices.ContainsFunc(c.usual, func(u peer) bool { return u.name == p.name }) ||
 			extra && slices.Contains(w.extra, p.name)
-		costs := p.name == ours || p.name == cookiePeer
-		if present && wanted && (p.name != ideal || !w.idle && !w.real) && (costs || !w.pair) {
+		if present && wanted && w.suits(p.name) {
 			all = append(all, p)
 		}
 	}

@@ -116,7 +116,7 @@ func report(root, folder string, chosen []*work, readme bool) error {
 			return err
 		}
 	}
-	// Memory alone has nothing to draw.
+	// What peers cost is not drawn.
 	if !slices.ContainsFunc(all, func(s *summary) bool { return !s.work.comparesCost() }) {
 		return nil
 	}

@@ -134,6 +134,14 @@ func (w *work) speeds() []float64 {
 // comparesCost says whether a work is there for what a peer costs, not for when pages are ready.
 func (w *work) comparesCost() bool { return w.idle || w.pair }
 
+// suits says whether a peer can do a work: nothing can be said of what the central queue costs, nor has it real servers.
+func (w *work) suits(peer string) bool {
+	if w.pair {
+		return peer == ours || peer == cookiePeer
+	}
+	return peer != ideal || !w.idle && !w.real
+}
+
 // atOnce is how many peers do a work at the same time.
 func (w *work) atOnce() int {
 	if w.pair {
