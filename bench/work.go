@@ -116,7 +116,7 @@ var works = []work{
 		extra: []string{"caddy-cookie-fail_duration"},
 	},
 	{
-		name: "real", title: "Three real servers, an app that sleeps for 100 ms, 70 % load", load: 0.7, real: true,
+		name: "real", title: "Three real servers, an app that sleeps for 300 ms, 70 % load", load: 0.7, real: true,
 		paces: []float64{1, 1, 1},
 		pages: []page{{"/app", 1, float64(realPage) / float64(meanPage)}},
 	},
