@@ -20,8 +20,8 @@ const (
 		unhealthy_status 5xx`
 	// bokehPolicy is ours, told how long these servers keep a session that nobody uses.
 	bokehPolicy = `lb_policy bokeh {
-			unused_session_lifetime 3s
-			check_unused_sessions 3400ms
+			unused_session_lifetime LIFETIME
+			check_unused_sessions CHECK
 		}`
 )
 
@@ -63,6 +63,8 @@ func caddy(policy, retries string) func(*run, site) (front, error) {
 			return nil, err
 		}
 		f := &caddyFront{proxy: proxy{addrs[0]}, servers: s.servers, admin: addrs[1]}
+		lifetime, check := r.work.lifetimes()
+		policy := strings.NewReplacer("LIFETIME", lifetime.String(), "CHECK", check.String()).Replace(policy)
 		f.config = func(servers []string) string {
 			return fmt.Sprintf(caddyfile, f.addr, f.admin, strings.Join(servers, " "), policy, retries)
 		}

@@ -35,6 +35,7 @@ func (r *run) startReal(ctx context.Context, addrs []string) (end func(), err er
 		return end, err
 	}
 	app := filepath.Join(r.root, "bench", "app.py")
+	lifetime, check := r.work.lifetimes()
 	for _, addr := range addrs {
 		var port int
 		if _, err := fmt.Sscanf(addr, "127.0.0.1:%d", &port); err != nil {
@@ -44,8 +45,8 @@ func (r *run) startReal(ctx context.Context, addrs []string) (end func(), err er
 			Port:    port,
 			Program: []string{"bokeh", "serve", app, "--address", "127.0.0.1"},
 			Args: []string{
-				"--unused-session-lifetime", fmt.Sprint(unusedLifetime.Milliseconds()),
-				"--check-unused-sessions", fmt.Sprint(checkUnused.Milliseconds()),
+				"--unused-session-lifetime", fmt.Sprint(lifetime.Milliseconds()),
+				"--check-unused-sessions", fmt.Sprint(check.Milliseconds()),
 			},
 			Env: []string{"RUNS=" + r.listOfRuns(), "SERVER=" + addr},
 		})

@@ -159,6 +159,15 @@ func (w *work) span(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * float64(realPage) / float64(meanPage))
 }
 
+// lifetimes returns how long the servers keep a session that nobody uses, and how often they look for such: real ones as
+// they come. There a page that waits behind others for as long as that would lose its session, and its app run twice.
+func (w *work) lifetimes() (unused, check time.Duration) {
+	if w.real {
+		return unusedLifetime * scale, checkUnused * scale
+	}
+	return unusedLifetime, checkUnused
+}
+
 // rate is how many visits come in a second, but for bursts. A visit is a page and two messages.
 func (w *work) rate() float64 {
 	power := 0.0
