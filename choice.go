@@ -31,32 +31,48 @@ func (rn *run) fresh(v *view) int {
 	for {
 		i := rn.ofItsGroup(v)
 		if i < 0 {
-			i = rn.untried(v, func(i int) bool { return rn.takes(v, i) }, func(m *member) weight { return m.wait(v.now) })
+			i = rn.untried(v, func(i int) bool { return rn.takes(v, i) }, func(m *member) weight { return rn.wait(m, v.now) })
 		}
 		if i < 0 || !v.members[i].trouble.on() {
 			return i
 		}
 		m := v.members[i]
-		if !m.trouble.keepsOff(v.now) {
-			if !m.trouble.beginTrial() {
+		if !m.trouble.keepsOff(v.now) && !rn.mayFail {
+			if !m.trouble.beginTrial(v.now) {
 				continue // another visit tries it already, so it weighs more now than it did
 			}
 			rn.trial = m
 		}
-		if present := v.members[:v.present]; !slices.ContainsFunc(present, func(m *member) bool { return !m.trouble.on() }) {
-			rn.noneIsWell = present
+		if v.noneIsWell() {
+			rn.noneIsWell = v.members[:v.present]
 		}
 		return i
 	}
 }
 
-// wait weighs what a new session would wait for.
-func (m *member) wait(now time.Duration) weight {
+// noneIsWell says whether all that take new sessions have failed.
+func (v *view) noneIsWell() bool {
+	for i, m := range v.members[:v.present] {
+		if v.takesNew(i) && !m.trouble.on() {
+			return false
+		}
+	}
+	return true
+}
+
+// avoids says whether this run's new session should go elsewhere than to m, as long as there is another upstream. A
+// request that may fail by its own fault tries nobody.
+func (rn *run) avoids(m *member, now time.Duration) bool {
+	return m.troubled(now) || rn.mayFail && m.trouble.on()
+}
+
+// wait weighs what this run's new session would wait for at m.
+func (rn *run) wait(m *member, now time.Duration) weight {
 	w := weight{queue: m.queue(), load: m.sessions.Load()}
 	if w.queue > 0 {
 		w.queue = (w.queue + 1) * m.slowness.or(asUsual)
 	}
-	if m.troubled(now) {
+	if rn.avoids(m, now) {
 		w.trouble = 1
 	}
 	return w
@@ -78,7 +94,7 @@ func (rn *run) ofItsGroup(v *view) int {
 	}
 	return v.first(group, func(i int) bool {
 		m := v.members[i]
-		return rn.takes(v, i) && !m.troubled(v.now) && !slices.Contains(rn.tried, m)
+		return rn.takes(v, i) && !rn.avoids(m, v.now) && !slices.Contains(rn.tried, m)
 	})
 }
 

@@ -145,23 +145,24 @@ func (rn *run) takes(v *view, i int) bool {
 		return v.takesNew(i)
 	}
 	m := v.members[i]
-	return (!m.troubled(v.now) || rn.lastChance || v.allTroubled()) && rn.s.table.line.hasPlace(rn.ticket, m.upstream, int64(rn.s.MaxSessions), v.now)
+	return (!rn.avoids(m, v.now) || rn.lastChance || rn.avoidsAll(v)) && rn.s.table.line.hasPlace(rn.ticket, m.upstream, int64(rn.s.MaxSessions), v.now)
 }
 
-// allTroubled says whether new sessions have nowhere to go but where they fail.
-func (v *view) allTroubled() bool {
+// avoidsAll says whether this run's new session has nowhere to go but where it may fail.
+func (rn *run) avoidsAll(v *view) bool {
 	for i, m := range v.members[:v.present] {
-		if v.takesNew(i) && !m.troubled(v.now) {
+		if v.takesNew(i) && !rn.avoids(m, v.now) {
 			return false
 		}
 	}
 	return true
 }
 
-// isOver says whether m has more sessions than it may have, of which the last is this run's. Two who
-// come at once may both give way; the line sees to who takes the place.
-func (rn *run) isOver(m *member) bool {
-	return rn.isCapped() && m.sessions.Load() > int64(rn.s.MaxSessions)
+// isOver says whether this run's session is one too many where it is counted. Two who come at once may
+// both give way; the line sees to who takes the place.
+func (rn *run) isOver() bool {
+	s := rn.attempt.load.s // nil if the client has gone
+	return rn.isCapped() && s != nil && s.at.sessions.Load() > int64(rn.s.MaxSessions)
 }
 
 // isFull says whether it is for max_sessions alone that nobody takes this run's new session.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -225,6 +226,110 @@ func TestWaitOverAReload(t *testing.T) {
 		if len(order) != 2 || order[0] != "old" {
 			t.Errorf("places went to %v", order)
 		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// Also where the reload has taken the upstream off, which is forgotten with its last session, those who wait for it never
+// have more than they may.
+func TestWaitForAnUpstreamThatIsTakenOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		tb := newTable()
+		s := newCapped(tb, pool, 1, time.Minute)
+		unloaded := make(chan struct{})
+		s.unloaded = unloaded
+		_, hangUp := occupy(t, s, pool, 1)
+		var mu sync.Mutex
+		served, open, most := 0, 0, 0
+		for range 5 {
+			go func() {
+				r := newRequest(s, "/app")
+				defer r.end()
+				if addr, _ := r.proxied(pool); addr == "" {
+					return
+				}
+				r.run().connected(r.run().attempt)
+				mu.Lock()
+				served++
+				open++
+				most = max(most, open)
+				mu.Unlock()
+				time.Sleep(10 * time.Second)
+				mu.Lock()
+				open--
+				mu.Unlock()
+			}()
+			time.Sleep(100 * time.Millisecond)
+			synctest.Wait()
+		}
+		close(unloaded)
+		s.members.close()
+		hangUp[0]()
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		if served < 3 || most != 1 {
+			t.Errorf("of 5 visits %d got a place, %d at a time", served, most)
+		}
+		if len(tb.upstreams) != 0 || tb.line.length.Load() != 0 {
+			t.Errorf("%d upstreams and %d visits are left", len(tb.upstreams), tb.line.length.Load())
+		}
+	})
+}
+
+// Two who look at the same moment at an upstream that nobody holds any more see two of the same name. One of them waits.
+func TestTwoLookAtAnUpstreamThatIsTakenOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newCapped(newTable(), pool, 1, time.Minute)
+		unloaded := make(chan struct{})
+		s.unloaded = unloaded
+		close(unloaded)
+		s.members.close()
+		first, second := newRequest(s, "/app"), newRequest(s, "/app")
+		looks := 0
+		s.healthy = func(*reverseproxy.Upstream) bool {
+			switch looks++; looks {
+			case 1:
+				first.choose(pool) // while the second is choosing
+				time.AfterFunc(10*time.Second, first.end)
+			case 1000:
+				t.Fatal("it looks for ever")
+			}
+			return true
+		}
+		begun := time.Now()
+		if addr, _ := second.proxied(pool); addr == "" || time.Since(begun) < 10*time.Second {
+			t.Errorf("the second gets %q after %v", addr, time.Since(begun))
+		}
+		second.end()
+		time.Sleep(time.Minute)
+	})
+}
+
+// Who goes away while waiting was not turned away.
+func TestLeavingIsNotCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newCapped(newTable(), pool, 1, time.Minute)
+		_, hangUp := occupy(t, s, pool, 1)
+		var all []*request
+		for range 100 {
+			r := newRequest(s, "/app")
+			all = append(all, r)
+			go r.proxied(pool)
+		}
+		time.Sleep(100 * time.Millisecond)
+		for _, r := range all {
+			r.end()
+		}
+		synctest.Wait()
+		if n := s.table.nobody[nobodyFull].Load(); n != 0 {
+			t.Errorf("%d of 100 who left are counted", n)
+		}
+		hangUp[0]()
 		time.Sleep(time.Minute)
 	})
 }

@@ -95,7 +95,7 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 			continue
 		}
 		if i < 0 {
-			run.foundNobody(v, w)
+			run.foundNobody(r.Context(), v, w)
 			return nil
 		}
 		run.sayWhenToComeBack(w, false)
@@ -103,9 +103,10 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 		// Whoever drains an upstream marks it and then counts; we count and then look for the mark.
 		// So one of us sees the other. It is the same with what another visit counts.
 		m, begins := v.members[i], d == decisionNew || d == decisionMoved
-		if run.isOver(m) {
+		if run.isOver() {
 			run.failed()
 			run.tried = run.tried[:len(run.tried)-1]
+			v = s.view(s.lastKnown(pool), run) // or it would look free where the upstream was forgotten meanwhile
 			continue
 		}
 		if begins && m.draining.on() || m.draining.closed() {
@@ -120,14 +121,16 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 }
 
 // foundNobody takes note that there is no upstream at present, and why. It counts if no later attempt
-// finds one.
-func (rn *run) foundNobody(v *view, w http.ResponseWriter) {
+// finds one, and somebody is still there to be turned away.
+func (rn *run) foundNobody(ctx context.Context, v *view, w http.ResponseWriter) {
 	why := rn.s.whyNobody(v, rn)
 	rn.sayWhenToComeBack(w, why == nobodyDraining || why == nobodyFull)
 	rn.sayWaited()
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
-	rn.nobody = why
+	if ctx.Err() == nil {
+		rn.nobody = why
+	}
 }
 
 // whyNobody returns why there is no upstream, and logs what somebody should do about.
@@ -198,6 +201,7 @@ type run struct {
 	host, path string
 	terms      terms
 	begun      time.Duration      // on the table's clock
+	mayFail    bool               // by its own fault, so its errors count for nothing, and it tries no upstream that has failed
 	hangUp     context.CancelFunc // ends a websocket; nil for all else
 	origin     string             // of the page that opens it
 	longest    int                // line of its header, in bytes
@@ -254,6 +258,11 @@ func (s *Selection) run(r *http.Request) *run {
 	}
 	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
 	r.Header.Del(stampHeader) // a client's own is never passed on
+	if rn.kind == pageRequest {
+		rn.mayFail = rn.gaveID || bringsBody(r) || headerBytes(r) > plainHeader
+		// The first byte says that a page is built, and "100 Continue" is none. Go's server sends that by itself.
+		r.Header.Del("Expect")
+	}
 	rn.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	// Where one handler takes over the answer of another, this run's status is not that one's.
 	if before, ok := caddyhttp.GetVar(r.Context(), varRun).(*run); ok {
@@ -409,6 +418,9 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 	rn.tried = append(rn.tried, m)
 	a := &attempt{m: m, begun: v.now, trial: rn.trial == m, others: rn.noneIsWell}
 	rn.trial, rn.noneIsWell = nil, nil
+	if rn.repl != nil && rn.attempt != nil {
+		rn.repl.Delete(placeholderStatus) // is the last attempt's
+	}
 	t, k := rn.s.table, rn.entry
 	rn.shown = rn.id
 	switch rn.kind {
@@ -442,7 +454,7 @@ func (rn *run) begin(a *attempt, count func() load) {
 	a.settled = rn.over
 	switch {
 	case rn.over && a.trial:
-		a.m.trouble.endTrial()
+		a.m.trouble.endTrial(a.begun)
 	case !rn.over && count != nil:
 		a.load = count()
 	}
@@ -513,7 +525,7 @@ func (rn *run) answered(a *attempt) {
 		a.took = a.m.turn(a.begun, rn.s.table.now())
 		if a.trial { // what comes after this may take long
 			a.trial = false
-			a.m.trouble.endTrial()
+			a.m.trouble.endTrial(a.begun)
 		}
 	case socket:
 		a.tunnel = a.m.draining.sockets.add(rn.hangUp)
@@ -526,8 +538,21 @@ func (rn *run) failed() {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	if rn.attempt != nil {
-		rn.settle(rn.attempt, http.StatusBadGateway)
+		rn.settle(rn.attempt, rn.retried(rn.attempt))
 	}
+}
+
+// retried returns the status of an attempt that another one follows: of the answer, if it is that which is retried
+// (lb_retry_match), 0 if that was no error, else of the proxy's own error. rn.mu is locked.
+func (rn *run) retried(a *attempt) int {
+	if a.firstByte {
+		if status := rn.status(a); status >= http.StatusBadRequest {
+			return status
+		} else if status != 0 {
+			return 0
+		}
+	}
+	return http.StatusBadGateway
 }
 
 // end settles the last attempt when the request is over, or another handler has taken it on.
@@ -587,7 +612,7 @@ func (rn *run) settle(a *attempt, status int) {
 	}
 	a.settled = true
 	if a.trial {
-		defer a.m.trouble.endTrial()
+		defer a.m.trouble.endTrial(a.begun)
 	}
 	now := rn.s.table.now()
 	if a.dialErr != nil && a.failures < a.addrs && !a.firstByte {
@@ -617,9 +642,8 @@ func (rn *run) settle(a *attempt, status int) {
 				m.trouble.tryNow(now)
 				m.failedPages.outlived(now)
 			}
-		case a.connected && status >= http.StatusInternalServerError && !rn.blames && !rn.gaveID:
-			// Where one fails at several upstreams, it may be the request's fault. So it may where the client
-			// names a session: Bokeh answers 500 to an id that is empty, and to a token that is none.
+		case a.connected && status >= http.StatusInternalServerError && !rn.blames && !rn.mayFail:
+			// Where one fails at several upstreams, it may be the request's fault.
 			rn.blames = true
 			a.m.trouble.pageFailed(a.begun, now)
 		}
@@ -756,7 +780,7 @@ func (s *Selection) view(pool reverseproxy.UpstreamPool, rn *run) *view {
 		return v
 	}
 	x := s.index.Load()
-	if x == nil || x.ring != rn.ring {
+	if x == nil || x.ring != rn.ring || s.isUnloaded() { // the upstreams that an unloaded config knew may be others by now
 		x = newIndex(s.membersOf(pool, rn.repl), rn.ring)
 		s.index.Store(x)
 	}

@@ -253,6 +253,12 @@ func bringsForm(r *http.Request) bool {
 		(strings.HasPrefix(content, "application/x-www-form-urlencoded") || strings.HasPrefix(content, "multipart/form-data"))
 }
 
+// bringsBody says whether r has a body, with which it may fail by itself: one that is broken, or too large, or never
+// comes. Over HTTP/3, where nobody knows, it has none.
+func bringsBody(r *http.Request) bool {
+	return r.ContentLength > 0 || r.ContentLength < 0 && r.ProtoMajor < 3
+}
+
 // try takes s as the claim's stamp if it is one of ours.
 func (c *claim) try(s string, ks keyring) bool {
 	t, k, ok := ks.verify(s)

@@ -27,7 +27,7 @@ const (
 // what is not there, does not count.
 type trouble struct {
 	until atomic.Int64 // when it is tried again, on the table's clock; 0 if all is well
-	trial atomic.Bool  // a visit is trying it: one at a time
+	trial atomic.Int64 // since when a visit is trying it, on the table's clock: one at a time; 0 if none is
 	pages atomic.Int64 // that failed in a row
 
 	mu       sync.Mutex // guards all below, and the change of until
@@ -40,13 +40,24 @@ func (tr *trouble) on() bool { return tr.until.Load() != 0 }
 // keepsOff says whether new sessions should go elsewhere.
 func (tr *trouble) keepsOff(now time.Duration) bool {
 	until := tr.until.Load()
-	return until != 0 && (now < time.Duration(until) || tr.trial.Load())
+	return until != 0 && (now < time.Duration(until) || tr.isTried(now))
+}
+
+// isTried says whether a visit is trying the upstream. One that takes for ever, as its client or a server that hangs
+// may have it, holds up the others no longer than a pause.
+func (tr *trouble) isTried(now time.Duration) bool {
+	since := tr.trial.Load()
+	return since != 0 && now-time.Duration(since) < longestPause
 }
 
 // beginTrial says whether the caller's visit is the one that tries, which then must endTrial.
-func (tr *trouble) beginTrial() bool { return tr.trial.CompareAndSwap(false, true) }
+func (tr *trouble) beginTrial(now time.Duration) bool {
+	since := tr.trial.Load()
+	return (since == 0 || now-time.Duration(since) >= longestPause) && tr.trial.CompareAndSwap(since, int64(now))
+}
 
-func (tr *trouble) endTrial() { tr.trial.Store(false) }
+// endTrial ends a trial that was begun at a time, unless another one has taken its place.
+func (tr *trouble) endTrial(begun time.Duration) { tr.trial.CompareAndSwap(int64(begun), 0) }
 
 // failed takes note of a failure of a request that was begun at a time. One that was on its way when the one
 // before failed tells nothing new, nor does one that came in a pause because no other upstream is well. The first pause is given.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -108,7 +109,7 @@ func TestOneVisitTries(t *testing.T) {
 		}
 		r.answer(http.StatusOK)
 		synctest.Wait()
-		if m := s.members.get("u0:80"); m.troubled(s.table.now()) || m.trouble.trial.Load() {
+		if m := s.members.get("u0:80"); m.troubled(s.table.now()) || m.trouble.isTried(s.table.now()) {
 			t.Error("it has answered, and is kept off")
 		}
 	})
@@ -165,6 +166,139 @@ func TestNamedPagesCauseNoTrouble(t *testing.T) {
 				t.Errorf("%s: it is kept off", name)
 			}
 		})
+	}
+}
+
+// A request that may fail by its own fault takes no server from others, nor the turn to try one from those who would.
+func TestRequestsThatMayFail(t *testing.T) {
+	for name, odd := range map[string]func(r *request){
+		"a body of unknown length": func(r *request) { r.ContentLength = -1 },
+		"a body":                   func(r *request) { r.ContentLength = 1 << 20 },
+		"a large header":           func(r *request) { r.Header.Set("Cookie", strings.Repeat("x", plainHeader)) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(2)
+			s := newTestSelection(pool)
+			m := s.members.get("u0:80")
+			for range 10 {
+				r := newRequest(s, "/app")
+				odd(r)
+				r.choose(pool[:1])
+				r.run().connected(r.run().attempt)
+				r.repl.Set(placeholderErrorID, "x")
+				r.repl.Set(placeholderErrorStatus, http.StatusBadGateway)
+				r.end()
+				synctest.Wait()
+			}
+			if m.trouble.on() {
+				t.Errorf("%s: it is kept off", name)
+			}
+			m.trouble.failed(s.table.now(), s.table.now(), firstPause)
+			time.Sleep(time.Minute)
+			busy := newRequest(s, "/app")
+			busy.choose(pool[1:])
+			for range 5 {
+				r := newRequest(s, "/app")
+				odd(r)
+				if addr, _ := r.choose(pool); addr != "u1:80" {
+					t.Errorf("%s: it tries what has failed", name)
+				}
+			}
+			if addr, _ := newRequest(s, "/app").choose(pool); addr != "u0:80" {
+				t.Errorf("%s: the visit after it does not try what has failed", name)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+// Over HTTP/3 nobody knows whether a request has a body, and a server that fails must be found out all the same.
+func TestPagesOverHTTP3AreTaken(t *testing.T) {
+	r := newRequest(newTestSelection(testPool(1)), "/app")
+	r.ContentLength, r.ProtoMajor = -1, 3
+	if r.run().mayFail {
+		t.Error("a page over HTTP/3 may fail by its own fault")
+	}
+}
+
+// A visit that tries an upstream for ever, because its server hangs, does not keep the others off for ever.
+func TestTrialThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		m := s.members.get("u0:80")
+		m.trouble.failed(0, s.table.now(), firstPause)
+		time.Sleep(firstPause)
+		newRequest(s, "/app").choose(pool[1:])
+		hangs := newRequest(s, "/app")
+		if addr, _ := hangs.choose(pool); addr != "u0:80" {
+			t.Fatal("it is tried at ", addr)
+		}
+		time.Sleep(longestPause - time.Second)
+		for range 3 {
+			if addr, _ := newRequest(s, "/app").choose(pool); addr != "u1:80" {
+				t.Error("two try it at once")
+			}
+		}
+		time.Sleep(time.Second)
+		next := newRequest(s, "/app")
+		if addr, _ := next.choose(pool); addr != "u0:80" {
+			t.Fatal("after a minute nobody else tries it")
+		}
+		hangs.end() // which is not the one that tries any more
+		synctest.Wait()
+		if !m.trouble.isTried(s.table.now()) {
+			t.Error("the trial ended with that of another visit")
+		}
+		next.end()
+		synctest.Wait()
+		if m.trouble.isTried(s.table.now()) {
+			t.Error("the trial goes on without a visit")
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// What lb_retry_match retries is told by its status: a page that is not there is no server's fault.
+func TestRetriedAnswers(t *testing.T) {
+	for status, keeps := range map[int]bool{
+		http.StatusNotFound:           false,
+		http.StatusOK:                 false,
+		http.StatusServiceUnavailable: true,
+		0:                             true, // the answer broke off
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(1)
+			s := newTestSelection(pool)
+			for range pagesInARow {
+				r := newRequest(s, "/app")
+				r.choose(pool)
+				r.run().connected(r.run().attempt)
+				r.run().answered(r.run().attempt)
+				if status != 0 {
+					r.repl.Set(placeholderStatus, status)
+				}
+				r.choose(pool)
+				if _, left := r.repl.Get(placeholderStatus); left {
+					t.Error("the status of an attempt is left to the next")
+				}
+				r.end()
+				synctest.Wait()
+			}
+			if got := s.members.get("u0:80").trouble.on(); got != keeps {
+				t.Errorf("%d is retried: in trouble: %t", status, got)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+// A server says "100 Continue" before it has built a page, so nobody gets to ask for it.
+func TestNobodyIsToldToContinue(t *testing.T) {
+	b := newBokeh(t, "")
+	s := serve(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n}")
+	if p := s.get("/app", "Expect", "100-continue"); p.status != http.StatusOK || b.lastPage().Get("Expect") != "" {
+		t.Errorf("a page with %q is answered with %d", b.lastPage().Get("Expect"), p.status)
 	}
 }
 
@@ -328,8 +462,9 @@ func TestWholeFleetFails(t *testing.T) {
 	} {
 		for _, outage := range []time.Duration{10 * time.Second, 10 * time.Minute} {
 			synctest.Test(t, func(t *testing.T) {
-				pool := testPool(4)
+				pool := testPool(5)
 				s := newTestSelection(pool)
+				s.members.get("u4:80").draining.add(1) // which is well, and takes nobody
 				for start := time.Now(); time.Since(start) < outage; time.Sleep(200 * time.Millisecond) {
 					tryPage(s, pool, func(_ string, r *request) { fail(r) })
 				}

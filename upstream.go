@@ -253,7 +253,8 @@ func (ms *members) add(dial string, now time.Duration) any {
 	m := &member{upstream: ms.t.hold(upstreamName(dial))}
 	m.seen.Store(int64(now))
 	if ms.closed {
-		// A request outlived its config. Its session holds the upstream, we must not.
+		// A request outlived its config. Its session holds the upstream, we must not, nor may anybody watch it.
+		m.dropped.Store(true)
 		ms.t.release(m.upstream)
 		return m
 	}

@@ -1,10 +1,12 @@
-// This file tests the names of upstreams.
+// This file tests the names of upstreams, and how long they are looked at.
 
 package caddybokeh
 
 import (
 	"os"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestUpstreamName(t *testing.T) {
@@ -71,4 +73,22 @@ func FuzzUpstreamName(f *testing.F) {
 	f.Add("https://[::1%25eth0]:5006")
 	f.Add("unix//run/x|0200")
 	f.Fuzz(func(_ *testing.T, addr string) { sharedName(upstreamName(addr)) })
+}
+
+// A request that outlives its config may see an upstream as unhealthy. Nobody checks that one any more.
+func TestNobodyWatchesForAConfigThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSelection(testPool(1))
+		s.members.close()
+		looked := 0
+		s.members.get("u9:80").watch(func() bool {
+			looked++
+			return looked > 100
+		})
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if looked != 0 {
+			t.Errorf("somebody has looked %d times", looked)
+		}
+	})
 }
