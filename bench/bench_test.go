@@ -184,6 +184,17 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+// An app that runs twice in one run of five is not made up for by the others.
+func TestWorstRun(t *testing.T) {
+	var records []record
+	for i, runs := range []float64{1, 1, 1, 1, 1.3} {
+		records = append(records, record{Peer: ours, Repetition: i, numbers: numbers{Ready99: 1, Runs: runs}})
+	}
+	if f := verdict(summarize(workNamed(t, "tabs"), records), ours)[0]; f.reached {
+		t.Error(f)
+	}
+}
+
 // Two peers do the same work at the same time, each before servers of its own.
 func TestTwoAtTheSameTime(t *testing.T) {
 	group, err := choosePeers(cookiePeer + " " + ours)

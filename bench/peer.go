@@ -44,7 +44,7 @@ type site struct {
 	late    []string // that will join
 }
 
-// ideal is the peer that is none: the best that can be.
+// ideal is the peer that is none: each visitor goes to the server that is done first.
 const ideal = "central-queue"
 
 // policies are Caddy's own, and the arguments that they need.
