@@ -55,7 +55,7 @@ func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	}
 	if err := proxy.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
 		if strings.Contains(err.Error(), "unrecognized subdirective") {
-			err = fmt.Errorf("%w; it is none of reverse_proxy, nor an option of lb_policy bokeh: %s", err, strings.Join(policyOptions, ", "))
+			err = fmt.Errorf("%w; it is neither a subdirective of reverse_proxy nor an option of lb_policy bokeh, which are %s", err, strings.Join(policyOptions, ", "))
 		}
 		return nil, err
 	}

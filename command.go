@@ -212,7 +212,7 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 				" (mend it; a record that is broken: delete it): %s\n", strings.ReplaceAll(n.Storage, "\n", "; "))
 		}
 		if n.Waiting > 0 {
-			fmt.Fprintf(w, "\n%d of this Caddy's visitors wait for a place: all servers have max_sessions sessions\n", n.Waiting)
+			fmt.Fprintf(w, "\nvisits at this Caddy that wait for a place, for all servers have max_sessions sessions: %d\n", n.Waiting)
 		}
 		if n.State == nodeOverdue {
 			heard := time.Duration(n.Heard * float64(time.Second))

@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"errors"
 	"maps"
 	"net/http"
 	"net/url"
@@ -78,6 +79,33 @@ func (s *Selection) examine(r *http.Request, rn *run) {
 		s.logger.Warn("the headers of a websocket are close to what the server takes; a visitor with more cookies sees an empty page"+
 			" (set max_header_size 64KB in the servers option)",
 			zap.Int("header_bytes", size), zap.Int("max_header_bytes", srv.MaxHeaderBytes))
+	}
+}
+
+// tellTrouble logs once that an upstream has begun to fail, and once that it is well again. The error is that of its last
+// connection, if that failed.
+func (rn *run) tellTrouble(m *member, err error) {
+	on := m.trouble.on()
+	if m.trouble.told.Load() == on || !m.trouble.told.CompareAndSwap(!on, on) {
+		return
+	}
+	if !on {
+		rn.s.logger.Info("upstream is well again", zap.String("upstream", m.name))
+		return
+	}
+	if err == nil {
+		err = errors.New("page requests are answered with 5xx, or not at all")
+	}
+	rn.s.logger.Warn("upstream fails; new sessions go elsewhere as long as another one is well, and a visit tries it from time to time"+
+		" (look at that server; when it is back nothing needs to be done here)", zap.String("upstream", m.name), zap.Error(err))
+}
+
+// tellFull logs that visits have to wait for a place.
+func (s *Selection) tellFull(upstreams int) {
+	now := s.table.now()
+	if s.pacers.full.lets(now) {
+		s.logger.Error("every upstream has max_sessions sessions; new visitors wait as long as lb_try_duration allows, then get 503 (add an upstream, or raise max_sessions)",
+			zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", upstreams), zap.Int64("visits_waiting", s.table.line.waiting(now)))
 	}
 }
 

@@ -228,6 +228,7 @@ func (rn *run) getInLine(v *view) bool {
 		}
 	}
 	rn.s.table.line.join(rn.ticket, pool, now)
+	rn.s.tellFull(v.present)
 	return true
 }
 

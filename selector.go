@@ -137,10 +137,7 @@ func (rn *run) foundNobody(ctx context.Context, v *view, w http.ResponseWriter) 
 func (s *Selection) whyNobody(v *view, rn *run) string {
 	switch {
 	case rn.isFull(v):
-		if s.pacers.full.lets(v.now) {
-			s.logger.Error("every upstream has max_sessions sessions; new visitors wait as long as lb_try_duration allows, then get 503 (add an upstream, or raise max_sessions)",
-				zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", v.present), zap.Int64("visits_waiting", s.table.line.waiting(v.now)))
-		}
+		s.tellFull(v.present)
 		return nobodyFull
 	case allDrain(v):
 		if s.pacers.allDrain.lets(v.now) {
@@ -490,6 +487,7 @@ func (rn *run) dialed(a *attempt, err error) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	a.dialErr = err
+	defer rn.tellTrouble(a.m, err)
 	if err == nil {
 		a.m.dialed(a.begun, rn.s.table.now(), rn.s.pause, nil)
 		return
@@ -614,6 +612,7 @@ func (rn *run) settle(a *attempt, status int) {
 	if a.trial {
 		defer a.m.trouble.endTrial(a.begun)
 	}
+	defer rn.tellTrouble(a.m, a.dialErr)
 	now := rn.s.table.now()
 	if a.dialErr != nil && a.failures < a.addrs && !a.firstByte {
 		a.m.dialed(a.begun, now, rn.s.pause, a.dialErr)

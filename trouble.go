@@ -29,6 +29,7 @@ type trouble struct {
 	until atomic.Int64 // when it is tried again, on the table's clock; 0 if all is well
 	trial atomic.Int64 // since when a visit is trying it, on the table's clock: one at a time; 0 if none is
 	pages atomic.Int64 // that failed in a row
+	told  atomic.Bool  // it was last logged that the upstream fails
 
 	mu       sync.Mutex // guards all below, and the change of until
 	failures int        // in a row

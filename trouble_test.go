@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +17,9 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // tryPage sends a visit, which serve plays at the upstream that is chosen.
@@ -254,6 +258,35 @@ func TestTrialThatHangs(t *testing.T) {
 		synctest.Wait()
 		if m.trouble.isTried(s.table.now()) {
 			t.Error("the trial goes on without a visit")
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// An operator reads once that a server fails, whatever number of visits meets it, and once that it is back.
+func TestTroubleIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		core, logs := observer.New(zapcore.InfoLevel)
+		s.logger = zap.New(core)
+		for range 3 {
+			for range 5 {
+				tryPage(s, pool[:1], func(_ string, r *request) { r.refuse() })
+			}
+			time.Sleep(time.Minute)
+			tryPage(s, pool[:1], func(_ string, r *request) { r.refuse() })
+			time.Sleep(time.Minute)
+			for range 5 {
+				tryPage(s, pool[:1], func(_ string, r *request) { r.answer(http.StatusOK) })
+			}
+		}
+		var got []string
+		for _, e := range logs.All() {
+			got = append(got, e.Level.String())
+		}
+		if want := []string{"warn", "info", "warn", "info", "warn", "info"}; !slices.Equal(got, want) {
+			t.Errorf("logged: %q", got)
 		}
 		time.Sleep(time.Minute)
 	})

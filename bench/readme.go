@@ -41,7 +41,7 @@ func updateReadme(file, folder string, all []*summary) error {
 // shortly returns the plot and one table of all works.
 func shortly(all []*summary) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "![until when 99 of 100 pages are ready, behind each balancer at each work](bench/peers.svg)\n\n%s\n\n", overview(all).RenderMarkdown())
+	fmt.Fprintf(&b, "![time within which 99 of 100 pages are ready, behind each balancer at each work](bench/peers.svg)\n\n%s\n\n", overview(all).RenderMarkdown())
 	for _, s := range all {
 		if against, of := cpuAgainstCookie(s, ours); against.n > 0 && s.work.pair {
 			fmt.Fprintf(&b, "A visit takes %.2f ms of the processor, %.2f of what it takes with %s at the same time.\n", s.get(ours, cpu).median, against.median, of)

@@ -88,7 +88,7 @@ func (s *summary) row(p string) table.Row {
 // overview has a row for each work: this policy, and the best other peer.
 func overview(all []*summary) table.Writer {
 	t := table.NewWriter()
-	t.AppendHeader(table.Row{"", "99 of 100 ready within", "behind the best other", "ratio (spread)", "to the central queue", "app runs a visit, here and there", "failed, here and there"})
+	t.AppendHeader(table.Row{"", "99 of 100 ready within", "the best other, within", "ratio (spread)", "to the central queue", "app runs a visit: ours, theirs", "failed: ours, theirs"})
 	for _, s := range all {
 		if s.work.comparesCost() {
 			continue
