@@ -43,17 +43,17 @@ func (rn *run) fresh(v *view) int {
 			}
 			rn.trial = m
 		}
-		if v.noneIsWell() {
+		if v.allThatTake(func(m *member) bool { return m.trouble.on() }) {
 			rn.noneIsWell = v.members[:v.present]
 		}
 		return i
 	}
 }
 
-// noneIsWell says whether all that take new sessions have failed.
-func (v *view) noneIsWell() bool {
+// allThatTake says whether something is true of all upstreams that take new sessions.
+func (v *view) allThatTake(is func(*member) bool) bool {
 	for i, m := range v.members[:v.present] {
-		if v.takesNew(i) && !m.trouble.on() {
+		if v.takesNew(i) && !is(m) {
 			return false
 		}
 	}

@@ -199,13 +199,13 @@ func TestReadyFirst(t *testing.T) {
 	even, uneven := []float64{1, 1, 1, 1}, []float64{1.4, 1.4, 0.6, 0.6}
 	for name, c := range map[string]struct {
 		crowd
-		p99, peak float64 // at most: against one queue, and of sessions
+		p99, peak, worst float64 // at most: against one queue, and of sessions, in most crowds and in any
 	}{
-		"steady":      {crowd{load: 0.8, paces: even, nodes: 1, page: usual}, 1.4, 1.25},
-		"heavy pages": {crowd{load: 0.8, paces: even, nodes: 1, page: heavy}, 1.6, 1.25},
-		"two nodes":   {crowd{load: 0.8, paces: even, nodes: 2, page: usual}, 1.5, 1.25},
-		"eight nodes": {crowd{load: 0.8, paces: even, nodes: 8, page: usual}, 2.4, 1.25},
-		"uneven":      {crowd{load: 0.8, paces: uneven, nodes: 1, page: usual}, 1.4, 1.8},
+		"steady":      {crowd{load: 0.8, paces: even, nodes: 1, page: usual}, 1.4, 1.25, 1.25},
+		"heavy pages": {crowd{load: 0.8, paces: even, nodes: 1, page: heavy}, 1.6, 1.25, 1.5},
+		"two nodes":   {crowd{load: 0.8, paces: even, nodes: 2, page: usual}, 1.5, 1.25, 1.25},
+		"eight nodes": {crowd{load: 0.8, paces: even, nodes: 8, page: usual}, 2.4, 1.25, 1.25},
+		"uneven":      {crowd{load: 0.8, paces: uneven, nodes: 1, page: usual}, 1.4, 1.8, 1.8},
 	} {
 		c.visits = 1000
 		var peaks []float64
@@ -214,10 +214,10 @@ func TestReadyFirst(t *testing.T) {
 			peaks = append(peaks, o.peak)
 			return o.p99() / c.inOneQueue().p99()
 		})
-		// Of one crowd it is chance: one in thirty of those with heavy pages had 1.31.
+		// Of one crowd with heavy pages it is chance: of 36 one had 1.31.
 		slices.Sort(peaks)
-		if peak := peaks[len(peaks)/2]; peak > c.peak {
-			t.Errorf("%s: a server has %.2f times the sessions of the mean", name, peak)
+		if peaks[len(peaks)/2] > c.peak || slices.Max(peaks) > c.worst {
+			t.Errorf("%s: a server has %.2f times the sessions of the mean", name, peaks)
 		}
 		t.Logf("%s: p99 until ready is %.2f of one queue's", name, ratio)
 		if ratio > c.p99 {

@@ -134,12 +134,6 @@ func headerSize(r *http.Request) (all, longest int) {
 // hangs up without a word from 64 KB on.
 const plainHeader = 16 << 10
 
-// headerBytes returns how many bytes the header of r took, about.
-func headerBytes(r *http.Request) int {
-	all, _ := headerSize(r)
-	return all
-}
-
 // uvicornLine is what the websockets library, which reads them for uvicorn, takes of a header line. Of a longer one
 // most versions of uvicorn say nothing at all, and keep the connection. Before it h11, which reads all requests for uvicorn
 // unless httptools is there, refuses a header of more than 16 KB with 400 if it does not come in one piece.

@@ -150,12 +150,7 @@ func (rn *run) takes(v *view, i int) bool {
 
 // avoidsAll says whether this run's new session has nowhere to go but where it may fail.
 func (rn *run) avoidsAll(v *view) bool {
-	for i, m := range v.members[:v.present] {
-		if v.takesNew(i) && !rn.avoids(m, v.now) {
-			return false
-		}
-	}
-	return true
+	return v.allThatTake(func(m *member) bool { return rn.avoids(m, v.now) })
 }
 
 // isOver says whether this run's session is one too many where it is counted. Two who come at once may

@@ -256,7 +256,8 @@ func (s *Selection) run(r *http.Request) *run {
 	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
 	r.Header.Del(stampHeader) // a client's own is never passed on
 	if rn.kind == pageRequest {
-		rn.mayFail = rn.gaveID || bringsBody(r) || headerBytes(r) > plainHeader
+		size, _ := headerSize(r)
+		rn.mayFail = rn.gaveID || bringsBody(r) || size > plainHeader
 		// The first byte says that a page is built, and "100 Continue" is none. Go's server sends that by itself.
 		r.Header.Del("Expect")
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // realPage is what a visit takes of a real server's thread: the app's sleep, and what Bokeh itself needs while it has as many
-// sessions as here, 85 to 98 ms of the processor. The sleep is so long that three servers, the proxy and the visitors leave
+// sessions as here, 85 to 98 ms of the processor where it forgot unused ones after 3 s. The sleep is so long that three servers, the proxy and the visitors leave
 // two cores idle for most of the time: with 100 ms all servers waited for the processor, and no choice among them mattered.
 const realPage = 400 * time.Millisecond
 
