@@ -149,6 +149,8 @@ type Selection struct {
 	last        atomic.Pointer[reverseproxy.UpstreamPool]
 
 	pacers pacers
+
+	transport *reverseproxy.HTTPTransport // made by this policy for its handler, which had none; or nil
 }
 
 // sessions is the one table of this process. It outlives configs, because sessions do: a reload
@@ -203,6 +205,9 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if h, ok := innermost[*reverseproxy.Handler](ctx); ok {
 		s.knowPool(h)
 		s.warnOfStrangers(h)
+		if err := s.watchTransport(ctx, h); err != nil {
+			return err
+		}
 		if err := events.On("started", whenStarted{func() { s.members.see(h.Upstreams) }}); err != nil {
 			return fmt.Errorf("asking for the event of the start: %w", err)
 		}
@@ -472,6 +477,9 @@ func (s *Selection) Cleanup() error {
 	}
 	if s.members != nil {
 		s.members.close()
+	}
+	if s.transport != nil {
+		return s.transport.Cleanup()
 	}
 	return nil
 }

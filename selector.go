@@ -236,6 +236,7 @@ type attempt struct {
 	failures  int   // of dials
 	dialErr   error // of the last dial that failed, while none has succeeded
 	firstByte bool
+	answer    int           // status of the answer, 0 if it has none or came by a transport that is not watched
 	took      time.Duration // m, to build the page
 	others    []*member     // where none was well
 	settled   bool
@@ -532,6 +533,13 @@ func (rn *run) answered(a *attempt) {
 	}
 }
 
+// hasAnswer takes note of the answer to the last attempt.
+func (rn *run) hasAnswer(res *http.Response) {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	rn.attempt.answer = res.StatusCode
+}
+
 // failed settles the last attempt when another one is asked for.
 func (rn *run) failed() {
 	rn.mu.Lock()
@@ -578,6 +586,9 @@ func (rn *run) end() {
 func (rn *run) status(a *attempt) int {
 	if rn.repl == nil {
 		return 0
+	}
+	if a.answer != 0 {
+		return a.answer
 	}
 	if !a.firstByte {
 		return rn.proxyError()

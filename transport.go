@@ -1,0 +1,55 @@
+// This file holds the transport of a reverse proxy as a policy watches it: each run hears of its answer before the proxy does.
+
+package caddybokeh
+
+import (
+	"fmt"
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// watchedTransport is the HTTP transport of a reverse proxy. All that Caddy finds out about a transport by its
+// interfaces it finds in the one that is embedded.
+type watchedTransport struct {
+	*reverseproxy.HTTPTransport
+	s *Selection
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := t.HTTPTransport.RoundTrip(r)
+	if rn, ok := r.Context().Value(runKey{t.s}).(*run); ok && err == nil {
+		rn.hasAnswer(res)
+	}
+	return res, err
+}
+
+// watchTransport puts itself before the handler's HTTP transport, and makes that where the config has none: Caddy would do
+// so after its policy was set up. Any other transport is left alone; what became of its requests is known from Caddy's
+// placeholders.
+func (s *Selection) watchTransport(ctx caddy.Context, h *reverseproxy.Handler) error {
+	switch t := h.Transport.(type) {
+	case nil:
+		own := new(reverseproxy.HTTPTransport)
+		if err := own.Provision(ctx); err != nil {
+			return fmt.Errorf("provisioning default transport: %w", err)
+		}
+		s.transport = own
+		h.Transport = watchedTransport{own, s}
+	case *reverseproxy.HTTPTransport:
+		h.Transport = watchedTransport{t, s}
+	}
+	return nil
+}
+
+// Interface guards
+var (
+	_ http.RoundTripper                                = watchedTransport{}
+	_ reverseproxy.TLSTransport                        = watchedTransport{}
+	_ reverseproxy.H2CTransport                        = watchedTransport{}
+	_ reverseproxy.HealthCheckSchemeOverriderTransport = watchedTransport{}
+	_ reverseproxy.ProxyProtocolTransport              = watchedTransport{}
+	_ reverseproxy.RequestHeaderOpsTransport           = watchedTransport{}
+)
