@@ -9,9 +9,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
 )
 
 func TestBokehAnswersForItself(t *testing.T) {
+	t.Parallel()
 	f := start(t, plan{})
 	token := func(payload string) string { return base64.RawURLEncoding.EncodeToString([]byte(payload)) }
 	expired := token(`{"session_id": "x", "session_expiry": 1}`)
@@ -78,7 +81,7 @@ func status(t *testing.T, url string, header map[string]string) string {
 	client := &http.Client{
 		Transport:     &http.Transport{DisableKeepAlives: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Timeout:       10 * time.Second,
+		Timeout:       stack.Stretch(10 * time.Second),
 	}
 	res, err := client.Do(r)
 	if err != nil {

@@ -7,10 +7,12 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,10 +20,11 @@ import (
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
 )
 
-// patience is how long a tab waits for what has to happen. BokehJS gives up reconnecting after
-// about 30 s.
+// patience is how long what has to happen may take on a quiet machine. BokehJS gives up reconnecting after about 30 s.
 const patience = 40 * time.Second
 
 // library finds the app's models, and the button and other elements through the shadow trees that Bokeh renders into.
@@ -73,15 +76,42 @@ type tab struct {
 	close context.CancelFunc
 }
 
-// newTab opens a tab in the one browser, which has one cookie jar.
-func newTab(t *testing.T) *tab { return openTab(t) }
+// profiles are the browsers of the tests that run: each has cookies and connections of its own.
+var profiles sync.Map // *testing.T to func() (context.Context, error)
+
+// profile returns the browser of a test.
+func profile(t *testing.T) context.Context {
+	t.Helper()
+	made, known := profiles.LoadOrStore(t, sync.OnceValues(func() (context.Context, error) {
+		ctx, cancel := chromedp.NewContext(kit.browser, chromedp.WithNewBrowserContext())
+		t.Cleanup(cancel)
+		return ctx, chromedp.Do(ctx)
+	}))
+	if !known {
+		t.Cleanup(func() { profiles.Delete(t) })
+	}
+	ctx, err := made.(func() (context.Context, error))()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ctx
+}
+
+// newTab opens a tab in the test's browser, which has one cookie jar.
+func newTab(t *testing.T) *tab {
+	t.Helper()
+	return openTab(t, profile(t))
+}
 
 // newVisitor opens a tab as another visitor's browser would: with cookies and connections of its own.
-func newVisitor(t *testing.T) *tab { return openTab(t, chromedp.WithNewBrowserContext()) }
-
-func openTab(t *testing.T, options ...chromedp.ContextOption) *tab {
+func newVisitor(t *testing.T) *tab {
 	t.Helper()
-	ctx, cancel := chromedp.NewContext(kit.browser, options...)
+	return openTab(t, kit.browser, chromedp.WithNewBrowserContext())
+}
+
+func openTab(t *testing.T, browser context.Context, options ...chromedp.ContextOption) *tab {
+	t.Helper()
+	ctx, cancel := chromedp.NewContext(browser, options...)
 	t.Cleanup(cancel)
 	b := &tab{t, ctx, cancel}
 	// The context of the first call is that of the tab's whole life.
@@ -136,7 +166,7 @@ func (f *fleet) visitIn(b *tab) *tab {
 // goTo requests a page and returns the status, or one that stands for all errors without a body.
 func (b *tab) goTo(url string) int {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	ctx, cancel := stack.Patience(b.ctx, patience)
 	defer cancel()
 	res, err := chromedp.RunResponse(ctx, chromedp.Navigate(url))
 	switch {
@@ -161,7 +191,7 @@ func (b *tab) ready() {
 // eval evaluates a JavaScript expression.
 func (b *tab) eval(js string, to any) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	ctx, cancel := stack.Patience(b.ctx, patience)
 	defer cancel()
 	result, err := chromedp.Run(ctx, chromedp.Evaluate[[]byte](js))
 	if err == nil && to != nil {
@@ -175,10 +205,17 @@ func (b *tab) eval(js string, to any) {
 // await waits for a JavaScript expression to become true.
 func (b *tab) await(what, js string) {
 	b.t.Helper()
-	poll := chromedp.Poll[chromedp.Void](js, chromedp.WithPollingTimeout(patience), chromedp.WithPollingInterval(20*time.Millisecond))
-	if err := chromedp.Do(b.ctx, poll); err != nil {
-		b.t.Fatalf("not so after %v: %s: %v\n%s", patience, what, err, b.story())
+	if err := b.poll(js, patience); err != nil {
+		b.t.Fatalf("not so: %s: %v\n%s", what, err, b.story())
 	}
+}
+
+// poll waits for a JavaScript expression to become true, for so much time of a quiet machine.
+func (b *tab) poll(js string, limit time.Duration) error {
+	ctx, cancel := stack.Patience(b.ctx, limit)
+	defer cancel()
+	err := chromedp.Do(ctx, chromedp.Poll[chromedp.Void](js, chromedp.WithPollingTimeout(0), chromedp.WithPollingInterval(20*time.Millisecond)))
+	return errors.Join(err, context.Cause(ctx))
 }
 
 // click clicks the counter and waits for what it then shows.

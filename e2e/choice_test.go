@@ -12,10 +12,11 @@ import (
 // With every server full, those who are there lose nothing, not by a cut connection either; the next visitor waits, over a
 // reload, until somebody has left.
 func TestMaxSessions(t *testing.T) {
+	t.Parallel()
 	f := start(t, plan{
-		policy:    "bokeh {\n\t\t\tmax_sessions 1\n\t\t\tunused_session_lifetime 6s\n\t\t\tcheck_unused_sessions 1s\n\t\t}",
-		proxy:     "\t\tlb_try_duration 60s",
-		serve:     []string{"--unused-session-lifetime", "6000", "--check-unused-sessions", "1000"},
+		quick:     true,
+		policy:    "bokeh {\n\t\t\tmax_sessions 1\n\t\t}",
+		proxy:     "\t\tlb_try_duration 10m",
 		keepAlive: true,
 	})
 	tabs := f.atWork(3)
@@ -65,6 +66,7 @@ func TestMaxSessions(t *testing.T) {
 
 // The tabs of a user are on one server, through every Caddy.
 func TestGroupBy(t *testing.T) {
+	t.Parallel()
 	f := start(t, plan{policy: "bokeh {\n\t\t\tsecret_key ours\n\t\t\tgroup_by {query.user}\n\t\t}"})
 	g := f.another()
 	used := map[string]bool{}

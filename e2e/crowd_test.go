@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +13,8 @@ import (
 	"time"
 
 	"github.com/chromedp/chromedp"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
 )
 
 // crowd is people who visit, each for some clicks, and then visit again.
@@ -136,7 +137,7 @@ func (c *crowd) open(b *tab) (seen int64, err error) {
 	c.busy.RLock()
 	defer c.busy.RUnlock()
 	seen = c.cuts.Load()
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	ctx, cancel := stack.Patience(b.ctx, patience)
 	defer cancel()
 	res, err := chromedp.RunResponse(ctx, chromedp.Navigate(c.f.url(c.f.plan.page)))
 	if err != nil || res.Status != http.StatusOK {
@@ -179,7 +180,7 @@ func (c *crowd) click(b *tab, before int, seen int64) (int64, error) {
 
 // story returns what the page has said, one line after the other.
 func (b *tab) story() string {
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	ctx, cancel := stack.Patience(b.ctx, patience)
 	defer cancel()
 	var lines []string
 	result, err := chromedp.Run(ctx, chromedp.Evaluate[[]byte](`[...(window.said ?? []), JSON.stringify(window.model && {count: model("count")?.text, marked: model("count")?.marked, clickable: clickable() != null}) ?? ""]`))
@@ -191,7 +192,7 @@ func (b *tab) story() string {
 
 // holds says whether a JavaScript expression is true.
 func (b *tab) holds(js string) bool {
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	ctx, cancel := stack.Patience(b.ctx, patience)
 	defer cancel()
 	var yes bool
 	result, err := chromedp.Run(ctx, chromedp.Evaluate[[]byte](js))
@@ -199,7 +200,4 @@ func (b *tab) holds(js string) bool {
 }
 
 // becomes says whether a JavaScript expression becomes true.
-func (b *tab) becomes(js string) bool {
-	poll := chromedp.Poll[chromedp.Void](js, chromedp.WithPollingTimeout(patience/3), chromedp.WithPollingInterval(20*time.Millisecond))
-	return chromedp.Do(b.ctx, poll) == nil
-}
+func (b *tab) becomes(js string) bool { return b.poll(js, patience/3) == nil }

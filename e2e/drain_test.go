@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,10 +16,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
 )
 
 // Nobody who works on a draining server notices: neither the reload, nor a cut connection, nor a restart of Caddy.
 func TestDrainByConfig(t *testing.T) {
+	t.Parallel()
 	f := start(t, plan{keepAlive: true})
 	tabs := f.atWork(3)
 	draining := tabs[0].place()
@@ -64,16 +66,6 @@ func (f *fleet) newcomers(n int, never string) {
 	}
 }
 
-// quickly are the options of servers that drop unused sessions soon.
-var quickly = []string{"--unused-session-lifetime", "6000", "--check-unused-sessions", "1000"}
-
-// quick are servers that drop unused sessions soon, and a policy that knows.
-func quick(p plan) plan {
-	p.policy = "bokeh {\n\t\t\tunused_session_lifetime 6s\n\t\t\tcheck_unused_sessions 1s\n\t\t}"
-	p.serve = append(p.serve, quickly...)
-	return p
-}
-
 // command is a run of caddy bokeh.
 type command struct {
 	f    *fleet
@@ -86,7 +78,7 @@ type command struct {
 // bokeh starts a command that talks to the fleet's Caddy.
 func (f *fleet) bokeh(args ...string) *command {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), 3*time.Minute)
+	ctx, cancel := stack.Patience(f.t.Context(), 3*time.Minute)
 	f.t.Cleanup(cancel)
 	c := &command{f: f, args: args, done: make(chan struct{})}
 	cmd := exec.CommandContext(ctx, kit.caddy, append([]string{"bokeh", "--address", fmt.Sprint("localhost:", f.admin)}, args...)...)
@@ -123,7 +115,8 @@ func (c *command) wait() {
 // A drain outlives kill -9 of Caddy: nobody who works there notices more than a reconnect, newcomers stay away, and who
 // waits for the drain goes on waiting.
 func TestDrainOutlivesKill(t *testing.T) {
-	f := start(t, quick(plan{keepAlive: true}))
+	t.Parallel()
+	f := start(t, plan{quick: true, keepAlive: true})
 	tabs := f.atWork(3)
 	draining := tabs[0].place()
 	drain := f.bokeh("drain", f.server(draining).Addr(), "--wait")
@@ -164,20 +157,28 @@ func (f *fleet) wantEmpty(name string) {
 // What people see when the grace period of their server is over. Where BokehJS reconnects and the token is not too old they
 // get a fresh document on another server; else a page that stands still until it is loaded again.
 func TestGracePeriod(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		env   []string
-		serve []string
-		age   time.Duration // of the page
+		token time.Duration // how long one lives on a quiet machine, if not for as long as usual; the page is older
 		fresh bool
 	}{
 		"reconnect on":                {fresh: true},
 		"reconnect off":               {env: []string{"RECONNECT=off"}},
-		"reconnect on, token expired": {serve: []string{"--session-token-expiration", "3"}, age: 4 * time.Second},
+		"reconnect on, token expired": {token: 10 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := start(t, quick(plan{keepAlive: true, serve: c.serve, serveEnv: c.env}))
+			t.Parallel()
+			p := plan{quick: true, keepAlive: true, serveEnv: c.env}
+			life := stack.Stretch(c.token).Truncate(time.Second)
+			if c.token > 0 {
+				p.serve = []string{"--session-token-expiration", fmt.Sprint(life.Seconds())}
+			}
+			f := start(t, p)
 			tabs := f.atWork(3)
-			time.Sleep(c.age)
+			if c.token > 0 {
+				time.Sleep(life + 2*time.Second)
+			}
 			place := tabs[0].place()
 			f.bokeh("drain", f.server(place).Addr(), "--grace-period", "1ms", "--wait").wait()
 			if c.fresh {
@@ -188,7 +189,7 @@ func TestGracePeriod(t *testing.T) {
 				}
 			} else {
 				tabs[0].eval(`clickable().click()`, nil)
-				time.Sleep(2 * time.Second)
+				time.Sleep(stack.Stretch(2 * time.Second))
 				if !tabs[0].holds(`model("count").text == "2"`) {
 					t.Error("the page does not stand still")
 				}
@@ -206,7 +207,8 @@ func TestGracePeriod(t *testing.T) {
 
 // Two Caddys on one storage: what one is told holds on the other, and drained is what both call so.
 func TestDrainOnTwoNodes(t *testing.T) {
-	p := quick(plan{keepAlive: true, origins: []string{"*"}})
+	t.Parallel()
+	p := plan{quick: true, keepAlive: true, origins: []string{"*"}}
 	p.global = "\tstorage file_system " + t.TempDir()
 	f := start(t, p)
 	g := f.another()
@@ -216,7 +218,7 @@ func TestDrainOnTwoNodes(t *testing.T) {
 	drain := f.bokeh("drain", f.server(draining).Addr(), "--wait")
 	begun := time.Now()
 	g.awaitLog("marked draining")
-	if took := time.Since(begun); took > 5*time.Second {
+	if took := time.Since(begun); took > stack.Stretch(5*time.Second) {
 		t.Errorf("the other node heard of it after %v", took)
 	}
 	g.newcomers(3, draining)
@@ -282,7 +284,8 @@ func (f *fleet) awaitOnlyWait(name, reason string) {
 
 // Two hundred reloads while a server drains and people visit: mark, counts and sessions are exact at the end.
 func TestDrainOverManyReloads(t *testing.T) {
-	f := start(t, quick(plan{keepAlive: true, proxy: "\t\tlb_try_duration 5s"}))
+	t.Parallel()
+	f := start(t, plan{quick: true, keepAlive: true, proxy: "\t\tlb_try_duration 5s"})
 	tabs := f.atWork(3)
 	draining := tabs[0].place()
 	f.bokeh("drain", f.server(draining).Addr()).wait()
@@ -348,7 +351,8 @@ func (f *fleet) load(line string) {
 // Every server is restarted, one after the other, while people visit and click all along, and once each time all their
 // connections are cut: nobody notices.
 func TestRollingRestart(t *testing.T) {
-	f := start(t, quick(plan{keepAlive: true, proxy: "\t\tlb_try_duration 5s"}))
+	t.Parallel()
+	f := start(t, plan{quick: true, keepAlive: true, proxy: "\t\tlb_try_duration 5s"})
 	c := f.gather(3)
 	f.rollingRestart(c.cut)
 	c.disperse()
@@ -361,7 +365,8 @@ func TestRollingRestart(t *testing.T) {
 
 // Of two servers the second is the last one that takes visitors until health checks have seen that the first is back.
 func TestRollingRestartOfTwo(t *testing.T) {
-	f := start(t, quick(plan{size: 2, proxy: "\t\thealth_uri /counter/metadata\n\t\thealth_interval 8s"}))
+	t.Parallel()
+	f := start(t, plan{quick: true, size: 2, proxy: "\t\thealth_uri /counter/metadata\n\t\thealth_interval 8s"})
 	f.rollingRestart(func() {})
 }
 
@@ -378,7 +383,7 @@ func (f *fleet) rollingRestart(meanwhile func()) {
 		args = append(args, b.Addr())
 	}
 	script := exec.Command(filepath.Join(kit.root, "examples", "rolling-restart.sh"), args...)
-	script.Env = append(os.Environ(), "CADDY="+kit.caddy, fmt.Sprintf("BOKEH_OPTIONS=--address localhost:%d", f.admin), "DRAIN_OPTIONS=--timeout 2m")
+	script.Env = append(os.Environ(), "CADDY="+kit.caddy, fmt.Sprintf("BOKEH_OPTIONS=--address localhost:%d", f.admin), fmt.Sprint("DRAIN_OPTIONS=--timeout ", stack.Stretch(2*time.Minute)))
 	var out bytes.Buffer
 	script.Stdout, script.Stderr = &out, &out
 	if err := script.Start(); err != nil {
@@ -412,8 +417,10 @@ func (f *fleet) rollingRestart(meanwhile func()) {
 // The same with what Caddy has: an operator takes a server off the config, waits until Caddy tells of no request to it, and
 // restarts it. Page and websocket are pinned by a cookie, or not at all.
 func TestRollingRestartOfOthers(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []string{"cookie", "least_conn"} {
 		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
 			f := start(t, plan{policy: policy, keepAlive: true, proxy: "\t\tlb_try_duration 5s"})
 			c := f.gather(3)
 			all := slices.Clone(f.servers)

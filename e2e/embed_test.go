@@ -79,6 +79,7 @@ func (s *site) embeds(url string) {
 }
 
 func TestEmbeddedWithCookiesBlocked(t *testing.T) {
+	t.Parallel()
 	need(t)
 	const visits = 6
 	for policy, wrong := range map[string]func(runs int) bool{
@@ -87,6 +88,7 @@ func TestEmbeddedWithCookiesBlocked(t *testing.T) {
 		"cookie": func(runs int) bool { return runs <= visits },
 	} {
 		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t)
 			f := start(t, plan{policy: policy, origins: []string{s.origin()}})
 			s.embeds(f.url("/counter"))
@@ -105,8 +107,10 @@ func TestEmbeddedWithCookiesBlocked(t *testing.T) {
 // A session that a program has prepared is shown by a page of another site, through another Caddy: the very same one, also
 // with a server down, or draining, and after a lost connection.
 func TestPulledSessions(t *testing.T) {
+	t.Parallel()
 	for _, trouble := range []string{"none", "a server is down", "a server drains"} {
 		t.Run(trouble, func(t *testing.T) {
+			t.Parallel()
 			ports, err := stack.FreePorts(1)
 			if err != nil {
 				t.Fatal(err)
@@ -114,7 +118,7 @@ func TestPulledSessions(t *testing.T) {
 			site := fmt.Sprint("127.0.0.1:", ports[0])
 			p := plan{proxy: "\t\tlb_try_duration 5s", global: "\tstorage file_system " + t.TempDir(), origins: []string{"*", site}}
 			if trouble == "none" {
-				p = quick(p) // a drain waits for what has ended
+				p.quick = true // a drain waits for what has ended
 			}
 			f := start(t, p)
 			g := f.another()
@@ -154,11 +158,12 @@ func TestPulledSessions(t *testing.T) {
 
 // A page of another site lets the browser make the session.
 func TestServerDocumentInFlask(t *testing.T) {
+	t.Parallel()
 	ports, err := stack.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := start(t, quick(plan{origins: []string{fmt.Sprint("127.0.0.1:", ports[0])}}))
+	f := start(t, plan{quick: true, origins: []string{fmt.Sprint("127.0.0.1:", ports[0])}})
 	flask := f.pages(f, ports[0])
 	visit := func() *tab {
 		b := blocked(t, "http://"+flask.Addr()+"/document")

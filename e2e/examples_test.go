@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
 )
 
 func example(t *testing.T, name string) string {
@@ -80,6 +82,7 @@ func adapts(t *testing.T, text string) {
 }
 
 func TestExampleOfANode(t *testing.T) {
+	t.Parallel()
 	text := example(t, "Caddyfile.node")
 	adapts(t, text)
 	cmd := exec.Command(kit.caddy, "fmt", "-")
@@ -91,6 +94,7 @@ func TestExampleOfANode(t *testing.T) {
 
 // The commands in the unit are such that the command line takes them.
 func TestExampleOfSystemd(t *testing.T) {
+	t.Parallel()
 	unit := example(t, "bokeh@.service")
 	commands := 0
 	for line := range strings.Lines(unit) {
@@ -122,6 +126,7 @@ func TestExampleOfSystemd(t *testing.T) {
 
 // Every metric that an alert asks for is served.
 func TestExampleOfAlerts(t *testing.T) {
+	t.Parallel()
 	text := example(t, "alerts.yaml")
 	rules := at(t, documents(t, text)[0], "groups", 0, "rules").([]any)
 	if len(rules) < 5 {
@@ -142,6 +147,7 @@ func TestExampleOfAlerts(t *testing.T) {
 }
 
 func TestExampleOfKubernetes(t *testing.T) {
+	t.Parallel()
 	docs := documents(t, example(t, "kubernetes.yaml"))
 	adapts(t, at(t, docs[2], "data", "Caddyfile").(string))
 	pod := at(t, docs[1], "spec", "template", "spec")
@@ -187,7 +193,7 @@ func TestExampleOfKubernetes(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(stack.Stretch(20 * time.Second)):
 		t.Error("it does not end")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,7 @@ import (
 // plan says what a fleet is made of. The zero plan is three stock servers and lb_policy bokeh.
 type plan struct {
 	policy    string     // after lb_policy
+	quick     bool       // the servers drop unused sessions soon, and the policy knows
 	proxy     string     // more lines in reverse_proxy
 	directive bool       // bokeh_proxy, with the options of the policy in its block
 	scheme    string     // of the site
@@ -66,6 +68,9 @@ func start(t *testing.T, p plan) *fleet {
 	if p.needs != "" {
 		python = install(t, p.needs)
 	}
+	if p.quick {
+		p.unusedSoon(stack.Stretch(quickLifetime))
+	}
 	n := cmp.Or(p.size, 3)
 	ports, err := stack.FreePorts(n + 2)
 	if err != nil {
@@ -90,6 +95,29 @@ func start(t *testing.T, p plan) *fleet {
 	})
 	return f
 }
+
+// quickLifetime is how long servers that drop unused sessions soon keep one on a quiet machine. What takes them longer from a
+// page to its websocket makes the app run again.
+const quickLifetime = 6 * time.Second
+
+// unusedSoon tells servers and policy how long unused sessions live.
+func (p *plan) unusedSoon(lifetime time.Duration) {
+	const check = time.Second
+	options := fmt.Sprintf("\n\t\t\tunused_session_lifetime %v\n\t\t\tcheck_unused_sessions %v", lifetime.Round(time.Millisecond), check)
+	if head, rest, ok := strings.Cut(p.policy, "{"); ok {
+		p.policy = head + "{" + options + rest
+	} else {
+		p.policy += " {" + options + "\n\t\t}"
+	}
+	milliseconds, checkMilliseconds := fmt.Sprint(lifetime.Milliseconds()), fmt.Sprint(check.Milliseconds())
+	if p.serves() {
+		p.serve = append(slices.Clone(p.serve), "--unused-session-lifetime", milliseconds, "--check-unused-sessions", checkMilliseconds)
+	}
+	p.serveEnv = append(slices.Clone(p.serveEnv), "UNUSED_SESSION_LIFETIME="+milliseconds, "CHECK_UNUSED_SESSIONS="+checkMilliseconds)
+}
+
+// serves says whether the servers are bokeh serve or panel serve, with their arguments.
+func (p *plan) serves() bool { return len(p.program) == 0 || p.program[1] == "serve" }
 
 // install returns a Python with what a file lists. Where there is none that is new enough for that, the test cannot run.
 func install(t *testing.T, needs string) stack.Python {
@@ -117,7 +145,7 @@ func (f *fleet) startServer(i, port int) {
 	f.t.Helper()
 	var args []string
 	origins := append([]string{f.host()}, f.plan.origins...)
-	if len(f.plan.program) == 0 || f.plan.program[1] == "serve" {
+	if f.plan.serves() {
 		for _, o := range origins {
 			args = append(args, "--allow-websocket-origin", o)
 		}

@@ -25,6 +25,7 @@ func externalID() string {
 }
 
 func TestSessionIDs(t *testing.T) {
+	t.Parallel()
 	const visits = 7
 	signs := []string{"BOKEH_SECRET_KEY=" + secret}
 	for _, ids := range []string{"unsigned", "signed", "external-signed"} {
@@ -34,6 +35,7 @@ func TestSessionIDs(t *testing.T) {
 			"not told":          "bokeh",
 		} {
 			t.Run(ids+", "+name, func(t *testing.T) {
+				t.Parallel()
 				p := plan{policy: policy, serve: []string{"--session-ids", ids}}
 				if ids != "unsigned" {
 					p.serveEnv = signs
@@ -83,6 +85,7 @@ func (f *fleet) visitWith(ids string) bool {
 // Bokeh can be told which headers of the page request to pack into the token. Where servers make ids of their own, both of
 // those that carry a stamp must be among them.
 func TestPackedHeaders(t *testing.T) {
+	t.Parallel()
 	signs := []string{"BOKEH_SECRET_KEY=" + secret}
 	told := "bokeh {\n\t\t\tsession_ids signed\n\t\t}"
 	both := []string{"--include-headers", "Bokeh-Session-Id", "Caddy-Bokeh-Stamp"}
@@ -96,9 +99,8 @@ func TestPackedHeaders(t *testing.T) {
 		"bokeh-fastapi, include both":    underUvicorn("", "bokeh_fastapi_app", "INCLUDE_HEADERS=Bokeh-Session-Id Caddy-Bokeh-Stamp").withTestFiles(),
 	} {
 		t.Run(name, func(t *testing.T) {
-			if p.needs != "" {
-				p.policy = quick(p).policy
-			}
+			t.Parallel()
+			p.quick = p.needs != ""
 			f := start(t, p)
 			ids := "unsigned"
 			if len(p.serve) > 1 && p.serve[0] == "--session-ids" {
@@ -118,6 +120,7 @@ func TestPackedHeaders(t *testing.T) {
 
 // The control: with neither the websocket goes to any server, which runs the app again.
 func TestStampIsNotPacked(t *testing.T) {
+	t.Parallel()
 	f := start(t, underUvicorn("", "bokeh_fastapi_app", "INCLUDE_HEADERS=User-Agent").withTestFiles())
 	for range 6 {
 		f.visitWith("unsigned")
@@ -129,6 +132,7 @@ func TestStampIsNotPacked(t *testing.T) {
 
 // A new key comes first, the old one stays until its tokens have expired.
 func TestKeyRotation(t *testing.T) {
+	t.Parallel()
 	f := start(t, plan{policy: "bokeh {\n\t\t\tsecret_key old\n\t\t}"})
 	tabs := f.atWork(3)
 	f.plan.policy = "bokeh {\n\t\t\tsecret_key new old\n\t\t}"

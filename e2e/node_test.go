@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,7 +22,8 @@ import (
 
 // A Caddy behind a balancer is emptied and replaced by another program: no visit fails, and no websocket is closed.
 func TestNodeIsReplaced(t *testing.T) {
-	p := quick(plan{keepAlive: true, origins: []string{"*"}})
+	t.Parallel()
+	p := plan{quick: true, keepAlive: true, origins: []string{"*"}}
 	storage := t.TempDir()
 	p.global = "\tshutdown_delay 10m\n\tstorage file_system " + storage
 	p.site = `
@@ -108,7 +108,8 @@ http://:%d {
 
 // Whoever waits for a drain hears that Caddy ends, and the other node that it has ended.
 func TestCaddyEndsInGoodOrder(t *testing.T) {
-	p := quick(plan{origins: []string{"*"}})
+	t.Parallel()
+	p := plan{quick: true, origins: []string{"*"}}
 	p.global = "\tstorage file_system " + t.TempDir()
 	f := start(t, p)
 	g := f.another()
@@ -126,7 +127,7 @@ func TestCaddyEndsInGoodOrder(t *testing.T) {
 		t.Error("who waits hears ", got)
 	}
 	f.awaitNodes(1) // it is gone, and forgotten when its visitors do not come back any more
-	f.bokeh("drain", f.servers[0].Addr(), "--wait", "--timeout", "1m").wait()
+	f.bokeh("drain", f.servers[0].Addr(), "--wait", "--timeout", stack.Stretch(time.Minute).String()).wait()
 }
 
 // awaitNodes waits until the fleet's Caddy knows of n nodes, itself among them.
@@ -143,10 +144,11 @@ func (f *fleet) awaitNodes(n int) {
 
 // On a terminal the waiting shows a bar, with what is left and how old it is.
 func TestDrainOnATerminal(t *testing.T) {
-	f := start(t, quick(plan{}))
+	t.Parallel()
+	f := start(t, plan{quick: true})
 	b := f.visit()
 	b.click(1)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := stack.Patience(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, kit.caddy, "bokeh", "drain", f.server(b.place()).Addr(), "--wait", "--address", fmt.Sprint("localhost:", f.admin))
 	terminal, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 24, Cols: 120})

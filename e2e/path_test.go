@@ -6,10 +6,11 @@ import "testing"
 
 // The servers know the path, or Caddy takes it off.
 func TestAppUnderAPath(t *testing.T) {
+	t.Parallel()
 	panel := panelServe("", "panel_counter").plan
 	panel.page = "/dash/panel_counter"
 	for name, p := range map[string]plan{
-		"Bokeh": {serve: quickly, page: "/dash/counter"},
+		"Bokeh": {page: "/dash/counter"},
 		"Panel": panel,
 	} {
 		knows, stripped := p, p
@@ -17,6 +18,7 @@ func TestAppUnderAPath(t *testing.T) {
 		stripped.site = "\turi strip_prefix /dash"
 		for how, p := range map[string]plan{"prefix": knows, "handle_path": stripped} {
 			t.Run(name+", "+how, func(t *testing.T) {
+				t.Parallel()
 				f := start(t, p)
 				for range 6 {
 					b := f.visit()

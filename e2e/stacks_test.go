@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"cmp"
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
@@ -19,6 +18,8 @@ import (
 	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
 )
 
 // stackCase is a stack, and what is known of it beforehand.
@@ -37,13 +38,13 @@ const (
 
 // bokehServe is bokeh serve with the counter app, in the version that a file names.
 func bokehServe(name, needs string, env ...string) stackCase {
-	return stackCase{name: name, plan: plan{needs: needs, serve: quickly, serveEnv: env}}
+	return stackCase{name: name, plan: plan{needs: needs, serveEnv: env}}
 }
 
 // panelServe is a Panel server with one of the apps.
 func panelServe(name, app string, args ...string) stackCase {
 	return stackCase{name: name, plan: plan{
-		needs: newStacks, page: "/" + app, serve: append(slices.Clone(quickly), args...),
+		needs: newStacks, page: "/" + app, serve: args,
 		program: []string{"panel", "serve", testFile(app + ".py"), "--address", "127.0.0.1"},
 	}}
 }
@@ -99,7 +100,7 @@ func logIn(b *tab) {
 	b.t.Helper()
 	b.eval(`document.querySelector("[name=username]").value = "somebody"`, nil)
 	b.eval(fmt.Sprintf(`document.querySelector("[name=password]").value = %q`, password), nil)
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	ctx, cancel := stack.Patience(b.ctx, patience)
 	defer cancel()
 	if _, err := chromedp.RunResponse(ctx, chromedp.Evaluate[chromedp.Void](`document.querySelector("form").submit()`)); err != nil {
 		b.t.Fatal(err)
@@ -124,8 +125,8 @@ func downloads(f *fleet, b *tab) {
 
 // Every stack runs the app once a visit, keeps its state, and is drained without a loss.
 func TestStacks(t *testing.T) {
-	need(t)
 	t.Parallel()
+	need(t)
 	rows := make([]string, len(stackCases()))
 	t.Cleanup(func() { // when all have run
 		if !slices.Contains(rows, "") {
@@ -134,10 +135,10 @@ func TestStacks(t *testing.T) {
 	})
 	for i, c := range stackCases() {
 		t.Run(c.name, func(t *testing.T) {
-			t.Parallel() // most of it is waiting
+			t.Parallel()
 			elsewhere := newSite(t)
-			p := quick(c.withTestFiles())
-			p.serve, p.directive = c.serve, true
+			p := c.withTestFiles()
+			p.quick, p.directive = true, true
 			p.origins = []string{elsewhere.origin()}
 			f := start(t, p)
 			const visits = 20
@@ -325,7 +326,7 @@ func (f *fleet) broken() {
 // handshake asks for a websocket and returns the status of the answer.
 func (f *fleet) handshake(addr, protocols string) int {
 	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
+	ctx, cancel := stack.Patience(f.t.Context(), patience)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+f.plan.page+"/ws", nil)
 	if err != nil {
@@ -381,7 +382,7 @@ func (f *fleet) drainOne(ways ...func() *tab) {
 		b.close()
 		return true
 	})
-	f.bokeh("drain", leaving.Addr(), "--wait", "--timeout", "2m").wait()
+	f.bokeh("drain", leaving.Addr(), "--wait", "--timeout", stack.Stretch(2*time.Minute).String()).wait()
 	leaving.Stop()
 	for _, b := range stay {
 		b.click(4)

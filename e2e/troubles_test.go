@@ -12,9 +12,12 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/network"
+
+	"github.com/caddy-bokeh/caddy-bokeh/e2e/stack"
 )
 
 func TestReconnect(t *testing.T) {
+	t.Parallel()
 	f := start(t, plan{})
 	for range 3 {
 		b := f.visit()
@@ -33,8 +36,10 @@ func TestReconnect(t *testing.T) {
 }
 
 func TestCaddyRestarts(t *testing.T) {
+	t.Parallel()
 	for name, policy := range map[string]string{"stored key": "", "own key": "bokeh {\n\t\t\tsecret_key ours\n\t\t}"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t, plan{policy: policy})
 			tabs := f.atWork(4)
 			f.restartCaddy()
@@ -48,8 +53,10 @@ func TestCaddyRestarts(t *testing.T) {
 }
 
 func TestReload(t *testing.T) {
+	t.Parallel()
 	for name, keep := range map[string]bool{"with stream_close_delay": true, "without": false} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t, plan{keepAlive: keep})
 			tabs := f.atWork(3)
 			f.reload()
@@ -71,8 +78,10 @@ func TestReload(t *testing.T) {
 // A server that dies while people visit costs no visit with retries; without, the one that it had
 // begun and the one that finds it dead. Its own visitors get a fresh document on another server.
 func TestServerDies(t *testing.T) {
+	t.Parallel()
 	for name, proxy := range map[string]string{"with retries": "\t\tlb_try_duration 5s", "without": ""} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t, plan{proxy: proxy})
 			tabs := f.atWork(3)
 			dead := tabs[0].place()
@@ -124,7 +133,8 @@ func TestServerDies(t *testing.T) {
 // A server that hangs, and is called down by health checks, costs no new visit; its own visitors
 // come back to it when it goes on.
 func TestServerHangs(t *testing.T) {
-	f := start(t, plan{proxy: "\t\thealth_uri /counter/metadata\n\t\thealth_interval 250ms\n\t\thealth_timeout 500ms"})
+	t.Parallel()
+	f := start(t, plan{proxy: "\t\thealth_uri /counter/metadata\n\t\thealth_interval 250ms\n\t\thealth_timeout " + stack.Stretch(time.Second).String()})
 	b := f.visit()
 	b.clicks(2)
 	b.mark()
@@ -167,6 +177,7 @@ func noise(n int) string {
 
 // A visitor with many cookies is served, by uvicorn where that is told to take such lines; where not, the log says so.
 func TestManyCookies(t *testing.T) {
+	t.Parallel()
 	const takes, advice = "WEBSOCKETS_MAX_LINE_LENGTH=65536", "under uvicorn set WEBSOCKETS_MAX_LINE_LENGTH=65536"
 	// Without it a header that happens to come in pieces is refused, which is one in ten here.
 	inPieces := []string{"--h11-max-incomplete-event-size", "65536"}
@@ -184,6 +195,7 @@ func TestManyCookies(t *testing.T) {
 		{told(underUvicorn("bokeh-fastapi where uvicorn was told", "bokeh_fastapi_app")), true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t, c.withTestFiles())
 			b := newVisitor(t)
 			for i := range 3 { // one has 4 KB at most
@@ -209,7 +221,9 @@ func TestManyCookies(t *testing.T) {
 
 // What real servers refuse is logged with the flag that mends it.
 func TestMistakesAreLogged(t *testing.T) {
-	f := start(t, plan{serve: []string{"--session-token-expiration", "5"}})
+	t.Parallel()
+	life := stack.Stretch(10 * time.Second).Truncate(time.Second)
+	f := start(t, plan{serve: []string{"--session-token-expiration", fmt.Sprint(life.Seconds())}})
 	b := f.visit()
 	b.click(1)
 	var tokens []string
@@ -218,7 +232,7 @@ func TestMistakesAreLogged(t *testing.T) {
 		t.Errorf("a foreign page's websocket is answered with %s", got)
 	}
 	f.awaitLog("--allow-websocket-origin=elsewhere.example:8080")
-	time.Sleep(7 * time.Second) // the token expires by the servers' clock
+	time.Sleep(life + 2*time.Second) // the token expires by the servers' clock
 	f.front.cut()
 	f.awaitLog("--session-token-expiration")
 }

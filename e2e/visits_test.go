@@ -8,12 +8,14 @@ import (
 )
 
 func TestTwentyVisits(t *testing.T) {
+	t.Parallel()
 	for name, p := range map[string]plan{
 		"stock":        {},
 		"with retries": {proxy: "\t\tlb_try_duration 5s"},
 		"header_up":    {proxy: "\t\theader_up -Cookie"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t, p)
 			for range 20 {
 				b := f.visit()
@@ -33,8 +35,10 @@ func TestTwentyVisits(t *testing.T) {
 
 // The same visits through other policies run the app more often: the test above can fail.
 func TestControl(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []string{"random", "round_robin"} {
 		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
 			f := start(t, plan{policy: policy})
 			for range 20 {
 				b := f.visit()
@@ -51,6 +55,7 @@ func TestControl(t *testing.T) {
 }
 
 func TestTabsOfOneBrowser(t *testing.T) {
+	t.Parallel()
 	f := start(t, plan{})
 	one, two := f.visit(), f.visit()
 	if one.place() == two.place() {
@@ -66,8 +71,10 @@ func TestTabsOfOneBrowser(t *testing.T) {
 // Behind TLS the browser asks for pages over HTTP/2. Its websockets come over HTTP/1.1, unless Caddy is made to offer them
 // over HTTP/2.
 func TestHTTP2(t *testing.T) {
+	t.Parallel()
 	for proto, env := range map[string][]string{"HTTP/1.1": nil, "HTTP/2.0": {"GODEBUG=http2xconnect=1"}} {
 		t.Run("websockets over "+proto, func(t *testing.T) {
+			t.Parallel()
 			f := start(t, plan{scheme: "https", site: "\ttls internal", env: env})
 			for range 6 {
 				b := f.visit()

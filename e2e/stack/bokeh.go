@@ -12,10 +12,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 )
 
-// startLimit is how long a server may take to start; it imports a lot.
+// startLimit is how long a server may take to start on a quiet machine; it imports a lot.
 const startLimit = 60 * time.Second
 
 // Requirements is the file that lists what Bokeh needs.
@@ -77,17 +78,29 @@ func Free(port int) error {
 	return nil
 }
 
-// FreePorts finds n ports that nobody uses, below those that systems give to whoever asks for any: a connection that a
-// browser opens must not take one before its server does.
+// given are the ports that FreePorts has found: what is to use one may not have started yet when the next are looked for.
+var given struct {
+	mu    sync.Mutex // guards all below
+	ports map[int]bool
+}
+
+// FreePorts finds n ports that nobody uses, each once, below those that systems give to whoever asks for any: a connection
+// that a browser opens must not take one before its server does.
 func FreePorts(n int) ([]int, error) {
 	const low, high = 20000, 32000
+	given.mu.Lock()
+	defer given.mu.Unlock()
+	if given.ports == nil {
+		given.ports = map[int]bool{}
+	}
 	var ports []int
 	for range 100 * n {
 		if len(ports) == n {
 			break
 		}
 		port := low + rand.IntN(high-low)
-		if !slices.Contains(ports, port) && Free(port) == nil {
+		if !given.ports[port] && Free(port) == nil {
+			given.ports[port] = true
 			ports = append(ports, port)
 		}
 	}
@@ -99,7 +112,7 @@ func FreePorts(n int) ([]int, error) {
 
 // answers says whether a GET is answered with 200.
 func answers(addr, path string) error {
-	client := &http.Client{Timeout: 2 * time.Second}
+	client := &http.Client{Timeout: Stretch(2 * time.Second)}
 	res, err := client.Get("http://" + addr + path)
 	if err != nil {
 		return err

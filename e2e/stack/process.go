@@ -6,6 +6,7 @@ package stack
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +17,7 @@ import (
 	"time"
 )
 
-// stopWait is how long a process has to end by itself before it is killed.
+// stopWait is how long a process has to end by itself before it is killed, on a quiet machine.
 const stopWait = 5 * time.Second
 
 // Process is a running program.
@@ -35,7 +36,7 @@ func Start(name string, echo io.Writer, env []string, program string, args ...st
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	p.cmd.SysProcAttr = ownGroup()
 	// A grandchild that holds our pipe must not hold us.
-	p.cmd.WaitDelay = stopWait
+	p.cmd.WaitDelay = Stretch(stopWait)
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", name, err)
 	}
@@ -70,7 +71,7 @@ func (p *Process) Stop() {
 	_ = p.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
-	case <-time.After(stopWait):
+	case <-time.After(Stretch(stopWait)):
 		p.Kill()
 	}
 }
@@ -84,9 +85,10 @@ func (p *Process) Kill() {
 // Output is all that the process has written so far.
 func (p *Process) Output() string { return p.out.String() }
 
-// Await waits until ready returns nil, for as long as the process lives and at most for the given time.
+// Await waits until ready returns nil, for as long as the process lives and at most for the given time of a quiet machine.
 func (p *Process) Await(limit time.Duration, ready func() error) error {
-	deadline := time.After(limit)
+	patience, end := Patience(context.Background(), limit)
+	defer end()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -97,7 +99,7 @@ func (p *Process) Await(limit time.Duration, ready func() error) error {
 		select {
 		case <-p.done:
 			return fmt.Errorf("%s ended (%w); it said last: %s", p.Name, errors.Join(p.err, err), p.out.last())
-		case <-deadline:
+		case <-patience.Done():
 			return fmt.Errorf("%s is not ready after %v: %w", p.Name, limit, err)
 		case <-tick.C:
 		}

@@ -7,7 +7,10 @@ from bokeh.models import Button, Div
 
 server = os.environ.get("SERVER_NAME", f"process {os.getpid()}")
 origins = os.environ.get("ORIGINS", "*").split()
-lifetimes = {"unused_session_lifetime_milliseconds": 6000, "check_unused_sessions_milliseconds": 1000}
+lifetimes = {
+    "unused_session_lifetime_milliseconds": int(os.environ.get("UNUSED_SESSION_LIFETIME", "15000")),
+    "check_unused_sessions_milliseconds": int(os.environ.get("CHECK_UNUSED_SESSIONS", "17000")),
+}
 
 
 def note(variable):
