@@ -52,7 +52,7 @@ func administer(t *testing.T, handlers string) *administered {
 	socket := filepath.Join(dir, "s")
 	a := &administered{site: newSite(t, storageDir(t)), api: "unix/" + socket, base: "http://caddy"}
 	a.config = strings.Replace(a.config, "admin off", "admin "+a.api, 1)
-	a.http = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+	a.http = &http.Client{Timeout: hangs, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -146,13 +146,13 @@ func TestAdminDrains(t *testing.T) {
 	}
 	a.want(504, "it has 1 session", "GET", "/bokeh/upstreams/"+home.addr()+"?wait=100ms", "")
 	w.Close()
-	answer := a.want(200, `"state":"drained"`, "GET", "/bokeh/upstreams/"+home.addr()+"?wait=15s", "")
+	answer := a.want(200, `"state":"drained"`, "GET", "/bokeh/upstreams/"+home.addr()+"?wait=1m", "")
 	if err := json.Unmarshal([]byte(answer), &st); err != nil || st.Total != 0 || st.EndedRecently != 1 || st.Drain.Since == nil || !st.Drain.Marked || st.Drain.Config {
 		t.Errorf("drained: %s", answer)
 	}
 	a.want(200, `"state":"ready"`, "DELETE", "/bokeh/draining/"+home.addr(), "")
 	a.want(200, `"state":"ready"`, "DELETE", "/bokeh/draining/"+home.addr(), "")
-	a.want(409, "is not draining", "GET", "/bokeh/upstreams/"+home.addr()+"?wait=15s", "")
+	a.want(409, "is not draining", "GET", "/bokeh/upstreams/"+home.addr()+"?wait=1m", "")
 }
 
 func TestAdminRefuses(t *testing.T) {
@@ -300,13 +300,13 @@ func TestMarkOutlivesConfigs(t *testing.T) {
 func TestNodeIsEmpty(t *testing.T) {
 	b := newBokeh(t, "")
 	a := administer(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n}")
-	a.want(200, `"self":true`, "GET", "/bokeh/node?wait=15s", "")
+	a.want(200, `"self":true`, "GET", "/bokeh/node?wait=1m", "")
 	_, w := a.visit()
 	a.get("/app")
 	a.want(504, `"connected":1`, "GET", "/bokeh/node?wait=50ms", "")
 	a.want(200, `"connected":1`, "GET", "/bokeh/node", "")
 	w.Close()
-	a.want(200, `"connected":0`, "GET", "/bokeh/node?wait=15s", "")
+	a.want(200, `"connected":0`, "GET", "/bokeh/node?wait=1m", "")
 }
 
 // Whoever waits holds up neither a reload nor the end.

@@ -15,7 +15,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // asCaddy in the environment makes the test's program a Caddy with this module, see TestMain.
@@ -45,7 +44,7 @@ func (c *command) output() string {
 // begin starts a command that talks to the site's admin API.
 func (a *administered) begin(args ...string) *command {
 	a.t.Helper()
-	ctx, cancel := context.WithTimeout(a.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(a.t.Context(), 5*hangs)
 	a.t.Cleanup(cancel)
 	c := &command{t: a.t, cmd: exec.CommandContext(ctx, os.Args[0], append([]string{"bokeh", "--address", a.api}, args...)...)}
 	c.cmd.Env = append(os.Environ(), asCaddy+"=1")
