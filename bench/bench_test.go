@@ -27,6 +27,59 @@ func newBench(t *testing.T, warmUp, measured time.Duration) *bench {
 	return &bench{root: root, caddy: program, warmUp: warmUp, measured: measured}
 }
 
+const (
+	// tellingLag is what p99 of the lag may be in a run of which a test says something: well below what the tests compare.
+	tellingLag = 5 * meanPage
+	// testTries is how often a test runs at most until the machine is calm enough.
+	testTries = 3
+)
+
+// calm returns what came of a run in which the machine could do the work. If there is none the test says nothing:
+// scripts/test tells such a skip from others.
+func calm(t *testing.T, run func() ([]numbers, error)) []numbers {
+	t.Helper()
+	all, lag, err := calmest(testTries, tellingLag, run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lag > tellingLag {
+		t.Skipf("SKIP-REASON: the machine was too busy: %d times what was due began up to %v late, where %v would do", testTries, lag.Round(time.Millisecond), tellingLag)
+	}
+	return all
+}
+
+// calmRun is calm with one peer at a work.
+func (b *bench) calmRun(t *testing.T, w *work, p peer) numbers {
+	t.Helper()
+	return calm(t, func() ([]numbers, error) {
+		n, err := b.run(t.Context(), w, p, 1)
+		return []numbers{n}, err
+	})[0]
+}
+
+// A run on a machine that is busy is done again, and of several the calmest counts.
+func TestCalmest(t *testing.T) {
+	const limit = time.Second
+	for _, c := range []struct {
+		lags []float64
+		runs int
+		want float64
+	}{
+		{[]float64{1, 0}, 1, 1},
+		{[]float64{3, 0.5, 0}, 2, 0.5},
+		{[]float64{3, 2, 4}, 3, 2},
+	} {
+		runs := 0
+		all, lag, err := calmest(3, limit, func() ([]numbers, error) {
+			runs++
+			return []numbers{{}, {Lag: c.lags[runs-1]}}, nil
+		})
+		if err != nil || runs != c.runs || all[1].Lag != c.want || lag.Seconds() != c.want {
+			t.Errorf("lags of %v: after %d runs %v, %v, %v", c.lags, runs, all, lag, err)
+		}
+	}
+}
+
 func workNamed(t *testing.T, name string) *work {
 	t.Helper()
 	chosen, err := chooseWorks(name)
@@ -36,10 +89,11 @@ func workNamed(t *testing.T, name string) *work {
 	return chosen[0]
 }
 
-// All to one server is worse than any other policy, whatever else the machine has to do.
+// All to one server, which can do two thirds of it, is worse than any other policy, whatever else the machine has to do.
 func TestHarnessCanFail(t *testing.T) {
 	b := newBench(t, 200*time.Millisecond, 2*time.Second)
-	steady := workNamed(t, "steady-80")
+	steady := *workNamed(t, "steady-80")
+	steady.load = 0.4 // of four servers
 	bad := "caddy-first"
 	chosen, err := choosePeers("central-queue caddy-cookie " + bad)
 	if err != nil {
@@ -47,14 +101,10 @@ func TestHarnessCanFail(t *testing.T) {
 	}
 	var records []record
 	for _, p := range chosen {
-		n, err := b.run(t.Context(), steady, p, 1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		records = append(records, record{Work: steady.name, Peer: p.name, numbers: n})
+		records = append(records, record{Work: steady.name, Peer: p.name, numbers: b.calmRun(t, &steady, p)})
 	}
 	missed := 0
-	for _, f := range verdict(summarize(steady, records), bad) {
+	for _, f := range verdict(summarize(&steady, records), bad) {
 		t.Log(f)
 		if strings.Contains(f.what, "p99") && f.got.n > 0 && !f.reached {
 			missed++
@@ -81,10 +131,7 @@ func TestPeers(t *testing.T) {
 				}
 				t.Skip("SKIP-REASON:", err)
 			}
-			n, err := b.run(t.Context(), &join, p, 1)
-			if err != nil {
-				t.Fatal(err)
-			}
+			n := b.calmRun(t, &join, p)
 			if n.Visits < 20 || n.Failed > 0.05 || n.Runs < 1 {
 				t.Errorf("%d visits, %v failed: %v; the app ran %v times a visit", n.Visits, n.Failed, n.Why, n.Runs)
 			}
@@ -202,10 +249,7 @@ func TestTwoAtTheSameTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := comparison{bench: newBench(t, 200*time.Millisecond, 2*time.Second)}
-	all, err := c.together(t.Context(), workNamed(t, "cost"), group, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
+	all := calm(t, func() ([]numbers, error) { return c.together(t.Context(), workNamed(t, "cost"), group, 1) })
 	if a, b := all[0], all[1]; a.Visits == 0 || a.Visits != b.Visits || a.CPU == 0 || b.CPU == 0 || a.Runs != 1 || b.Runs != 1 {
 		t.Errorf("%+v and %+v", a, b)
 	}
@@ -221,7 +265,7 @@ func TestInterrupt(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	started := time.Now()
-	if _, err := b.run(ctx, workNamed(t, "steady-50"), chosen[0], 1); err == nil || time.Since(started) > 20*time.Second {
+	if _, err := b.run(ctx, workNamed(t, "steady-50"), chosen[0], 1); err == nil || time.Since(started) > stack.Stretch(20*time.Second) {
 		t.Errorf("ended with %v after %v", err, time.Since(started))
 	}
 }

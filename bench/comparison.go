@@ -4,14 +4,12 @@ package main
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -109,22 +107,9 @@ func (c *comparison) keep(file io.Writer, w *work, p peer, repetition int, n num
 }
 
 // once lets a group of peers do a work, again if the machine was too busy.
-func (c *comparison) once(ctx context.Context, w *work, group []peer, seed uint64) (calmest []numbers, err error) {
-	least := math.Inf(1)
-	for range tries {
-		all, err := c.together(ctx, w, group, seed)
-		if err != nil {
-			return nil, err
-		}
-		lag := slices.MaxFunc(all, func(a, b numbers) int { return cmp.Compare(a.Lag, b.Lag) }).Lag
-		if lag < least {
-			calmest, least = all, lag
-		}
-		if lag <= lagLimit.Seconds() {
-			break
-		}
-	}
-	return calmest, nil
+func (c *comparison) once(ctx context.Context, w *work, group []peer, seed uint64) ([]numbers, error) {
+	all, _, err := calmest(tries, lagLimit, func() ([]numbers, error) { return c.together(ctx, w, group, seed) })
+	return all, err
 }
 
 // together lets a group of peers do a work at the same time. What else the machine does then weighs on all of them.

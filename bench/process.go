@@ -39,7 +39,7 @@ func freeAddrs(n int) ([]string, error) {
 
 // listening returns the front once its process takes connections, or ends the process.
 func listening(f front, p *stack.Process, addr string) (front, error) {
-	err := p.Await(10*time.Second, func() error {
+	err := p.Await(20*time.Second, func() error {
 		conn, err := net.Dial("tcp", addr)
 		if err == nil {
 			conn.Close()
