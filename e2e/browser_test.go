@@ -215,7 +215,10 @@ func (b *tab) poll(js string, limit time.Duration) error {
 	ctx, cancel := stack.Patience(b.ctx, limit)
 	defer cancel()
 	err := chromedp.Do(ctx, chromedp.Poll[chromedp.Void](js, chromedp.WithPollingTimeout(0), chromedp.WithPollingInterval(20*time.Millisecond)))
-	return errors.Join(err, context.Cause(ctx))
+	if err != nil {
+		return errors.Join(err, context.Cause(ctx))
+	}
+	return nil
 }
 
 // click clicks the counter and waits for what it then shows.

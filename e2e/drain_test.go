@@ -116,7 +116,7 @@ func (c *command) wait() {
 // waits for the drain goes on waiting.
 func TestDrainOutlivesKill(t *testing.T) {
 	t.Parallel()
-	f := start(t, plan{quick: true, keepAlive: true})
+	f := start(t, quick(plan{keepAlive: true}))
 	tabs := f.atWork(3)
 	draining := tabs[0].place()
 	drain := f.bokeh("drain", f.server(draining).Addr(), "--wait")
@@ -169,7 +169,7 @@ func TestGracePeriod(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := plan{quick: true, keepAlive: true, serveEnv: c.env}
+			p := quick(plan{keepAlive: true, serveEnv: c.env})
 			life := stack.Stretch(c.token).Truncate(time.Second)
 			if c.token > 0 {
 				p.serve = []string{"--session-token-expiration", fmt.Sprint(life.Seconds())}
@@ -208,7 +208,7 @@ func TestGracePeriod(t *testing.T) {
 // Two Caddys on one storage: what one is told holds on the other, and drained is what both call so.
 func TestDrainOnTwoNodes(t *testing.T) {
 	t.Parallel()
-	p := plan{quick: true, keepAlive: true, origins: []string{"*"}}
+	p := quick(plan{keepAlive: true, origins: []string{"*"}})
 	p.global = "\tstorage file_system " + t.TempDir()
 	f := start(t, p)
 	g := f.another()
@@ -285,7 +285,7 @@ func (f *fleet) awaitOnlyWait(name, reason string) {
 // Two hundred reloads while a server drains and people visit: mark, counts and sessions are exact at the end.
 func TestDrainOverManyReloads(t *testing.T) {
 	t.Parallel()
-	f := start(t, plan{quick: true, keepAlive: true, proxy: "\t\tlb_try_duration 5s"})
+	f := start(t, quick(plan{keepAlive: true, proxy: "\t\tlb_try_duration 5s"}))
 	tabs := f.atWork(3)
 	draining := tabs[0].place()
 	f.bokeh("drain", f.server(draining).Addr()).wait()
@@ -352,7 +352,7 @@ func (f *fleet) load(line string) {
 // connections are cut: nobody notices.
 func TestRollingRestart(t *testing.T) {
 	t.Parallel()
-	f := start(t, plan{quick: true, keepAlive: true, proxy: "\t\tlb_try_duration 5s"})
+	f := start(t, quick(plan{keepAlive: true, proxy: "\t\tlb_try_duration 5s"}))
 	c := f.gather(3)
 	f.rollingRestart(c.cut)
 	c.disperse()
@@ -366,7 +366,7 @@ func TestRollingRestart(t *testing.T) {
 // Of two servers the second is the last one that takes visitors until health checks have seen that the first is back.
 func TestRollingRestartOfTwo(t *testing.T) {
 	t.Parallel()
-	f := start(t, plan{quick: true, size: 2, proxy: "\t\thealth_uri /counter/metadata\n\t\thealth_interval 8s"})
+	f := start(t, quick(plan{size: 2, proxy: "\t\thealth_uri /counter/metadata\n\t\thealth_interval 8s"}))
 	f.rollingRestart(func() {})
 }
 

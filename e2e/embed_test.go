@@ -118,7 +118,7 @@ func TestPulledSessions(t *testing.T) {
 			site := fmt.Sprint("127.0.0.1:", ports[0])
 			p := plan{proxy: "\t\tlb_try_duration 5s", global: "\tstorage file_system " + t.TempDir(), origins: []string{"*", site}}
 			if trouble == "none" {
-				p.quick = true // a drain waits for what has ended
+				p = quick(p) // a drain waits for what has ended
 			}
 			f := start(t, p)
 			g := f.another()
@@ -163,7 +163,7 @@ func TestServerDocumentInFlask(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := start(t, plan{quick: true, origins: []string{fmt.Sprint("127.0.0.1:", ports[0])}})
+	f := start(t, quick(plan{origins: []string{fmt.Sprint("127.0.0.1:", ports[0])}}))
 	flask := f.pages(f, ports[0])
 	visit := func() *tab {
 		b := blocked(t, "http://"+flask.Addr()+"/document")

@@ -23,21 +23,22 @@ import (
 
 // plan says what a fleet is made of. The zero plan is three stock servers and lb_policy bokeh.
 type plan struct {
-	policy    string     // after lb_policy
-	quick     bool       // the servers drop unused sessions soon, and the policy knows
-	proxy     string     // more lines in reverse_proxy
-	directive bool       // bokeh_proxy, with the options of the policy in its block
-	scheme    string     // of the site
-	site      string     // more lines in the site
-	global    string     // more global options
-	env       []string   // of Caddy
-	size      int        // how many servers, if not three
-	needs     string     // the file that lists what the servers need, if not what all do
-	program   []string   // instead of bokeh serve
-	page      string     // path of the app
-	ready     string     // path that a server answers when it is ready, if not that of a stock one
-	enter     func(*tab) // what a visitor does before the app is there
-	serve     []string   // more arguments of the server
+	policy    string        // after lb_policy
+	quick     bool          // the servers drop unused sessions soon, and the policy knows
+	lifetime  time.Duration // of them, where they are quick
+	proxy     string        // more lines in reverse_proxy
+	directive bool          // bokeh_proxy, with the options of the policy in its block
+	scheme    string        // of the site
+	site      string        // more lines in the site
+	global    string        // more global options
+	env       []string      // of Caddy
+	size      int           // how many servers, if not three
+	needs     string        // the file that lists what the servers need, if not what all do
+	program   []string      // instead of bokeh serve
+	page      string        // path of the app
+	ready     string        // path that a server answers when it is ready, if not that of a stock one
+	enter     func(*tab)    // what a visitor does before the app is there
+	serve     []string      // more arguments of the server
 	serveEnv  []string
 	origins   []string // more origins that may open websockets
 	keepAlive bool     // of websockets over a reload
@@ -69,7 +70,7 @@ func start(t *testing.T, p plan) *fleet {
 		python = install(t, p.needs)
 	}
 	if p.quick {
-		p.unusedSoon(stack.Stretch(quickLifetime))
+		p.unusedSoon(min(stack.Stretch(quickLifetime), longestLifetime))
 	}
 	n := cmp.Or(p.size, 3)
 	ports, err := stack.FreePorts(n + 2)
@@ -97,12 +98,22 @@ func start(t *testing.T, p plan) *fleet {
 }
 
 // quickLifetime is how long servers that drop unused sessions soon keep one on a quiet machine. What takes them longer from a
-// page to its websocket makes the app run again.
-const quickLifetime = 6 * time.Second
+// page to its websocket makes the app run again. However busy the machine is, it is less than drains are given.
+const (
+	quickLifetime   = 6 * time.Second
+	longestLifetime = time.Minute
+)
+
+// quick are servers that drop unused sessions soon, and a policy that knows.
+func quick(p plan) plan {
+	p.quick = true
+	return p
+}
 
 // unusedSoon tells servers and policy how long unused sessions live.
 func (p *plan) unusedSoon(lifetime time.Duration) {
 	const check = time.Second
+	p.lifetime = lifetime
 	options := fmt.Sprintf("\n\t\t\tunused_session_lifetime %v\n\t\t\tcheck_unused_sessions %v", lifetime.Round(time.Millisecond), check)
 	if head, rest, ok := strings.Cut(p.policy, "{"); ok {
 		p.policy = head + "{" + options + rest
@@ -352,7 +363,7 @@ func (f *fleet) awaitLogged(want int, kind, each string) {
 
 func (f *fleet) await(so func() error) {
 	f.t.Helper()
-	if err := f.caddy.Await(patience, so); err != nil {
+	if err := f.caddy.Await(patience+f.plan.lifetime, so); err != nil {
 		f.t.Fatal(err)
 	}
 }

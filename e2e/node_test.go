@@ -23,7 +23,7 @@ import (
 // A Caddy behind a balancer is emptied and replaced by another program: no visit fails, and no websocket is closed.
 func TestNodeIsReplaced(t *testing.T) {
 	t.Parallel()
-	p := plan{quick: true, keepAlive: true, origins: []string{"*"}}
+	p := quick(plan{keepAlive: true, origins: []string{"*"}})
 	storage := t.TempDir()
 	p.global = "\tshutdown_delay 10m\n\tstorage file_system " + storage
 	p.site = `
@@ -109,7 +109,7 @@ http://:%d {
 // Whoever waits for a drain hears that Caddy ends, and the other node that it has ended.
 func TestCaddyEndsInGoodOrder(t *testing.T) {
 	t.Parallel()
-	p := plan{quick: true, origins: []string{"*"}}
+	p := quick(plan{origins: []string{"*"}})
 	p.global = "\tstorage file_system " + t.TempDir()
 	f := start(t, p)
 	g := f.another()
@@ -145,7 +145,7 @@ func (f *fleet) awaitNodes(n int) {
 // On a terminal the waiting shows a bar, with what is left and how old it is.
 func TestDrainOnATerminal(t *testing.T) {
 	t.Parallel()
-	f := start(t, plan{quick: true})
+	f := start(t, quick(plan{}))
 	b := f.visit()
 	b.click(1)
 	ctx, cancel := stack.Patience(t.Context(), time.Minute)

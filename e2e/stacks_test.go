@@ -112,7 +112,9 @@ func downloads(f *fleet, b *tab) {
 	b.t.Helper()
 	b.await("the table is drawn", `find(".tabulator-row") != null`)
 	folder := b.t.TempDir()
-	send(b, browser.SetDownloadBehavior, browser.SetDownloadBehaviorParams{Behavior: "allow", DownloadPath: folder})
+	send(b, browser.SetDownloadBehavior, browser.SetDownloadBehaviorParams{
+		Behavior: "allow", DownloadPath: folder, BrowserContextID: chromedp.FromContext(b.ctx).BrowserContextID,
+	})
 	b.eval(`find("button > a").click()`, nil)
 	f.await(func() error {
 		text, err := os.ReadFile(filepath.Join(folder, "file.txt"))
@@ -137,8 +139,8 @@ func TestStacks(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			elsewhere := newSite(t)
-			p := c.withTestFiles()
-			p.quick, p.directive = true, true
+			p := quick(c.withTestFiles())
+			p.directive = true
 			p.origins = []string{elsewhere.origin()}
 			f := start(t, p)
 			const visits = 20
