@@ -199,12 +199,14 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	events := app.(*caddyevents.App)
 	s.raise = func(name string, data map[string]any) { events.Emit(ctx, name, data) }
-	if app, ok := innermost[*caddyhttp.App](ctx); ok {
+	if app, ok := innermost[*caddyhttp.App](ctx); ok && isFirstOf(app) {
 		s.warnOfHeaderLimit(app)
+		s.warnOfUnreached(app)
 	}
 	if h, ok := innermost[*reverseproxy.Handler](ctx); ok {
 		s.knowPool(h)
 		s.warnOfStrangers(h)
+		s.warnOfBuffers(h)
 		if err := s.watchTransport(ctx, h); err != nil {
 			return err
 		}
@@ -353,15 +355,24 @@ func (s *Selection) warnOfStrangers(h *reverseproxy.Handler) {
 	}
 }
 
-// warnedOf is the app of the config that was last looked at for what warnOfHeaderLimit says. The first of its policies
-// sees all servers, so once will do.
+// warnOfBuffers says so where the proxy waits for the end of an answer before it hands it on, and so of a websocket.
+func (s *Selection) warnOfBuffers(h *reverseproxy.Handler) {
+	if h.ResponseBuffers != 0 {
+		s.logger.Warn("response_buffers holds up websockets for ever, so every page stays empty (take that line off)")
+	}
+}
+
+// warnedOf is the app of the config whose routes were last looked at.
 var warnedOf atomic.Value // of weak.Pointer[caddyhttp.App]
+
+// isFirstOf says whether this is the first policy of an app. That one sees the routes of all servers, so once will do.
+func isFirstOf(app *caddyhttp.App) bool {
+	this := weak.Make(app)
+	return warnedOf.Swap(this) != this
+}
 
 // warnOfHeaderLimit says so where a websocket with a large token would be refused.
 func (s *Selection) warnOfHeaderLimit(app *caddyhttp.App) {
-	if this := weak.Make(app); warnedOf.Swap(this) == this {
-		return
-	}
 	var small []string
 	for _, srv := range app.Servers {
 		if srv.MaxHeaderBytes < tokenHeaderBytes && holdsPolicy(srv) {
