@@ -3,8 +3,10 @@
 package caddybokeh
 
 import (
+	"cmp"
 	"errors"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -13,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 )
@@ -57,15 +60,14 @@ func (p *hostPacer) lets(host string, now time.Duration) bool {
 
 // pacers are one for each mistake that a policy knows of.
 type pacers struct {
-	allDrain, full, group, expired, header, line pacer
-	ownOrigin, otherOrigin                       hostPacer
+	allDrain, full, group, expired, header, tooLong, upgrade, noOrigin pacer
+	ownOrigin, otherOrigin                                             hostPacer
 }
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
 func (s *Selection) examine(r *http.Request, rn *run) {
 	now, c := s.table.now(), &rn.claim
-	var size int
-	size, rn.longest = headerSize(r)
+	rn.headerSize, rn.longest = headerSize(r)
 	if c.expired() && s.pacers.expired.lets(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
 			" (start servers of Bokeh and Panel with a longer --session-token-expiration, like 36000 for a working day, which to an ASGI server is an argument; or set the clocks right)",
@@ -75,10 +77,10 @@ func (s *Selection) examine(r *http.Request, rn *run) {
 	if !ok || srv.MaxHeaderBytes >= tokenHeaderBytes {
 		return
 	}
-	if size > srv.MaxHeaderBytes/4*3 && s.pacers.header.lets(now) {
+	if rn.headerSize > srv.MaxHeaderBytes/4*3 && s.pacers.header.lets(now) {
 		s.logger.Warn("the headers of a websocket are close to what the server takes; a visitor with more cookies sees an empty page"+
 			" (set max_header_size 64KB in the servers option)",
-			zap.Int("header_bytes", size), zap.Int("max_header_bytes", srv.MaxHeaderBytes))
+			zap.Int("header_bytes", rn.headerSize), zap.Int("max_header_bytes", srv.MaxHeaderBytes))
 	}
 }
 
@@ -113,7 +115,8 @@ func (s *Selection) tellFull(upstreams int) {
 func (s *Selection) unknownGroup(now time.Duration, err error) {
 	if s.pacers.group.lets(now) {
 		s.logger.Warn("group_by has no value for a visit, which goes where it is ready first"+
-			" (look for a typo; what sets the placeholder, as an authentication, must come before the reverse_proxy)",
+			" (look for a typo; what sets the placeholder, as an authentication, must come before the reverse_proxy;"+
+			" after basic_auth it is {http.auth.user.id}, after forward_auth a header of its copy_headers, as {http.request.header.Remote-User})",
 			zap.String("group_by", s.GroupBy), zap.Error(err))
 	}
 }
@@ -130,41 +133,107 @@ func headerSize(r *http.Request) (all, longest int) {
 	return all, longest
 }
 
-// plainHeader is what servers take of a header, in bytes: h11 refuses more where it comes in pieces, and Tornado
-// hangs up without a word from 64 KB on.
+// plainHeader is what servers take of a header, in bytes: Twisted, which reads requests for Daphne, takes no more at all,
+// h11 none that comes in pieces. Tornado hangs up without a word from 64 KB on.
 const plainHeader = 16 << 10
 
 // uvicornLine is what the websockets library, which reads them for uvicorn, takes of a header line. Of a longer one
-// most versions of uvicorn say nothing at all, and keep the connection. Before it h11, which reads all requests for uvicorn
-// unless httptools is there, refuses a header of more than 16 KB with 400 if it does not come in one piece.
+// most versions of uvicorn say nothing at all, and keep the connection.
 const uvicornLine = 8192
 
-// answerPatience is how long a server may think about a websocket with a longer line before we say what may be wrong.
+// software is what reads the requests of a server.
+type software struct {
+	name           string // as the Server header of its answers begins
+	line, header   int    // what it takes as it comes, in bytes
+	takeMoreHeader string // says how it is made to
+}
+
+// knownSoftware is what runs Bokeh. An answer by which a header is refused mostly has no Server header, so that of pages counts.
+var knownSoftware = []*software{
+	{
+		"uvicorn", uvicornLine, plainHeader,
+		"set WEBSOCKETS_MAX_LINE_LENGTH=65536 in the environment of uvicorn, and start it with --h11-max-incomplete-event-size 65536",
+	},
+	{
+		"hypercorn", plainHeader, plainHeader,
+		"start hypercorn with --config and a file that says h11_max_incomplete_size = 65536",
+	},
+	{
+		"daphne", plainHeader, plainHeader,
+		"daphne's limit is 16 KB and cannot be raised: run the app under uvicorn, or set fewer and shorter cookies",
+	},
+	{
+		"TornadoServer", 64 << 10, 64 << 10,
+		"its limit is 64 KB: start it with --exclude-cookies and the names of those that no app reads, or set fewer and shorter cookies",
+	},
+}
+
+// unknownSoftware is one of them whose Server header we have not seen, or that somebody on the way has taken off.
+var unknownSoftware = &software{"", uvicornLine, plainHeader, "under uvicorn: " + knownSoftware[0].takeMoreHeader +
+	"; under hypercorn: " + knownSoftware[1].takeMoreHeader + "; " + knownSoftware[2].takeMoreHeader}
+
+// softwareOf returns what gave an answer with this Server header.
+func softwareOf(server string) *software {
+	for _, sw := range knownSoftware {
+		if strings.HasPrefix(server, sw.name) {
+			return sw
+		}
+	}
+	return unknownSoftware
+}
+
+// answeredAs takes note of what answered a page.
+func (m *member) answeredAs(repl *caddy.Replacer) {
+	server, _ := repl.GetString(placeholderServer)
+	m.software.Store(softwareOf(server))
+}
+
+// runsOn returns what reads the requests of a server, as far as is known.
+func (m *member) runsOn() *software { return cmp.Or(m.software.Load(), unknownSoftware) }
+
+// answerPatience is how long a server may think about a websocket with a longer header before we say what may be wrong.
 const answerPatience = 5 * time.Second
 
 // awaitAnswer watches whether a server answers a websocket that uvicorn may not.
 func (rn *run) awaitAnswer(a *attempt) {
-	if rn.longest <= uvicornLine {
+	if !rn.isTooLongFor(a.m.runsOn()) {
 		return
 	}
 	time.AfterFunc(answerPatience, func() {
 		rn.mu.Lock()
 		defer rn.mu.Unlock()
 		if a.connected && !a.firstByte && !a.settled {
-			rn.s.lineTooLong(a.m, rn, 0)
+			rn.s.headerTooLong(a.m, rn, 0)
 		}
 	})
 }
 
-// lineTooLong takes note that a server did not take a websocket whose header has a long line.
-func (s *Selection) lineTooLong(m *member, rn *run, status int) {
-	if rn.longest <= uvicornLine || !s.pacers.line.lets(s.table.now()) {
+// isTooLongFor says whether the header of the run's request may be more than a server takes.
+func (rn *run) isTooLongFor(sw *software) bool {
+	return rn.longest > sw.line || rn.headerSize > sw.header
+}
+
+// headerTooLong takes note that a server did not take a websocket, if that may be for its long header.
+func (s *Selection) headerTooLong(m *member, rn *run, status int) {
+	sw := m.runsOn()
+	if !rn.isTooLongFor(sw) || !s.pacers.tooLong.lets(s.table.now()) {
 		return
 	}
-	s.logger.Warn("upstream does not take a websocket whose header has a line of more than 8 KB, as the token and the cookies of a visitor"+
-		" with many cookies; that one sees an empty page (under uvicorn set WEBSOCKETS_MAX_LINE_LENGTH=65536 in the server's environment,"+
-		" and start it with --h11-max-incomplete-event-size 65536)",
-		zap.String("upstream", m.name), zap.Int("line_bytes", rn.longest), zap.Int("status", status))
+	s.logger.Warn("upstream does not take a websocket with a long header, as the token and the cookies of a visitor"+
+		" with many cookies make it; that one sees an empty page ("+sw.takeMoreHeader+")",
+		zap.String("upstream", m.name), zap.String("server", sw.name), zap.Int("header_bytes", rn.headerSize),
+		zap.Int("line_bytes", rn.longest), zap.Int("status", status))
+}
+
+// lostUpgrade takes note of a websocket that has come without the header that makes it one. Anybody can send such a request by hand.
+func (s *Selection) lostUpgrade(r *http.Request) {
+	if !s.pacers.upgrade.lets(s.table.now()) {
+		return
+	}
+	proxy, _, _ := net.SplitHostPort(r.RemoteAddr)
+	s.logger.Warn("a websocket came without its Upgrade header, so no server opens it and the page stays empty; a proxy in front of Caddy takes that header off"+
+		" (in nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;)",
+		zap.String("proxy", proxy), zap.String("site", r.Host))
 }
 
 // expired says whether Bokeh refuses the token for its age.
@@ -173,19 +242,43 @@ func (c *claim) expired() bool { return c.expires != 0 && time.Now().Unix() > c.
 // refusedSocket takes note that a server answered 403 to a websocket. Anybody can send any origin, so what we
 // tell to allow must be a name, and that of the site itself, or somebody must look at it.
 func (s *Selection) refusedSocket(m *member, rn *run) {
-	u, err := url.Parse(rn.origin)
-	if err != nil || !siteName.MatchString(u.Host) || rn.expired() {
+	if rn.expired() {
 		return
 	}
-	now, upstream, flag := s.table.now(), zap.String("upstream", m.name), zap.String("flag", "--allow-websocket-origin="+u.Host)
-	switch host, own := strings.ToLower(u.Host), strings.EqualFold(u.Host, rn.host); {
+	now, upstream := s.table.now(), zap.String("upstream", m.name)
+	if rn.origin == "null" || rn.origin == "file://" {
+		if s.pacers.noOrigin.lets(now) {
+			s.logger.Warn("upstream refused a websocket with 403 whose page belongs to no site: it was opened as a file, or stands in a sandboxed frame; if you do not know that page, all is well"+
+				" (have the file served by a web server, or add allow-same-origin to the sandbox of the frame: servers can let in such pages only with those of everybody)",
+				upstream, zap.String("origin", rn.origin), zap.String("site", rn.host))
+		}
+		return
+	}
+	u, err := url.Parse(rn.origin)
+	if err != nil || !siteName.MatchString(u.Host) {
+		return
+	}
+	host := strings.ToLower(u.Host)
+	setting, mend := allowOrigin(host)
+	switch own := strings.EqualFold(host, rn.host); {
 	case own && s.pacers.ownOrigin.lets(host, now):
 		s.logger.Error("upstream refused a websocket with 403; unless the app has reasons of its own it does not know the site's name"+
-			" (start the servers with the flag; where an ASGI server runs the app, name the host in its extra_websocket_origins)", upstream, flag)
+			" ("+mend+"; where an ASGI server runs the app, name the host in its extra_websocket_origins)", upstream, setting)
 	case !own && s.pacers.otherOrigin.lets(host, now):
 		s.logger.Warn("upstream refused a websocket of another site's page with 403; if you do not know that site, all is well"+
-			" (if it shall show the app, start the servers with the flag, or name the host in extra_websocket_origins)", upstream, flag, zap.String("site", rn.host))
+			" (if it shall show the app, "+mend+"; or name the host in extra_websocket_origins)", upstream, setting, zap.String("site", rn.host))
 	}
+}
+
+// allowOrigin returns what lets pages of a host in, and where to say it. Bokeh compares it as it is written with the origin in lower
+// case; its flag takes no IPv6 address, and counts for nothing where the variable is set (bokeh/server/util.py, create_hosts_allowlist).
+func allowOrigin(host string) (setting zap.Field, mend string) {
+	if strings.HasPrefix(host, "[") {
+		return zap.String("variable", "BOKEH_ALLOW_WS_ORIGIN="+host),
+			"set the variable in the servers' environment, with commas between it and every other host, for it overrides their flag, which takes no IPv6 address"
+	}
+	return zap.String("flag", "--allow-websocket-origin="+host),
+		"start the servers with the flag, or name the host in BOKEH_ALLOW_WS_ORIGIN where that is set, for it overrides the flag"
 }
 
 // siteName matches what browsers write for the host of an origin.

@@ -39,7 +39,11 @@ func TestMistakesAreLogged(t *testing.T) {
 		"expiry that is none":    {token: func() string { return base64url.EncodeToString([]byte(`{"session_id":"x","session_expiry":"1"}`)) }, status: 101},
 		"unknown origin":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://example.com", status: 403, want: "does not know the site's name"},
 		"another's origin":       {token: func() string { return inSeconds(time.Minute) }, origin: "http://a.example:8080", status: 403, want: "if you do not know that site, all is well"},
-		"another's origin, flag": {token: func() string { return inSeconds(time.Minute) }, origin: "http://[::1]:8080", status: 403, want: "--allow-websocket-origin=[::1]:8080"},
+		"an IPv6 address":        {token: func() string { return inSeconds(time.Minute) }, origin: "http://[2001:DB8::1]:8080", status: 403, want: "BOKEH_ALLOW_WS_ORIGIN=[2001:db8::1]:8080"},
+		"in capital letters":     {token: func() string { return inSeconds(time.Minute) }, origin: "http://Dash.Example.com:8080", status: 403, want: "--allow-websocket-origin=dash.example.com:8080"},
+		"a sandboxed frame":      {token: func() string { return inSeconds(time.Minute) }, origin: "null", status: 403, want: "belongs to no site"},
+		"a file":                 {token: func() string { return inSeconds(time.Minute) }, origin: "file://", status: 403, want: "belongs to no site"},
+		"a sandboxed frame, old": {token: func() string { return inSeconds(-time.Minute) }, origin: "null", status: 403, want: "--session-token-expiration"},
 		"no name":                {token: func() string { return inSeconds(time.Minute) }, origin: "https://*", status: 403},
 		"a command":              {token: func() string { return inSeconds(time.Minute) }, origin: "https://$(reboot)", status: 403},
 		"another flag":           {token: func() string { return inSeconds(time.Minute) }, origin: "https://[fe80::1%25en0%20--secret=1]", status: 403},
@@ -47,7 +51,7 @@ func TestMistakesAreLogged(t *testing.T) {
 		"expired and refused":    {token: func() string { return inSeconds(-time.Minute) }, origin: "https://example.com", status: 403, want: "--session-token-expiration"},
 		"expiry out of time":     {token: func() string { return base64url.EncodeToString([]byte(`{"session_id":"x","session_expiry":1e300}`)) }, status: 101},
 		"403 to a program":       {token: func() string { return inSeconds(time.Minute) }, status: 403},
-		"403 to a strange one":   {token: func() string { return inSeconds(time.Minute) }, origin: "null", status: 403},
+		"403 to a strange one":   {token: func() string { return inSeconds(time.Minute) }, origin: "data:text/html,x", status: 403},
 		"another status":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 404},
 		"close to the limit":     {token: func() string { return inSeconds(time.Minute) }, cookie: 13 << 10, limit: 16 << 10, status: 101, want: "max_header_size"},
 		"far from the limit":     {token: func() string { return inSeconds(time.Minute) }, cookie: 11 << 10, limit: 16 << 10, status: 101},
@@ -55,6 +59,7 @@ func TestMistakesAreLogged(t *testing.T) {
 		"9 KB, old uvicorn":      {token: func() string { return inSeconds(time.Minute) }, cookie: 9 << 10, status: 400, want: "WEBSOCKETS_MAX_LINE_LENGTH=65536"},
 		"9 KB, no answer":        {token: func() string { return inSeconds(time.Minute) }, cookie: 9 << 10, want: "WEBSOCKETS_MAX_LINE_LENGTH=65536"},
 		"9 KB, taken":            {token: func() string { return inSeconds(time.Minute) }, cookie: 9 << 10, status: 101},
+		"9 KB, and it hung up":   {token: func() string { return inSeconds(time.Minute) }, cookie: 9 << 10, status: 502, want: "WEBSOCKETS_MAX_LINE_LENGTH=65536"},
 		"7 KB, no answer":        {token: func() string { return inSeconds(time.Minute) }, cookie: 7 << 10},
 		"7 KB, refused":          {token: func() string { return inSeconds(time.Minute) }, cookie: 7 << 10, status: 400},
 		"the limit is as wanted": {token: func() string { return inSeconds(time.Minute) }, cookie: 60 << 10, limit: 64 << 10, status: 101},
@@ -72,9 +77,13 @@ func TestMistakesAreLogged(t *testing.T) {
 					r.Request = r.WithContext(caddyhttp.PrepareRequest(r.Request, r.repl, nil, &caddyhttp.Server{MaxHeaderBytes: c.limit}).Context())
 				}
 				r.choose(pool)
-				if c.status == 0 {
+				switch c.status {
+				case 0:
 					r.hang()
-				} else {
+				case http.StatusBadGateway:
+					r.run().connected(r.run().attempt)
+					r.badGateway()
+				default:
 					r.answer(c.status)
 				}
 				synctest.Wait()
@@ -90,6 +99,94 @@ func TestMistakesAreLogged(t *testing.T) {
 				t.Errorf("%s: logged %s", name, text)
 			case c.want != "" && (got != 2 || !strings.Contains(text, c.want)):
 				t.Errorf("%s: logged %d times, want 2 and %s: %s", name, got, c.want, text)
+			}
+		})
+	}
+}
+
+// What a server is told to take a long header by is known from its pages, and not said where it would not help.
+func TestLongHeaderIsMendedByServer(t *testing.T) {
+	for name, c := range map[string]struct {
+		server             string
+		lines, bytes, code int // of a line
+		want, not          string
+	}{
+		"uvicorn":           {"uvicorn", 1, 9 << 10, 400, "in the environment of uvicorn", "daphne"},
+		"uvicorn, many":     {"uvicorn", 4, 5 << 10, 400, "--h11-max-incomplete-event-size 65536", "daphne"},
+		"uvicorn, short":    {server: "uvicorn", lines: 2, bytes: 7 << 10, code: 400},
+		"daphne":            {"daphne", 4, 5 << 10, 400, "cannot be raised", "WEBSOCKETS_MAX_LINE_LENGTH"},
+		"daphne, short":     {server: "daphne", lines: 1, bytes: 9 << 10, code: 400},
+		"hypercorn":         {"hypercorn-h11", 4, 5 << 10, 431, "h11_max_incomplete_size = 65536", "uvicorn"},
+		"hypercorn, short":  {server: "hypercorn-h11", lines: 1, bytes: 9 << 10, code: 431},
+		"Tornado":           {"TornadoServer/6.6.1", 9, 8 << 10, 502, "--exclude-cookies", "uvicorn"},
+		"Tornado, short":    {server: "TornadoServer/6.6.1", lines: 4, bytes: 8 << 10, code: 502},
+		"behind a proxy":    {"nginx", 4, 5 << 10, 400, "under uvicorn: ", "--exclude-cookies"},
+		"says not what":     {"", 4, 5 << 10, 400, "daphne's limit is 16 KB", "--exclude-cookies"},
+		"says not, shorter": {lines: 2, bytes: 7 << 10, code: 400},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(1)
+			s := newTestSelection(pool)
+			core, logs := observer.New(zapcore.WarnLevel)
+			s.logger = zap.New(core)
+			page := newRequest(s, "/app")
+			page.choose(pool)
+			page.repl.Set(placeholderServer, c.server)
+			page.answer(http.StatusOK)
+			synctest.Wait()
+			r := newSocket(s, base64url.EncodeToString([]byte(`{"session_id":"x"}`)))
+			for range c.lines {
+				r.Header.Add("Cookie", strings.Repeat("x", c.bytes))
+			}
+			r.choose(pool)
+			r.run().connected(r.run().attempt)
+			if c.code == http.StatusBadGateway {
+				r.badGateway()
+			} else {
+				r.answer(c.code)
+			}
+			synctest.Wait()
+			text := fmt.Sprint(logs.All())
+			switch {
+			case c.want == "" && logs.Len() > 0:
+				t.Errorf("%s: logged %s", name, text)
+			case c.want != "" && (logs.Len() != 1 || !strings.Contains(text, c.want) || strings.Contains(text, c.not)):
+				t.Errorf("%s: logged %s, want once with %s and without %s", name, text, c.want, c.not)
+			}
+		})
+	}
+}
+
+// A websocket whose Upgrade header a proxy in front has taken off is no page, makes no session, and is told of.
+func TestLostUpgradeIsLogged(t *testing.T) {
+	for name, c := range map[string]struct {
+		path, header string
+		want         bool
+	}{
+		"as nginx sends it":       {"/app/ws", "Sec-Websocket-Protocol", true},
+		"its key":                 {"/app/ws", "Sec-Websocket-Key", true},
+		"its version, prefix":     {"/a/b/app/ws", "Sec-Websocket-Version", true},
+		"an app that is named ws": {"/ws", "Accept", false},
+		"a page":                  {"/app", "Sec-Websocket-Key", false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(3)
+			s := newTestSelection(pool)
+			core, logs := observer.New(zapcore.WarnLevel)
+			s.logger = zap.New(core)
+			for range 3 {
+				r := newRequest(s, c.path, c.header, "bokeh, x")
+				if _, why := r.choose(pool); (why == "shared") != c.want {
+					t.Errorf("%s: it is %s", name, why)
+				}
+				if got := r.stamp() == ""; got != c.want {
+					t.Errorf("%s: whether it has no stamp: %v", name, got)
+				}
+				r.answer(http.StatusBadRequest)
+				synctest.Wait()
+			}
+			if got := strings.Contains(fmt.Sprint(logs.All()), "proxy_set_header Upgrade $http_upgrade"); got != c.want || logs.Len() > 1 {
+				t.Errorf("%s: logged %v", name, logs.All())
 			}
 		})
 	}

@@ -68,6 +68,7 @@ const (
 	placeholderUpstream   = "http.reverse_proxy.upstream.address"
 	placeholderStatus     = "http.reverse_proxy.status_code"
 	placeholderStatusText = "http.reverse_proxy.status_text"
+	placeholderServer     = "http.reverse_proxy.header.Server"
 )
 
 // Placeholders that Caddy sets when a handler has ended with an error.
@@ -201,7 +202,8 @@ type run struct {
 	mayFail    bool               // by its own fault, so its errors count for nothing, and it tries no upstream that has failed
 	hangUp     context.CancelFunc // ends a websocket; nil for all else
 	origin     string             // of the page that opens it
-	longest    int                // line of its header, in bytes
+	headerSize int                // of a websocket, in bytes
+	longest    int                // line of that header, in bytes
 	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header        // the map on the request after our last change
 	tried      []*member
@@ -279,6 +281,9 @@ func (s *Selection) run(r *http.Request) *run {
 		rn.ctx, rn.hangUp = context.WithCancel(rn.ctx)
 		rn.origin = r.Header.Get("Origin")
 		s.examine(r, rn)
+	}
+	if rn.noUpgrade {
+		s.lostUpgrade(r)
 	}
 	*r = *r.WithContext(rn.ctx)
 	return rn
@@ -635,6 +640,7 @@ func (rn *run) settle(a *attempt, status int) {
 		switch {
 		case status == http.StatusOK:
 			rn.s.table.pageBuilt(a.m.upstream, rn.terms.app, a.took)
+			a.m.answeredAs(rn.repl)
 			if a.asID {
 				rn.s.took(a.m, (*rn.ring)[0])
 			}
@@ -665,7 +671,11 @@ func (rn *run) settle(a *attempt, status int) {
 		case http.StatusForbidden:
 			rn.s.refusedSocket(a.m, rn)
 		case http.StatusBadRequest, http.StatusRequestHeaderFieldsTooLarge:
-			rn.s.lineTooLong(a.m, rn, status)
+			rn.s.headerTooLong(a.m, rn, status)
+		case http.StatusBadGateway:
+			if a.connected && !a.firstByte { // it hung up
+				rn.s.headerTooLong(a.m, rn, status)
+			}
 		}
 	case other: // weighs nothing
 	}

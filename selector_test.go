@@ -103,6 +103,13 @@ func (r *request) hang() {
 	r.end()
 }
 
+// badGateway plays the end of a request whose last attempt has brought no answer.
+func (r *request) badGateway() {
+	r.repl.Set(placeholderErrorID, "of this error")
+	r.repl.Set(placeholderErrorStatus, http.StatusBadGateway)
+	r.end()
+}
+
 // refuse plays an attempt whose dial fails.
 func (r *request) refuse() {
 	rn := r.run()

@@ -205,6 +205,8 @@ type claim struct {
 	tag     tag    // of the upstream it names
 	key     *key   // that signed it
 	expires int64  // when Bokeh refuses the token, in Unix seconds; 0 if it does not say
+	// noUpgrade says that a proxy in front has made the request of a websocket one that no server takes.
+	noUpgrade bool
 }
 
 // readClaim reads what r says of its session.
@@ -219,6 +221,9 @@ func readClaim(r *http.Request, ks keyring) claim {
 			c.kind = socket
 		}
 		return c
+	}
+	if lacksUpgrade(r) {
+		return claim{noUpgrade: true}
 	}
 	if !isPageRequest(r) {
 		return claim{}
@@ -272,6 +277,13 @@ func (c *claim) try(s string, ks keyring) bool {
 // extended CONNECT of HTTP/2 and HTTP/3 into this form before a policy sees it.
 func isWebsocket(h http.Header) bool {
 	return strings.EqualFold(h.Get("Upgrade"), "websocket")
+}
+
+// lacksUpgrade says whether r is the request of a websocket that has lost its Upgrade header on the way, as all do through a proxy that
+// was not told to hand that on. The headers by which we know it are none that a page's script can set.
+func lacksUpgrade(r *http.Request) bool {
+	return r.Method == http.MethodGet && path.Base(r.URL.Path) == "ws" &&
+		(r.Header.Get("Sec-Websocket-Key") != "" || r.Header.Get("Sec-Websocket-Version") != "" || r.Header.Get("Sec-Websocket-Protocol") != "")
 }
 
 // subprotocolToken returns the token of a Bokeh websocket: the second of exactly two

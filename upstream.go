@@ -106,6 +106,7 @@ type member struct {
 	watched   atomic.Bool                           // somebody looks until it is healthy again
 	dropped   atomic.Bool                           // the policy has forgotten it
 	noTLS     atomic.Int64                          // when a TLS handshake failed last, which may be this site's fault alone; 0 if one succeeded since
+	software  atomic.Pointer[software]              // that answered its last page; nil before the first
 }
 
 // failing says whether the last connection to m could not be made, not long ago.
