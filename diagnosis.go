@@ -60,8 +60,8 @@ func (p *hostPacer) lets(host string, now time.Duration) bool {
 
 // pacers are one for each mistake that a policy knows of.
 type pacers struct {
-	allDrain, full, group, expired, header, tooLong, upgrade, noOrigin pacer
-	ownOrigin, otherOrigin                                             hostPacer
+	allDrain, full, group, expired, header, tooLong, upgrade pacer
+	ownOrigin, otherOrigin, noOrigin                         hostPacer
 }
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
@@ -70,7 +70,8 @@ func (s *Selection) examine(r *http.Request, rn *run) {
 	rn.headerSize, rn.longest = headerSize(r)
 	if c.expired() && s.pacers.expired.lets(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
-			" (start servers of Bokeh and Panel with a longer --session-token-expiration, like 36000 for a working day, which to an ASGI server is an argument; or set the clocks right)",
+			" (start the servers with --session-token-expiration 36000, for a working day, or where an ASGI server runs the app with its session_token_expiration=36000,"+
+			" which bokeh-django and bokeh-fastapi do not have; or set the clocks right)",
 			zap.Duration("expired_ago", time.Since(time.Unix(c.expires, 0)).Truncate(time.Second)))
 	}
 	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
@@ -247,7 +248,7 @@ func (s *Selection) refusedSocket(m *member, rn *run) {
 	}
 	now, upstream := s.table.now(), zap.String("upstream", m.name)
 	if rn.origin == "null" || rn.origin == "file://" {
-		if s.pacers.noOrigin.lets(now) {
+		if s.pacers.noOrigin.lets(rn.origin, now) {
 			s.logger.Warn("upstream refused a websocket with 403 whose page belongs to no site: it was opened as a file, or stands in a sandboxed frame; if you do not know that page, all is well"+
 				" (have the file served by a web server, or add allow-same-origin to the sandbox of the frame: servers can let in such pages only with those of everybody)",
 				upstream, zap.String("origin", rn.origin), zap.String("site", rn.host))

@@ -731,7 +731,7 @@ func (s *Selection) refused(m *member, rn *run, forThat bool) {
 		return
 	}
 	m.takesIDs.Store(k.print, false)
-	mend := "if the server signs session ids, set session_ids signed, and secret_key to its BOKEH_SECRET_KEY"
+	mend := "if the server runs with --session-ids signed, set session_ids signed, and secret_key to its BOKEH_SECRET_KEY; if with external-signed, set that, and no key"
 	if s.SessionIDs == sessionIDsSigned {
 		mend = "compare the first secret_key with the server's BOKEH_SECRET_KEY: it seems to be another one"
 	}
