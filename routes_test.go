@@ -5,6 +5,8 @@ package caddybokeh
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -86,6 +88,25 @@ func TestBuffersAreWarnedOf(t *testing.T) {
 			got := logAtLoad(t, "warn", fmt.Sprintf(proxy, option))
 			if n := strings.Count(fmt.Sprint(got), "response_buffers holds up websockets"); n != want {
 				t.Errorf("%s in %s: warned %d times, want %d: %s", option, proxy, n, want, got)
+			}
+		}
+	}
+}
+
+// After forward_auth a group is named by a header, as the log and the documents say; a visitor cannot write it.
+func TestGroupAfterForwardAuth(t *testing.T) {
+	auth := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Remote-User", r.Header.Get("X-Who"))
+	}))
+	defer auth.Close()
+	_, addrs := three(t)
+	s := serve(t, "forward_auth "+auth.Listener.Addr().String()+" {\n uri /\n copy_headers Remote-User\n}\n"+
+		"bokeh_proxy "+addrs+" {\n group_by {http.request.header.Remote-User}\n}")
+	for _, who := range []string{"anna", "bob", "carl"} {
+		home := s.get("/app", "X-Who", who).Server
+		for i := range 4 {
+			if p := s.get("/app", "X-Who", who, "Remote-User", fmt.Sprint("somebody else ", i)); p.Server != home {
+				t.Errorf("%s is at %s, and then at %s", who, home, p.Server)
 			}
 		}
 	}
