@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"crypto/rand"
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"strings"
@@ -175,24 +176,28 @@ func noise(n int) string {
 	return b.String()[:n]
 }
 
-// A visitor with many cookies is served, by uvicorn where that is told to take such lines; where not, the log says so.
+// A visitor with many cookies is served, by uvicorn where that is told to take such headers; where not, the log says so, and what
+// helps with that server.
 func TestManyCookies(t *testing.T) {
 	t.Parallel()
-	const takes, advice = "WEBSOCKETS_MAX_LINE_LENGTH=65536", "under uvicorn set WEBSOCKETS_MAX_LINE_LENGTH=65536"
+	const takes, refused = "WEBSOCKETS_MAX_LINE_LENGTH=65536", "does not take a websocket with a long header"
 	// Without it a header that happens to come in pieces is refused, which is one in ten here.
 	inPieces := []string{"--h11-max-incomplete-event-size", "65536"}
 	told := func(c stackCase) stackCase {
 		c.serve, c.serveEnv = inPieces, []string{takes}
 		return c
 	}
+	daphne := underUvicorn("Daphne", "bokeh_asgi")
+	daphne.program = []string{"daphne", "bokeh_asgi:application", "--bind", "127.0.0.1"}
 	for _, c := range []struct {
 		stackCase
-		served bool
+		advice string // empty where the visitor is served
 	}{
-		{bokehServe("Tornado", ""), true},
-		{underUvicorn("uvicorn", "bokeh_asgi"), false},
-		{told(underUvicorn("uvicorn that was told", "bokeh_asgi")), true},
-		{told(underUvicorn("bokeh-fastapi where uvicorn was told", "bokeh_fastapi_app")), true},
+		{bokehServe("Tornado", ""), ""},
+		{underUvicorn("uvicorn", "bokeh_asgi"), takes},
+		{told(underUvicorn("uvicorn that was told", "bokeh_asgi")), ""},
+		{told(underUvicorn("bokeh-fastapi where uvicorn was told", "bokeh_fastapi_app")), ""},
+		{daphne, "daphne's limit is 16 KB and cannot be raised"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -201,9 +206,9 @@ func TestManyCookies(t *testing.T) {
 			for i := range 3 { // one has 4 KB at most
 				send(b, network.SetCookie, network.SetCookieParams{Name: fmt.Sprint("c", i), Value: noise(3000), URL: f.url("/")})
 			}
-			if !c.served {
+			if c.advice != "" {
 				b.goTo(f.url(c.page))
-				f.awaitLog(advice)
+				f.awaitLog(c.advice)
 				return
 			}
 			f.visitIn(b).clicks(2)
@@ -212,7 +217,7 @@ func TestManyCookies(t *testing.T) {
 				t.Errorf("the token has %d bytes", len(token))
 			}
 			f.wantRuns(1)
-			if strings.Contains(f.caddy.Output(), advice) {
+			if strings.Contains(f.caddy.Output(), refused) {
 				t.Error("what works is called a mistake")
 			}
 		})
@@ -228,11 +233,25 @@ func TestMistakesAreLogged(t *testing.T) {
 	b.click(1)
 	var tokens []string
 	b.eval(`window.tokens`, &tokens)
-	if got := status(t, f.url("/counter/ws"), with(socketHeader("bokeh, "+tokens[0]), "Origin", "http://elsewhere.example:8080")); !strings.HasPrefix(got, "403") {
-		t.Errorf("a foreign page's websocket is answered with %s", got)
+	origins := []string{"http://elsewhere.example:8080", "http://[2001:db8::1]:8080", "null"}
+	for _, origin := range origins { // before the token expires
+		if got := status(t, f.url("/counter/ws"), with(socketHeader("bokeh, "+tokens[0]), "Origin", origin)); !strings.HasPrefix(got, "403") {
+			t.Errorf("a websocket of a page of %s is answered with %s", origin, got)
+		}
 	}
 	f.awaitLog("--allow-websocket-origin=elsewhere.example:8080")
+	f.awaitLog("BOKEH_ALLOW_WS_ORIGIN=[2001:db8::1]:8080")
+	f.awaitLog("belongs to no site")
 	time.Sleep(life + 2*time.Second) // the token expires by the servers' clock
 	f.front.cut()
 	f.awaitLog("--session-token-expiration")
+}
+
+// A server that is told what the log says of a page at an IPv6 address lets that in.
+func TestAdviceOnIPv6Works(t *testing.T) {
+	f := start(t, plan{serveEnv: []string{"BOKEH_ALLOW_WS_ORIGIN=[2001:db8::1]:8080"}})
+	token := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"session_id":"x","session_expiry":%d}`, time.Now().Add(time.Hour).Unix()))
+	if got := status(t, f.url("/counter/ws"), with(socketHeader("bokeh, "+token), "Origin", "http://[2001:db8::1]:8080")); !strings.HasPrefix(got, "101") {
+		t.Errorf("the websocket of a page at an address that is allowed is answered with %s", got)
+	}
 }
