@@ -169,7 +169,7 @@ func (n *node) readMarks(ctx context.Context) {
 		return
 	}
 	_ = within(ctx, func(ctx context.Context) error {
-		marks, _ := loadRecords[mark](ctx, sh.st, marksFolder)
+		marks, _ := n.loadMarks(ctx, sh)
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		if n.used == sh {
@@ -177,6 +177,29 @@ func (n *node) readMarks(ctx context.Context) {
 		}
 		return nil
 	})
+}
+
+// loadMarks returns the marks in a storage by their keys. Where it is not known that it lists them, it is asked for
+// those of each known upstream too.
+func (n *node) loadMarks(ctx context.Context, sh *share) (map[string]*mark, error) {
+	marks, err := loadRecords[mark](ctx, sh.records, marksFolder)
+	if sh.records.way.Load() != nil {
+		return marks, err
+	}
+	n.mu.Lock()
+	known := n.accounts(n.t.now())
+	n.mu.Unlock()
+	for shared := range known {
+		key := markKey(shared)
+		if _, listed := marks[key]; listed {
+			continue
+		}
+		m, errLoad := loadMark(ctx, sh.st, shared)
+		if err = errors.Join(err, errLoad); m != nil {
+			marks[key] = m
+		}
+	}
+	return marks, err
 }
 
 // lonelyFor is how long an upstream is in no pool until m is forgotten.

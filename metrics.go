@@ -42,7 +42,7 @@ var (
 	descNobody  = newDesc("no_upstream_total", "Requests for which no upstream could be chosen, by why: draining (all healthy ones are), full (all have max_sessions sessions), unavailable (all are unhealthy, or have their limit of requests), none (there is none).", "reason")
 	descWaiting = newDesc("visits_waiting", "Visits that wait for a place because every upstream has max_sessions sessions.")
 	descSilent  = newDesc("pages_without_socket_total", "Pages whose websocket never came.", "upstream")
-	descStorage = newDesc("storage_errors_total", "Failures of Caddy's storage, by what was tried: load (also a record that is broken), list, store, delete.", "operation")
+	descStorage = newDesc("storage_errors_total", "Failures of Caddy's storage, by what was tried: load (also a record that is broken), list (also what lacks the report that this Caddy has stored), store, delete.", "operation")
 	descKeys    = newDesc("keys_agree", "Whether this node can verify the stamps of all others.")
 )
 

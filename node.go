@@ -86,6 +86,7 @@ type node struct {
 	unheard  bool                  // that could not be written
 	awaited  time.Duration         // when somebody last waited for that, on the table's clock
 	round    time.Duration         // when all was read last; 0 if never
+	listed   time.Duration         // when its own report was last among those read; 0 if never
 	witness  bool                  // what begins to drain now begins before our eyes
 	failure  error                 // why that failed since
 	failing  bool                  // whether that was logged
@@ -99,17 +100,20 @@ type node struct {
 
 // share is a storage, and the policies of the configs that use it.
 type share struct {
-	raw   recordStorage
-	st    recordStorage // the same, its errors counted
-	pools []pool        // the oldest first
-	read  chan struct{} // closed when it was read once, or has not answered for too long
-	first sync.Once     // closes read
-	stop  context.CancelFunc
+	raw     recordStorage
+	st      recordStorage // the same, its errors counted
+	records *lister       // of it
+	pools   []pool        // the oldest first
+	read    chan struct{} // closed when it was read once, or has not answered for too long
+	first   sync.Once     // closes read
+	stop    context.CancelFunc
 
 	pen sync.Mutex // held while a report is written: the last one is that of the end
 
-	live  bool             // a config with it has run: one that is only validated leaves no trace
-	marks map[string]*mark // as read before the storage was in use
+	live    bool             // a config with it has run: one that is only validated leaves no trace
+	marks   map[string]*mark // as read before the storage was in use
+	wrote   uint64           // the last report that was written to it; 0 if none was
+	missing time.Duration    // since when it does not list that, on the table's clock; 0 if it does, or was not asked
 }
 
 func newNode(t *table, config func() recordStorage, logger *zap.Logger) *node {
@@ -138,7 +142,8 @@ func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 		sh.pools = append(sh.pools, p)
 		return sh.read
 	}
-	sh := &share{raw: st, st: countingStorage{st, n.storageErrors}, pools: []pool{p}, read: make(chan struct{})}
+	sh := n.share(st)
+	sh.pools = []pool{p}
 	n.shares = append(n.shares, sh)
 	time.AfterFunc(storageWait, func() {
 		sh.first.Do(func() {
@@ -151,6 +156,12 @@ func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 		go n.watch(sh)
 	}
 	return sh.read
+}
+
+// share returns a storage as the node uses it.
+func (n *node) share(st recordStorage) *share {
+	counting := countingStorage{st, n.storageErrors}
+	return &share{raw: st, st: counting, records: &lister{st: counting, own: nodeKey(n.name)}, read: make(chan struct{})}
 }
 
 // same says whether two storages are one. A storage module may be made of anything.
@@ -215,7 +226,7 @@ func (sh *share) halt() {
 // look reads the marks in a storage that will be in use when its config runs.
 func (n *node) look(sh *share) {
 	for !sh.wasRead() {
-		marks, err := loadRecords[mark](context.Background(), sh.st, marksFolder)
+		marks, err := n.loadMarks(context.Background(), sh)
 		n.mu.Lock()
 		sh.marks = marks
 		n.mu.Unlock()
@@ -293,8 +304,11 @@ func (n *node) keepTime(ctx context.Context, sh *share) {
 func (n *node) pause(sh *share) time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !sh.live || !sh.wasRead() {
+	switch {
+	case !sh.live || !sh.wasRead():
 		return loadPause
+	case n.listed == 0 && sh.wrote != 0 && sh.missing == 0:
+		return loadPause // its report is written, and was not looked for yet
 	}
 	return nodePause
 }
@@ -307,8 +321,11 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	n.follow()
 	said, began := n.said, n.t.now()
 	n.mu.Unlock()
-	marks, errMarks := loadRecords[mark](ctx, sh.st, marksFolder)
-	reports, errReports := loadRecords[report](ctx, sh.st, nodesFolder)
+	if ctx.Err() != nil {
+		return false // another storage is in use
+	}
+	marks, errMarks := n.loadMarks(ctx, sh)
+	reports, errReports := loadRecords[report](ctx, sh.records, nodesFolder)
 
 	n.mu.Lock()
 	if ctx.Err() != nil {
@@ -318,17 +335,23 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	now := n.t.now()
 	n.closeDue(now)
 	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
-	lacking := n.take(sh, marks, errMarks == nil && said == n.said, accounts)
-	n.hear(sh, reports, errReports == nil, now)
 	err := errors.Join(errMarks, errReports)
 	if err == nil {
 		n.round = began
 	}
+	// What a listing lacks is missing only if it shows what is certainly there.
+	all := n.findOwn(sh, reports, began)
+	if !all && err == nil && sh.missing != 0 && now-sh.missing > staleAfter {
+		n.storageErrors.add("list")
+		err = errUnlisted
+	}
+	lacking := n.take(sh, marks, all && errMarks == nil && said == n.said, accounts)
+	n.hear(sh, reports, all && errReports == nil, now)
 	n.judgeAll(now)
 	n.witness = n.round != 0
 	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) }) // once more: the marks have changed
 	r := n.dueReport(sh, now, accounts)
-	forgotten, dead := n.forget(now, err == nil && said == n.said, accounts)
+	forgotten, dead := n.forget(now, all && err == nil && said == n.said, accounts)
 	if !sh.live || said != n.said {
 		lacking, forgotten, dead = nil, nil, nil
 	}
@@ -344,10 +367,29 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 		err = errors.Join(err, storeRecord(ctx, sh.st, nodeKey(last.Node), last))
 	}
 	for _, key := range forgotten {
-		err = errors.Join(err, sh.st.Delete(ctx, key))
+		err = errors.Join(err, deleteRecord(ctx, sh.st, key))
 	}
 	n.finish(ctx, err)
 	return errMarks == nil
+}
+
+// errUnlisted is that of a storage in which nodes cannot find each other.
+var errUnlisted = errors.New("what this Caddy has reported is not among what the storage lists, so others may be missing there too" +
+	" (caddy bokeh storage-check says what it can do)")
+
+// findOwn says whether this node's own report is among those that were read since a time, as it was written last. If it
+// is not, it is written once more, and the storage is asked in other ways. n.mu is locked.
+func (n *node) findOwn(sh *share, reports map[string]*report, began time.Duration) bool {
+	own := reports[nodeKey(n.name)]
+	switch {
+	case own != nil && own.Seq >= sh.wrote:
+		n.listed, sh.missing = began, 0
+		return true
+	case sh.wrote != 0 && sh.missing == 0:
+		sh.missing, n.reported = began, 0
+	}
+	sh.records.forget()
+	return false
 }
 
 // write writes a report, unless ctx has ended: then the process may have said already that it is gone.
@@ -361,6 +403,9 @@ func (n *node) write(ctx context.Context, sh *share, r *report) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.parted, n.unheard = r.Left && err == nil, err != nil
+	if err == nil {
+		sh.wrote = r.Seq
+	}
 	return err
 }
 
@@ -400,7 +445,7 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 		sh.halt()
 		// All is read again when there is something to tell of.
 		n.shares = slices.DeleteFunc(n.shares, func(other *share) bool { return len(other.pools) == 0 })
-		n.used, n.round, n.witness = nil, 0, false
+		n.used, n.round, n.listed, n.witness = nil, 0, 0, false
 		clear(n.peers)
 		for shared := range n.marked {
 			n.unset(shared)

@@ -8,14 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 )
 
 // folder is where Caddy's storage keeps all that is ours.
 const folder = "caddy-bokeh/"
 
-// recordSuffix tells records from what else a listing may show: the file storage lists folders, and
-// the temporary files of writers.
+// recordSuffix ends the key of every record.
 const recordSuffix = ".json"
 
 // recordStorage is the part of Caddy's storage that records need. None of it is locked: each record
@@ -36,8 +34,9 @@ type countingStorage struct {
 	errors counters
 }
 
-func (c countingStorage) count(operation string, err error) {
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, context.Canceled) {
+func (c countingStorage) count(ctx context.Context, operation string, err error) {
+	// What nobody waits for any more may be asked of a storage that a reload has closed.
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(ctx.Err(), context.Canceled) {
 		c.errors.add(operation)
 	}
 }
@@ -45,28 +44,28 @@ func (c countingStorage) count(operation string, err error) {
 // Store implements recordStorage.
 func (c countingStorage) Store(ctx context.Context, key string, value []byte) error {
 	err := c.recordStorage.Store(ctx, key, value)
-	c.count("store", err)
+	c.count(ctx, "store", err)
 	return err
 }
 
 // Load implements recordStorage.
 func (c countingStorage) Load(ctx context.Context, key string) ([]byte, error) {
 	value, err := c.recordStorage.Load(ctx, key)
-	c.count("load", err)
+	c.count(ctx, "load", err)
 	return value, err
 }
 
 // Delete implements recordStorage.
 func (c countingStorage) Delete(ctx context.Context, key string) error {
 	err := c.recordStorage.Delete(ctx, key)
-	c.count("delete", err)
+	c.count(ctx, "delete", err)
 	return err
 }
 
 // List implements recordStorage.
 func (c countingStorage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
 	keys, err := c.recordStorage.List(ctx, prefix, recursive)
-	c.count("list", err)
+	c.count(ctx, "list", err)
 	return keys, err
 }
 
@@ -103,31 +102,25 @@ func loadRecord[T any](ctx context.Context, st recordStorage, key string) (*T, e
 	return record, nil
 }
 
-// loadRecords returns all records under a prefix by their keys. With an error come those that could
-// be had; one that is broken is nil.
-func loadRecords[T any](ctx context.Context, st recordStorage, prefix string) (map[string]*T, error) {
-	keys, err := st.List(ctx, strings.TrimSuffix(prefix, "/"), false)
-	if errors.Is(err, fs.ErrNotExist) {
-		// Nothing was ever stored; or the file storage met a file that was gone a moment later.
-		if len(keys) == 0 {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("listing %s: %w", prefix, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listing %s: %w", prefix, err)
-	}
+// loadRecords returns all records in a folder by their keys. With an error come those that could be
+// had; one that is broken is nil.
+func loadRecords[T any](ctx context.Context, l *lister, folder string) (map[string]*T, error) {
+	keys, failed := l.keys(ctx, folder)
 	records := make(map[string]*T)
-	var failed error
 	for _, key := range keys {
-		if !strings.HasSuffix(key, recordSuffix) {
-			continue
-		}
-		record, err := loadRecord[T](ctx, st, key)
+		record, err := loadRecord[T](ctx, l.st, key)
 		failed = errors.Join(failed, err)
 		if record != nil || errors.Is(err, errBroken) {
 			records[key] = record
 		}
 	}
 	return records, failed
+}
+
+// deleteRecord deletes the record at key. Another node may have been first, which some storages call an error.
+func deleteRecord(ctx context.Context, st recordStorage, key string) error {
+	if err := st.Delete(ctx, key); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("deleting %s: %w", key, err)
+	}
+	return nil
 }

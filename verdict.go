@@ -66,11 +66,11 @@ func (n *node) judgeAll(now time.Duration) {
 			verdicts[u] = v
 			until := int64(0)
 			if v.drained {
-				until = int64(n.round + staleAfter)
+				until = int64(n.sure() + staleAfter)
 			}
 			u.draining.empty.Store(until)
-			if n.round != 0 && len(peers) == 0 {
-				u.draining.alone.Store(int64(n.round + aloneFor))
+			if n.sure() != 0 && len(peers) == 0 {
+				u.draining.alone.Store(int64(n.sure() + aloneFor))
 			}
 		}
 	})
@@ -175,6 +175,9 @@ func (n *node) concerned(u *upstream, now time.Duration) (peers []*peer) {
 // have taken the drain back.
 const staleAfter = 3 * nodePause
 
+// sure returns when all was read last, and its own report was found in it; 0 if never. n.mu is locked.
+func (n *node) sure() time.Duration { return min(n.round, n.listed) }
+
 // markRest is how long after a mark was set no upstream is called drained: a node that was starting
 // at that moment has read no mark, and nobody has read of it yet.
 const markRest = 5 * time.Second
@@ -198,8 +201,11 @@ func (n *node) waitsHere(u *upstream, since, now time.Duration) (waits []wait) {
 	if left := since + markRest - now; left > 0 {
 		say(true, "the mark is new; a node that is starting reads it within %s", seconds(left))
 	}
-	if now-n.round > staleAfter {
+	switch {
+	case now-n.round > staleAfter:
 		say(true, "it cannot read the storage")
+	case n.listed == 0 || now-n.listed > staleAfter:
+		say(true, "it does not find its own report in the storage, nor may it find those of others (caddy bokeh storage-check)")
 	}
 	return waits
 }
