@@ -36,6 +36,7 @@ func init() {
 //	GET    /bokeh/node[?wait=<duration>]
 //	GET    /bokeh/nodes
 //	DELETE /bokeh/nodes/<node>
+//	POST   /bokeh/storage-check
 //
 // It holds nothing: after a config that could not be loaded, Caddy serves the API of that one.
 type adminAPI struct{}
@@ -46,6 +47,7 @@ const (
 	drainingPath  = "/bokeh/draining"
 	nodePath      = "/bokeh/node"
 	nodesPath     = "/bokeh/nodes"
+	checkPath     = "/bokeh/storage-check"
 )
 
 // maxBody bounds the body of a request.
@@ -75,14 +77,15 @@ func (a adminAPI) Routes() []caddy.AdminRoute {
 		{Pattern: nodePath, Handler: caddy.AdminHandlerFunc(a.serveThisNode)},
 		{Pattern: nodesPath, Handler: caddy.AdminHandlerFunc(a.serveNodes)},
 		{Pattern: nodesPath + "/", Handler: caddy.AdminHandlerFunc(a.serveNode)},
+		{Pattern: checkPath, Handler: caddy.AdminHandlerFunc(a.serveCheck)},
 		{Pattern: "/bokeh/", Handler: caddy.AdminHandlerFunc(a.serveNothing)},
 	}
 }
 
 // serveNothing answers what is none of the above, with an error as all others are.
 func (adminAPI) serveNothing(_ http.ResponseWriter, r *http.Request) error {
-	return apiError(http.StatusNotFound, "there is nothing at %s; there are %s, %s/<address>, %s/<address>, %s, %s and %s/<node>",
-		r.URL.Path, upstreamsPath, upstreamsPath, drainingPath, nodePath, nodesPath, nodesPath)
+	return apiError(http.StatusNotFound, "there is nothing at %s; there are %s, %s/<address>, %s/<address>, %s, %s, %s/<node> and %s",
+		r.URL.Path, upstreamsPath, upstreamsPath, drainingPath, nodePath, nodesPath, nodesPath, checkPath)
 }
 
 // serveUpstreams tells of all upstreams.
@@ -413,6 +416,18 @@ func (adminAPI) serveNode(w http.ResponseWriter, r *http.Request) error {
 		return storageError(err)
 	}
 	return respond(w, http.StatusOK, n.nodes())
+}
+
+// serveCheck tries the storage of the config that runs.
+func (adminAPI) serveCheck(w http.ResponseWriter, r *http.Request) error {
+	if err := allow(r, nil, http.MethodPost); err != nil {
+		return err
+	}
+	running := caddy.ActiveContext()
+	if running.Context == nil {
+		return apiError(http.StatusServiceUnavailable, "no config is running, so there is no storage to try")
+	}
+	return respond(w, http.StatusOK, checkStorage(r.Context(), running.Storage()))
 }
 
 // upstream returns what there is to tell of the upstream that an operator means by an address.

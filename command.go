@@ -1,4 +1,4 @@
-// This file holds the command line: caddy bokeh status, drain and undrain.
+// This file holds the command line: caddy bokeh status, drain, undrain and storage-check.
 
 package caddybokeh
 
@@ -131,9 +131,25 @@ go on draining until they are taken off it.`,
 	undrain.Flags().String("reason", "", "Why, to be shown in the log")
 	undrain.RunE = withArgs(commandUndrain)
 
+	check := &cobra.Command{
+		Use:   "storage-check",
+		Short: "Tries whether Caddy's storage can do what drains need",
+		Long: `
+Lets the running Caddy try the storage of its config: whether records that it
+stores can be loaded, replaced, listed, locked and deleted. Not every storage
+module lists as the others do; where Caddys do not find each other's records,
+no server is ever called drained. What is tried is deleted again.
+
+Exits with 0 if the storage can do all that, and 1 if not.`,
+		Example: `  $ caddy bokeh storage-check
+  $ caddy bokeh storage-check --address unix//run/caddy/admin.sock`,
+		Args: cobra.NoArgs,
+	}
+	check.RunE = caddycmd.WrapCommandFuncForCobra(commandCheck)
+
 	cmd.Args = cobra.NoArgs // or an unknown command would be help, and success
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-	cmd.AddCommand(status, drain, undrain)
+	cmd.AddCommand(status, drain, undrain, check)
 }
 
 // withArgs hands the arguments on, which Caddy's wrapper does only by the flags.
@@ -346,6 +362,59 @@ func commandUndrain(fl caddycmd.Flags, addresses []string) (int, error) {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	return caddy.ExitCodeSuccess, nil
+}
+
+func commandCheck(fl caddycmd.Flags) (int, error) {
+	api, err := newAdminClient(fl)
+	if err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	var check storageCheck
+	if err := api.do(context.Background(), http.MethodPost, checkPath, nil, &check); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	var nodes []nodeStatus
+	if err := api.do(context.Background(), http.MethodGet, nodesPath, nil, &nodes); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if err := printCheck(os.Stdout, &check, nodes); err != nil {
+		return caddy.ExitCodeFailedStartup, err
+	}
+	if !check.OK {
+		return caddy.ExitCodeFailedStartup, errors.New("the storage cannot do all that drains need; take another one (storage in the global options), or mend it")
+	}
+	return caddy.ExitCodeSuccess, nil
+}
+
+// printCheck writes what was tried of a storage, what follows from what failed, and who reports there.
+func printCheck(w io.Writer, check *storageCheck, nodes []nodeStatus) error {
+	fmt.Fprintf(w, "storage: %s\n\n", check.Storage)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, s := range check.Steps {
+		result := "ok"
+		if !s.OK {
+			result = "FAILED"
+		}
+		took := time.Duration(s.Seconds * float64(time.Second)).Round(10 * time.Microsecond)
+		fmt.Fprintf(table, "%s\t%s\t%v\t%s\n", s.Name, result, took, s.Note)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, s := range check.Steps {
+		if !s.OK {
+			fmt.Fprintf(w, "\n%s: %s\n  so %s\n", s.Name, strings.ReplaceAll(s.Error, "\n", "; "), s.Means)
+		}
+	}
+	fmt.Fprintln(w, "\nCaddys that this one finds in it:")
+	for _, n := range nodes {
+		self := ""
+		if n.Self {
+			self = " (this one)"
+		}
+		fmt.Fprintf(w, "  %s on %s: %s%s\n", n.Node, n.Host, n.State, self)
+	}
+	return nil
 }
 
 // adminClient talks to the admin API of a running Caddy.

@@ -11,10 +11,13 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+
+	"github.com/caddyserver/certmagic"
 )
 
 // asCaddy in the environment makes the test's program a Caddy with this module, see TestMain.
@@ -195,6 +198,32 @@ func TestCommandFindsCaddy(t *testing.T) {
 	other := newBokeh(t, "")
 	a.begin("status", "--address", other.addr()).end(1, "is not the admin API of a Caddy with this module")
 	a.begin("status", "--address", "", "--config", config+"x").end(1, "no such file")
+}
+
+func TestCommandThatChecksTheStorage(t *testing.T) {
+	b := newBokeh(t, "")
+	a := administer(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n}")
+	c := a.begin("storage-check")
+	c.end(0, "storage: *certmagic.FileStorage")
+	for _, text := range []string{"asked without a slash", "delete", thisNode().name + " on " + thisNode().host, "(this one)"} {
+		if !strings.Contains(c.output(), text) {
+			t.Errorf("%q is missing in %s", text, c.output())
+		}
+	}
+	a.want(200, `"ok":true`, "POST", checkPath, "")
+	a.want(405, "", "GET", checkPath, "")
+
+	// Nothing can be stored where a file is in the place of the folder.
+	dir := runningStorage().(*certmagic.FileStorage).Path
+	check := filepath.Join(dir, filepath.FromSlash(checkFolder))
+	if err := errors.Join(os.RemoveAll(check), os.WriteFile(check, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	c = a.begin("storage-check")
+	c.end(1, "FAILED")
+	if !strings.Contains(c.output(), "so nothing can be drained") {
+		t.Errorf("nobody is told what it means: %s", c.output())
+	}
 }
 
 // What is wrong with the storage is told where operators look, with what to do.

@@ -1,0 +1,209 @@
+// This file holds the check of a storage: whether it can do all that this module needs of it.
+
+package caddybokeh
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+const (
+	// checkFolder is where the storage keeps what it is tried with, for that moment.
+	checkFolder = folder + "check/"
+
+	// checkWait is how long a storage may take for all that is tried.
+	checkWait = 8 * time.Second
+)
+
+// lockingStorage is the part of Caddy's storage that this module needs.
+type lockingStorage interface {
+	recordStorage
+	Lock(ctx context.Context, name string) error
+	Unlock(ctx context.Context, name string) error
+}
+
+// storageCheck is what a storage can do.
+type storageCheck struct {
+	Storage string      `json:"storage"` // its module, or its type
+	OK      bool        `json:"ok"`
+	Steps   []checkStep `json:"steps"`
+}
+
+// checkStep is one thing that was tried.
+type checkStep struct {
+	Name    string  `json:"name"`
+	OK      bool    `json:"ok"`
+	Seconds float64 `json:"seconds"`
+	Error   string  `json:"error,omitempty"`
+	Means   string  `json:"means,omitempty"` // what follows from the error
+	Note    string  `json:"note,omitempty"`
+}
+
+// checkStorage tries a storage with two records of its own, which it deletes.
+func checkStorage(ctx context.Context, st lockingStorage) *storageCheck {
+	c := &checker{st: st, a: checkKey(), b: checkKey()}
+	c.Storage = cmp.Or(caddy.GetModuleID(st), fmt.Sprintf("%T", st))
+	ctx, cancel := context.WithTimeout(ctx, checkWait)
+	defer cancel()
+	defer c.cleanUp(ctx)
+	c.OK = true
+	for _, s := range []struct {
+		name, means string
+		try         func(context.Context) (note string, err error)
+	}{
+		{"store", "nothing can be drained, and Caddys do not know of each other", c.store},
+		{"load", "drains are lost when Caddy restarts, and do not hold on other Caddys", c.load},
+		{"overwrite", "Caddys read what others have said too late, or never: do not trust drained", c.overwrite},
+		{"two writers", "when two Caddys write at once, neither can be read", c.writeTwice},
+		{"list", "Caddys do not find each other: nothing is ever called drained", c.list},
+		{"load what is not there", "draining a server for the first time fails", c.loadMissing},
+		{"lock", "each Caddy stamps with a key of its own, unless all have the same secret_key", c.lock},
+		{"delete", "Caddys that have ended, and drains of servers that are gone, are never forgotten", c.delete},
+	} {
+		if !c.step(ctx, s.name, s.means, s.try) && (s.name == "store" || ctx.Err() != nil) {
+			break // the rest would say the same
+		}
+	}
+	return &c.storageCheck
+}
+
+// checkKey returns the key of a record that nobody else has.
+func checkKey() string { return checkFolder + randomName() + recordSuffix }
+
+// checker tries a storage with two records.
+type checker struct {
+	storageCheck
+	st   lockingStorage
+	a, b string // their keys
+}
+
+// step tries one thing, and says whether that worked.
+func (c *checker) step(ctx context.Context, name, means string, try func(context.Context) (string, error)) bool {
+	type outcome struct {
+		note string
+		err  error
+	}
+	began, done := time.Now(), make(chan outcome, 1)
+	go func() { // not every storage heeds a context
+		note, err := try(ctx)
+		done <- outcome{note, err}
+	}()
+	var o outcome
+	select {
+	case o = <-done:
+	case <-ctx.Done():
+		o.err = fmt.Errorf("the storage has not answered within %v", checkWait)
+	}
+	s := checkStep{Name: name, OK: o.err == nil, Seconds: time.Since(began).Seconds(), Note: o.note}
+	if o.err != nil {
+		s.Error, s.Means, c.OK = o.err.Error(), means, false
+	}
+	c.Steps = append(c.Steps, s)
+	return s.OK
+}
+
+func (c *checker) store(ctx context.Context) (string, error) {
+	if err := c.st.Store(ctx, c.a, []byte("1")); err != nil {
+		return "", err
+	}
+	return "", c.st.Store(ctx, c.b, []byte("1"))
+}
+
+func (c *checker) load(ctx context.Context) (string, error) { return "", c.expect(ctx, c.a, "1") }
+
+// expect returns an error unless the record at a key has one of some values.
+func (c *checker) expect(ctx context.Context, key string, values ...string) error {
+	got, err := c.st.Load(ctx, key)
+	if err == nil && !slices.Contains(values, string(got)) {
+		return fmt.Errorf("what was loaded is not what was stored: it has %d bytes", len(got))
+	}
+	return err
+}
+
+func (c *checker) overwrite(ctx context.Context) (string, error) {
+	if err := c.st.Store(ctx, c.a, []byte("22")); err != nil {
+		return "", err
+	}
+	return "", c.expect(ctx, c.a, "22")
+}
+
+// writeTwice lets two write at once: one of them is the last.
+func (c *checker) writeTwice(ctx context.Context) (string, error) {
+	one, other := bytes.Repeat([]byte("1"), 8<<10), bytes.Repeat([]byte("2"), 16<<10)
+	var wg sync.WaitGroup
+	var failed [2]error
+	for i, value := range [][]byte{one, other} {
+		wg.Go(func() { failed[i] = c.st.Store(ctx, c.b, value) })
+	}
+	wg.Wait()
+	if err := errors.Join(failed[:]...); err != nil {
+		return "", err
+	}
+	return "", c.expect(ctx, c.b, string(one), string(other))
+}
+
+func (c *checker) list(ctx context.Context) (string, error) {
+	l := &lister{st: c.st, own: c.a}
+	keys, err := l.keys(ctx, checkFolder)
+	way := l.way.Load()
+	switch {
+	case err != nil:
+		return "", err
+	case way == nil:
+		return "", fmt.Errorf("a record that is there is not listed under %s, with or without a slash, recursively or not", checkFolder)
+	case !slices.Contains(keys, c.b):
+		return "", fmt.Errorf("of two records one is listed under %s", checkFolder)
+	}
+	return "asked " + way.String(), nil
+}
+
+func (c *checker) loadMissing(ctx context.Context) (string, error) {
+	switch _, err := c.st.Load(ctx, checkKey()); {
+	case err == nil:
+		return "", errors.New("there is a record that nobody has stored")
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("the error is not fs.ErrNotExist, as it must be for what is not there: %w", err)
+	}
+	return "", nil
+}
+
+// lock locks the name of a record. Some storages keep the lock there; this module locks no name that has one.
+func (c *checker) lock(ctx context.Context) (string, error) {
+	before, err := c.st.Load(ctx, c.b)
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(c.st.Lock(ctx, c.b), c.st.Unlock(ctx, c.b)); err != nil {
+		return "", err
+	}
+	if err := c.expect(ctx, c.b, string(before)); err != nil {
+		return "a lock overwrites the record of its name; no lock of this module has the name of a record", nil
+	}
+	return "", nil
+}
+
+func (c *checker) delete(ctx context.Context) (string, error) {
+	if err := c.st.Delete(ctx, c.a); err != nil {
+		return "", err
+	}
+	if _, err := c.st.Load(ctx, c.a); err == nil {
+		return "", errors.New("what was deleted can still be loaded")
+	}
+	return "", nil
+}
+
+// cleanUp deletes what is left of the records.
+func (c *checker) cleanUp(ctx context.Context) {
+	_ = within(context.WithoutCancel(ctx), func(ctx context.Context) error {
+		return errors.Join(deleteRecord(ctx, c.st, c.a), deleteRecord(ctx, c.st, c.b))
+	})
+}

@@ -1,0 +1,160 @@
+// This file tests that the check of a storage finds what it cannot do, and leaves nothing there.
+
+package caddybokeh
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+)
+
+// lockable is a storage with locks, of which each thing can be another's.
+type lockable struct {
+	recordStorage
+	lock, unlock func(name string) error
+	load         func(key string) ([]byte, error)
+	delete       func(key string) error
+}
+
+func (l *lockable) Lock(_ context.Context, name string) error   { return call(l.lock, name) }
+func (l *lockable) Unlock(_ context.Context, name string) error { return call(l.unlock, name) }
+
+func (l *lockable) Load(ctx context.Context, key string) ([]byte, error) {
+	if l.load != nil {
+		return l.load(key)
+	}
+	return l.recordStorage.Load(ctx, key)
+}
+
+func (l *lockable) Delete(ctx context.Context, key string) error {
+	if l.delete != nil {
+		return l.delete(key)
+	}
+	return l.recordStorage.Delete(ctx, key)
+}
+
+// failed returns the names of the steps that failed.
+func (c *storageCheck) failed() string {
+	var names []string
+	for _, s := range c.Steps {
+		if !s.OK {
+			names = append(names, s.Name)
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+func TestCheckFinds(t *testing.T) {
+	refuses := errors.New("access denied")
+	for name, is := range map[string]struct {
+		change func(*lockable, *door)
+		failed string
+	}{
+		"nothing where all is well": {func(*lockable, *door) {}, ""},
+		"another error for what is not there": {func(l *lockable, d *door) {
+			l.load = func(key string) ([]byte, error) {
+				value, err := d.Load(t.Context(), key)
+				if err != nil {
+					err = errors.New("404")
+				}
+				return value, err
+			}
+		}, "load what is not there"},
+		"something where nothing is": {func(l *lockable, d *door) {
+			l.load = func(key string) ([]byte, error) { return d.value(key), nil }
+		}, "load what is not there, delete"},
+		"what is old": {func(l *lockable, d *door) {
+			first := make(map[string][]byte)
+			l.load = func(key string) ([]byte, error) {
+				if first[key] == nil {
+					first[key] = d.value(key)
+				}
+				if first[key] == nil {
+					return nil, fs.ErrNotExist
+				}
+				return first[key], nil
+			}
+		}, "overwrite, delete"},
+		"that nothing is listed": {func(l *lockable, d *door) {
+			l.recordStorage = &lists{d, func([]string, string, bool) ([]string, error) { return nil, nil }}
+		}, "list"},
+		"that half is listed": {func(l *lockable, d *door) {
+			l.recordStorage = &lists{d, func(keys []string, prefix string, recursive bool) ([]string, error) {
+				found, err := byPrefix(keys, prefix, recursive)
+				return found[:min(len(found), 1)], err
+			}}
+		}, "list"},
+		"that a listing is refused": {func(l *lockable, d *door) {
+			l.recordStorage = &lists{d, func([]string, string, bool) ([]string, error) { return nil, refuses }}
+		}, "list"},
+		"that a lock is refused":  {func(l *lockable, _ *door) { l.lock = func(string) error { return refuses } }, "lock"},
+		"that nothing is deleted": {func(l *lockable, _ *door) { l.delete = func(string) error { return nil } }, "delete"},
+		"that nothing is stored":  {func(_ *lockable, d *door) { d.fail(refuses) }, "store"}, // the rest would be the same
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newVault().door()
+			l := &lockable{recordStorage: d}
+			is.change(l, d)
+			c := checkStorage(t.Context(), l)
+			if got := c.failed(); got != is.failed || c.OK != (got == "") {
+				t.Errorf("it finds %q, want %q: %+v", got, is.failed, c)
+			}
+			for _, s := range c.Steps {
+				if !s.OK && (s.Error == "" || s.Means == "") {
+					t.Errorf("nobody is told what %q means: %+v", s.Name, s)
+				}
+			}
+			if l.delete == nil && len(d.values) > 0 {
+				t.Errorf("it leaves %v", d.values)
+			}
+		})
+	}
+}
+
+// A storage that is of use passes, however it lists.
+func TestCheckOfHabits(t *testing.T) {
+	for name, habit := range listingHabits {
+		if c := checkStorage(t.Context(), &lockable{recordStorage: &lists{newVault().door(), habit}}); !c.OK {
+			t.Errorf("%s: %+v", name, c.Steps)
+		}
+	}
+}
+
+func TestCheckOfFiles(t *testing.T) {
+	st := &certmagic.FileStorage{Path: t.TempDir()}
+	if c := checkStorage(t.Context(), st); !c.OK || c.Storage != "*certmagic.FileStorage" {
+		t.Errorf("%+v", c)
+	}
+	if left, err := st.List(t.Context(), strings.TrimSuffix(checkFolder, "/"), true); len(left) > 0 {
+		t.Error("it leaves ", left, err)
+	}
+}
+
+// A lock that lies at the key of its name is said, and does no harm: no lock of ours has the name of a record.
+func TestCheckOfLocksThatAreRecords(t *testing.T) {
+	d := newVault().door()
+	empty := func(name string) error { return d.Store(t.Context(), name, nil) }
+	c := checkStorage(t.Context(), &lockable{recordStorage: d, lock: empty, unlock: empty})
+	if !c.OK || !strings.Contains(c.Steps[len(c.Steps)-2].Note, "a lock overwrites") {
+		t.Errorf("%+v", c)
+	}
+}
+
+// A storage that hangs does not hold up who asks.
+func TestCheckOfAStorageThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newVault().door()
+		defer d.hang()()
+		began := time.Now()
+		c := checkStorage(t.Context(), &lockable{recordStorage: d})
+		if took := time.Since(began); c.failed() != "store" || !strings.Contains(c.Steps[0].Error, "has not answered") || took > answerWait {
+			t.Errorf("after %v: %+v", took, c)
+		}
+	})
+}
