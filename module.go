@@ -202,6 +202,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if app, ok := innermost[*caddyhttp.App](ctx); ok && isFirstOf(app) {
 		s.warnOfHeaderLimit(app)
 		s.warnOfUnreached(app)
+		whenStopped(app, thisNode().serversStopped)
 	}
 	if h, ok := innermost[*reverseproxy.Handler](ctx); ok {
 		s.knowPool(h)
@@ -229,6 +230,18 @@ func innermost[T caddy.Module](ctx caddy.Context) (parent T, ok bool) {
 		}
 	}
 	return parent, false
+}
+
+// whenStopped lets f be called when all servers of a config have stopped. Its storage is in use until then; it may be
+// closed before the Cleanup of a policy, for modules are cleaned up in any order.
+func whenStopped(app *caddyhttp.App, f func()) {
+	for _, srv := range app.Servers {
+		srv.RegisterOnStop(func(context.Context) error {
+			f()
+			return nil
+		})
+		return // when Caddy calls the first of these, all have stopped
+	}
 }
 
 // whenStarted is called when Caddy has started a config. It is a struct because Caddy logs it in JSON.
@@ -483,7 +496,7 @@ func checkDrain(addr string) error {
 func (s *Selection) Cleanup() error {
 	if s.node != nil {
 		if last := s.node.detach(s); last && caddy.Exiting() {
-			s.node.exit() // before the storage ends
+			s.node.exit() // where there is no server, or none that could be asked
 		}
 	}
 	if s.members != nil {

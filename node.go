@@ -104,7 +104,7 @@ type share struct {
 	st      recordStorage // the same, its errors counted
 	records *lister       // of it
 	pools   []pool        // the oldest first
-	read    chan struct{} // closed when it was read once, or has not answered for too long
+	read    chan struct{} // closed when it was read once, has not answered for too long, or nobody waits
 	first   sync.Once     // closes read
 	stop    context.CancelFunc
 
@@ -181,25 +181,40 @@ func (n *node) detach(p pool) (last bool) {
 	return !slices.ContainsFunc(n.shares, func(sh *share) bool { return len(sh.pools) > 0 })
 }
 
-// follow uses the storage of the config that runs, and forgets those that no config has. The config
-// before may last for long, and one that is loading may fail. When Caddy ends, none runs, and all
-// stays as it is. n.mu is locked.
+// follow uses the storage of the config that runs, also if that has no policy: the storage of the one before
+// may be closed. It forgets those that no config has. The config before may last for long, and one that is
+// loading may fail. When Caddy ends, none runs, and all stays as it is. n.mu is locked.
 func (n *node) follow() {
-	running := n.config()
-	next := n.used
-	for _, sh := range n.shares {
-		switch {
-		case len(sh.pools) == 0:
-		case running != nil && same(sh.raw, running):
-			next, sh.live = sh, true
-		case next == nil || len(next.pools) == 0 && !next.live:
-			next = sh
+	next, running := n.used, n.config()
+	i := slices.IndexFunc(n.shares, func(sh *share) bool { return running != nil && same(sh.raw, running) })
+	switch {
+	case i >= 0:
+		next = n.shares[i]
+		next.live = true
+	case running != nil && next != nil && (next.live || len(next.pools) == 0 && n.sessions() > 0):
+		next = n.share(running)
+		next.live = true
+		n.shares = append(n.shares, next)
+	case next == nil || len(next.pools) == 0 && !next.live:
+		if i := slices.IndexFunc(n.shares, func(sh *share) bool { return len(sh.pools) > 0 }); i >= 0 {
+			next = n.shares[i]
 		}
 	}
 	if next != n.used {
 		n.use(next)
 	}
-	n.shares = slices.DeleteFunc(n.shares, func(sh *share) bool { return len(sh.pools) == 0 && sh != n.used })
+	n.prune()
+}
+
+// prune forgets the storages that no config has, but for the one in use. n.mu is locked.
+func (n *node) prune() {
+	n.shares = slices.DeleteFunc(n.shares, func(sh *share) bool {
+		over := len(sh.pools) == 0 && sh != n.used
+		if over {
+			sh.first.Do(func() { close(sh.read) }) // of a config that has failed
+		}
+		return over
+	})
 }
 
 // use begins to read and write a storage. n.mu is locked.
@@ -444,8 +459,8 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 		n.farewells.Add(1)
 		sh.halt()
 		// All is read again when there is something to tell of.
-		n.shares = slices.DeleteFunc(n.shares, func(other *share) bool { return len(other.pools) == 0 })
 		n.used, n.round, n.listed, n.witness = nil, 0, 0, false
+		n.prune()
 		clear(n.peers)
 		for shared := range n.marked {
 			n.unset(shared)
@@ -498,6 +513,17 @@ func (n *node) exit() {
 		n.leave(last)
 	}
 	n.farewells.Wait()
+}
+
+// serversStopped is called when the servers of a config have stopped and its storage is open yet.
+func (n *node) serversStopped() {
+	if n.exiting() {
+		n.exit()
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.follow() // before that storage is closed
 }
 
 // errNoStorage is what an operator hears from a Caddy that has no policy like this.

@@ -1,4 +1,4 @@
-// This file tests nodes whose storage hangs, fails, loses what it held or brings back old records.
+// This file tests nodes whose storage hangs, fails, is closed, loses what it held or brings back old records.
 
 package caddybokeh
 
@@ -458,5 +458,102 @@ func TestDrainedIsToldOnce(t *testing.T) {
 			hangUp()
 		})
 		want("when somebody was there meanwhile", 2, 2)
+	})
+}
+
+// A reload closes the storage of the config before. While sessions live, the node goes on in that of the config that runs,
+// whether that has a policy or not, and whoever asks it hears no error.
+func TestConfigsWithoutAPolicy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		_, hangUp := a.socket(a.visitAt(u0))
+		for i := range 3 {
+			before := a.door
+			a.door = v.door()
+			a.runs(a.door)
+			if i == 0 {
+				a.serversStopped() // those of a config without a policy tell nobody
+			}
+			before.fail(errClosed)
+			if i == 0 {
+				_ = a.s.Cleanup()
+			}
+			pass(30 * time.Second)
+		}
+		b.drain(u0)
+		pass(10 * time.Second)
+		b.wantWait(u0, "it has 1 session", "with a session at a node without a policy")
+		hangUp()
+		pass(40 * time.Second)
+		if !hasLeft(v, a) {
+			t.Error("with nothing left to tell of, it does not say farewell")
+		}
+		pass(time.Minute)
+		b.wantDrained(u0, true, "when the session has ended")
+		wantNoTrouble(t, a)
+	})
+}
+
+var errClosed = errors.New("the client is closed")
+
+// hasLeft says whether the last report of a node is its farewell.
+func hasLeft(v *vault, c *caddyNode) bool {
+	return strings.Contains(string(v.value(nodeKey(c.name))), `"left":true`)
+}
+
+// wantNoTrouble checks that nothing of the storage was logged or counted.
+func wantNoTrouble(t *testing.T, c *caddyNode) {
+	t.Helper()
+	if logged := c.logs.FilterMessageSnippet("storage").All(); len(logged) > 0 {
+		t.Error("logged: ", logged)
+	}
+	for operation, failures := range c.storageErrors {
+		if got := failures.Load(); got > 0 {
+			t.Errorf("%d failures to %s are counted", got, operation)
+		}
+	}
+}
+
+// A config that fails is cleaned up with its storage. Nobody tries to read that any more.
+func TestStorageOfAFailedConfigIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		pass(time.Minute)
+		d := newVault().door()
+		d.fail(errClosed)
+		failed := newTestSelectionWith(a.s.table, a.pool)
+		a.attach(failed, d)
+		_ = a.detach(failed)
+		pass(time.Minute)
+		if logged := a.logs.FilterMessageSnippet("storage").All(); len(logged) > 0 {
+			t.Error("logged: ", logged)
+		}
+		if got := a.storageErrors["list"].Load(); got > 10 {
+			t.Errorf("%d failures to list are counted", got)
+		}
+	})
+}
+
+// The farewell is written when the servers have stopped: the storage may be closed before a policy is cleaned up.
+func TestFarewellBeforeTheStorageCloses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		_, _ = a.socket(a.visitAt(u0)) // which nobody waits for
+		a.ends()
+		pass(time.Second)
+		a.serversStopped()
+		last := string(v.value(nodeKey(a.name)))
+		a.door.fail(errClosed)
+		_ = a.s.Cleanup()
+		a.exit()
+		pass(time.Minute)
+		if !hasLeft(v, a) || string(v.value(nodeKey(a.name))) != last {
+			t.Errorf("the last report is %s, after %s", v.value(nodeKey(a.name)), last)
+		}
+		wantNoTrouble(t, a)
 	})
 }
