@@ -194,8 +194,7 @@ func (n *node) loadMarks(ctx context.Context, sh *share) (map[string]*mark, erro
 		if _, listed := marks[key]; listed {
 			continue
 		}
-		m, errLoad := loadMark(ctx, sh.st, shared)
-		if err = errors.Join(err, errLoad); m != nil {
+		if m, _ := loadMark(ctx, sh.st, shared); m != nil { // most have none, for which some storages have errors of their own
 			marks[key] = m
 		}
 	}

@@ -158,10 +158,14 @@ func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 	return sh.read
 }
 
-// share returns a storage as the node uses it.
+// share returns a storage as the node uses it. n.mu is locked.
 func (n *node) share(st recordStorage) *share {
 	counting := countingStorage{st, n.storageErrors}
-	return &share{raw: st, st: counting, records: &lister{st: counting, own: nodeKey(n.name)}, read: make(chan struct{})}
+	records := &lister{st: counting, own: nodeKey(n.name)}
+	if n.used != nil && reflect.TypeOf(n.used.raw) == reflect.TypeOf(st) {
+		records.way.Store(n.used.records.way.Load()) // a reload makes another one of the kind
+	}
+	return &share{raw: st, st: counting, records: records, read: make(chan struct{})}
 }
 
 // same says whether two storages are one. A storage module may be made of anything.
@@ -435,7 +439,7 @@ func (n *node) finish(ctx context.Context, err error) {
 	case err != nil && n.failure != nil && !n.failing:
 		// Once may be a file that was replaced while we listed.
 		n.failing = true
-		n.logger.Error("the storage fails; traffic goes on as before, but marks made elsewhere are not seen and no upstream is called drained (mend the storage)",
+		n.logger.Error("the storage fails; traffic goes on as before, but marks made elsewhere may not be seen and no upstream is called drained (mend the storage)",
 			zap.Error(err))
 	case err == nil && n.failing:
 		n.failing = false
