@@ -87,8 +87,9 @@ type Selection struct {
 	// error. Every Caddy in front of the same servers needs the same first key.
 	//
 	// Default: a random key that is made once and kept in Caddy's storage, which Caddys with a
-	// common storage share. While the storage fails, the key that this process had before, or a
-	// random one of its own, signs; the log says so.
+	// common storage share. One that is lost there is written back by those that have it; one that
+	// is replaced there signs within seconds. While the storage fails, the key that this process
+	// had before, or a random one of its own, signs; the log says so.
 	SecretKey []string `json:"secret_key,omitempty"`
 
 	// How long the servers keep a session without a socket, as given to `bokeh serve

@@ -4,6 +4,7 @@ package caddybokeh
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -69,7 +70,8 @@ func serve(t *testing.T, handlers string) *site {
 	return serveFrom(t, storageDir(t), handlers)
 }
 
-// storageDir returns a folder for a storage. A node may still be writing a report when its test ends.
+// storageDir returns a folder for a storage, in which a key is: so nobody waits for one. A node may still be writing a report
+// when its test ends.
 func storageDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "storage")
@@ -77,6 +79,10 @@ func storageDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { soon(t, "the storage is removed", func() bool { return os.RemoveAll(dir) == nil }) })
+	key := filepath.Join(dir, storedKey)
+	if err := errors.Join(os.Mkdir(filepath.Dir(key), 0o700), os.WriteFile(key, randomSecret(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	return dir
 }
 
@@ -696,7 +702,7 @@ func TestNewSessionSurvivesDeadUpstreams(t *testing.T) {
 // activeRing is the keyring that the stored key makes.
 func activeRing(t *testing.T) *keyring {
 	t.Helper()
-	secret, err := loadKey(context.Background(), caddy.ActiveContext().Storage())
+	secret, err := caddy.ActiveContext().Storage().Load(context.Background(), storedKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1031,6 +1037,36 @@ func TestReloadWithoutStorage(t *testing.T) {
 	for _, p := range pages {
 		if w := s.open(p.Token); w.server != p.Server {
 			t.Errorf("page by %s, socket by %s", p.Server, w.server)
+		}
+	}
+}
+
+// A key that the storage loses is back before a reload or a new process makes another one, with no reload.
+func TestStoredKeyIsWrittenBack(t *testing.T) {
+	storage := storageDir(t)
+	file := filepath.Join(storage, storedKey)
+	_, addrs := three(t)
+	config := "reverse_proxy " + addrs + " {\n lb_policy bokeh\n}"
+	s := serveFrom(t, storage, config)
+	key, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, lose := range map[string]func() error{
+		"removed": func() error { return os.Remove(file) },
+		"emptied": func() error { return os.Truncate(file, 0) },
+	} {
+		p := s.get("/app")
+		if err := lose(); err != nil {
+			t.Fatal(err)
+		}
+		soon(t, name+", it is written back", func() bool {
+			again, err := os.ReadFile(file)
+			return err == nil && bytes.Equal(again, key)
+		})
+		s.reload(config + "\nheader X-A " + name)
+		if w := s.open(p.Token); w.server != p.Server {
+			t.Errorf("%s: page by %s, socket by %s", name, p.Server, w.server)
 		}
 	}
 }

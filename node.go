@@ -169,7 +169,7 @@ func (n *node) share(st recordStorage) *share {
 }
 
 // same says whether two storages are one. A storage module may be made of anything.
-func same(a, b recordStorage) bool {
+func same(a, b any) bool {
 	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.ValueOf(a).Comparable() && a == b
 }
 

@@ -1,4 +1,4 @@
-// This file holds the keys that stamps are signed with: the config's, or one kept in Caddy's storage.
+// This file holds the keys that stamps are signed with: the config's, or those that the process holds.
 
 package caddybokeh
 
@@ -6,9 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
-	"errors"
 	"fmt"
-	"io/fs"
 	"regexp"
 	"slices"
 	"sync"
@@ -19,52 +17,33 @@ import (
 	"go.uber.org/zap"
 )
 
-const (
-	// storedKey is where Caddy's storage keeps the key. Caddys with a common storage share it.
-	storedKey = folder + "secret_key"
-
-	// storageWait is how long a config load waits for the stored key.
-	storageWait = 5 * time.Second
-
-	// storageRetry is how long after a failure it is asked for again.
-	storageRetry = 5 * time.Second
-)
-
-// storage is the part of Caddy's storage that the key needs.
-type storage interface {
-	Lock(ctx context.Context, name string) error
-	Unlock(ctx context.Context, name string) error
-	Store(ctx context.Context, key string, value []byte) error
-	Load(ctx context.Context, key string) ([]byte, error)
-}
-
 // maxHeldKeys bounds the keys that a process holds. Each but the first is another storage's.
 const maxHeldKeys = 4
 
 // heldKeys are the keys by which a process has stamped, other than those of configs. They all
 // verify: no session is lost because the storage fails when a config is loaded.
 type heldKeys struct {
-	mu   sync.Mutex // guards ring
-	ring *keyring   // the newest first
+	mu      sync.Mutex // guards all below
+	ring    *keyring   // the newest first
+	stored  bool       // whether that was in a storage: the first one of all is only here
+	keepers []*keeper  // of the storages of the configs that are loaded
+
+	logger func() *zap.Logger // as it is at present: that of a config may end before these do
 }
 
 // held is the keys of this process. It begins with a random one, which signs until a stored one is
 // read.
 var held = sync.OnceValue(newHeldKeys)
 
-func newHeldKeys() *heldKeys { return &heldKeys{ring: &keyring{newKey(randomSecret())}} }
-
-// keys returns all keys, of which the first one signs.
-func (h *heldKeys) keys() *keyring {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.ring
+func newHeldKeys() *heldKeys {
+	return &heldKeys{ring: &keyring{newKey(randomSecret())}, logger: func() *zap.Logger { return caddy.Log().Named("bokeh") }}
 }
 
 // add makes a stored key the one that signs, and returns all.
 func (h *heldKeys) add(secret []byte) *keyring {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.stored = true
 	k := newKey(secret)
 	if (*h.ring)[0].print == k.print {
 		return h.ring
@@ -75,34 +54,57 @@ func (h *heldKeys) add(secret []byte) *keyring {
 	return h.ring
 }
 
-// keys returns the keys of s. The ring in it is replaced when the stored key comes late.
+// wasStored says whether the newest key was in a storage.
+func (h *heldKeys) wasStored() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.stored
+}
+
+// keeper returns the one of a storage. It ends with the last config that has asked for it.
+func (h *heldKeys) keeper(config context.Context, st storage, patience time.Duration) *keeper {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	i := slices.IndexFunc(h.keepers, func(k *keeper) bool { return same(k.st, st) })
+	if i < 0 {
+		i = len(h.keepers)
+		ctx, stop := context.WithCancel(context.Background())
+		k := &keeper{held: h, st: st, patience: patience, stop: stop, answered: make(chan struct{})}
+		k.ring.Store(h.ring)
+		h.keepers = append(h.keepers, k)
+		go k.follow(ctx)
+	}
+	k := h.keepers[i]
+	k.users++
+	context.AfterFunc(config, func() { h.leave(k) })
+	return k
+}
+
+// leave ends a keeper that no config needs any more.
+func (h *heldKeys) leave(k *keeper) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if k.users--; k.users == 0 {
+		k.stop()
+		h.keepers = slices.DeleteFunc(h.keepers, func(other *keeper) bool { return other == k })
+	}
+}
+
+// keys returns the keys of s. The ring in it is replaced when the stored key comes late, or another one is stored.
 func (s *Selection) keys(ctx caddy.Context) (*atomic.Pointer[keyring], error) {
-	p := new(atomic.Pointer[keyring])
 	if len(s.SecretKey) > 0 {
+		p := new(atomic.Pointer[keyring])
 		ring, err := configured(s.SecretKey)
 		p.Store(&ring)
 		return p, err
 	}
-	p.Store(held().keys())
-	loaded := make(chan struct{})
-	go s.keepLoading(ctx, ctx.Storage(), p, sync.OnceFunc(func() { close(loaded) }))
-	select {
-	case <-loaded:
-	case <-time.After(storageWait):
-		s.warnOfStorage(p, fmt.Errorf("no answer for %v", storageWait))
+	patience := keyPatience
+	if ctx.Storage() == caddy.DefaultStorage {
+		patience = 0 // a folder of this machine, where it is most likely the first start of all
 	}
-	return p, nil
-}
-
-// warnOfStorage says by which key sessions are stamped while the stored one cannot be had.
-func (s *Selection) warnOfStorage(p *atomic.Pointer[keyring], err error) {
-	if len(*p.Load()) > 1 {
-		s.logger.Warn("cannot have the stored key; sessions are stamped with the one that this process has read before",
-			zap.String("key", storedKey), zap.Error(err))
-		return
-	}
-	s.logger.Error("cannot have the stored key; sessions are stamped with a key of this process, which neither another Caddy nor"+
-		" this one after a restart can read (mend the storage, or set secret_key)", zap.String("key", storedKey), zap.Error(err))
+	k := held().keeper(ctx, ctx.Storage(), patience)
+	<-k.answered
+	return &k.ring, nil
 }
 
 // keyPlaceholder matches what is no key itself, and so may be shown.
@@ -127,63 +129,6 @@ func configured(secrets []string) (keyring, error) {
 		ring = append(ring, newKey([]byte(secret)))
 	}
 	return ring, nil
-}
-
-// keepLoading asks for the stored key until it has it or the config is over. It calls answered
-// after the first try.
-func (s *Selection) keepLoading(ctx context.Context, st storage, p *atomic.Pointer[keyring], answered func()) {
-	defer answered()
-	for try := 0; ; try++ {
-		secret, err := loadOrCreate(ctx, st)
-		if err == nil {
-			p.Store(held().add(secret))
-			if try > 0 {
-				s.logger.Info("storage answers again; sessions are stamped with the stored key from now on")
-			}
-			return
-		}
-		if try == 0 {
-			s.warnOfStorage(p, err)
-		}
-		answered()
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(storageRetry):
-		}
-	}
-}
-
-// loadOrCreate returns the stored key. The first Caddy of all makes it, under the storage's lock
-// so that two that start together agree.
-func loadOrCreate(ctx context.Context, st storage) ([]byte, error) {
-	secret, err := loadKey(ctx, st)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return secret, err
-	}
-	if err := st.Lock(ctx, storedKey); err != nil {
-		return nil, fmt.Errorf("locking: %w", err)
-	}
-	// A lock that cannot be given back expires by itself; the key counts.
-	defer func() { _ = st.Unlock(context.WithoutCancel(ctx), storedKey) }()
-	if secret, err := loadKey(ctx, st); !errors.Is(err, fs.ErrNotExist) {
-		return secret, err
-	}
-	if err := st.Store(ctx, storedKey, randomSecret()); err != nil {
-		return nil, fmt.Errorf("storing: %w", err)
-	}
-	return loadKey(ctx, st)
-}
-
-func loadKey(ctx context.Context, st storage) ([]byte, error) {
-	secret, err := st.Load(ctx, storedKey)
-	if err != nil {
-		return nil, fmt.Errorf("loading: %w", err)
-	}
-	if len(secret) == 0 {
-		return nil, errors.New("the stored key is empty")
-	}
-	return secret, nil
 }
 
 func randomSecret() []byte {
