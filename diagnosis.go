@@ -62,6 +62,7 @@ func (p *hostPacer) lets(host string, now time.Duration) bool {
 type pacers struct {
 	allDrain, full, group, expired, header, tooLong, upgrade pacer
 	ownOrigin, otherOrigin, noOrigin                         hostPacer
+	unknownPage, unknownSocket                               pacer
 }
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
@@ -109,6 +110,37 @@ func (s *Selection) tellFull(upstreams int) {
 	if s.pacers.full.lets(now) {
 		s.logger.Error("every upstream has max_sessions sessions; new visitors wait as long as lb_try_duration allows, then get 503 (add an upstream, or raise max_sessions)",
 			zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", upstreams), zap.Int64("visits_waiting", s.table.line.waiting(now)))
+	}
+}
+
+// The kinds of requests that bring stamps, as metrics have them.
+const (
+	kindPage   = "page"
+	kindSocket = "socket"
+)
+
+var stampedKinds = []string{kindPage, kindSocket}
+
+// unknownStamp takes note of a request with a stamp that no key here has signed: that of another Caddy, or one that is
+// not held any more, or what anybody has made up.
+func (s *Selection) unknownStamp(of kind) {
+	now := s.table.now()
+	switch of {
+	case socket:
+		s.table.unknownStamps.add(kindSocket)
+		if s.pacers.unknownSocket.lets(now) {
+			s.logger.Warn("a websocket brings a stamp that no key of this Caddy has signed, so its server is not known and the app may run once more"+
+				" (give every Caddy in front of these servers the same secret_key, or the same storage; after a key was replaced or lost this ends with the pages of before)",
+				zap.String("metric", "caddy_bokeh_unknown_stamps_total"))
+		}
+	case pageRequest:
+		s.table.unknownStamps.add(kindPage)
+		if s.pacers.unknownPage.lets(now) {
+			s.logger.Warn("a page request names a session by a stamp that no key of this Caddy has signed, so its server is not known"+
+				" (if it comes through another Caddy with lb_policy bokeh that stands in front of this one, all is well; else give every Caddy in front of these servers the same secret_key, or the same storage)",
+				zap.String("metric", "caddy_bokeh_unknown_stamps_total"))
+		}
+	case other: // brings none
 	}
 }
 

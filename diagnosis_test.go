@@ -266,3 +266,95 @@ func TestMistakesAreLoggedApart(t *testing.T) {
 		}
 	})
 }
+
+// A stamp that no key here has signed is counted for each request and logged once a minute, without the session's id.
+func TestUnknownStamps(t *testing.T) {
+	stranger := newKey([]byte("another Caddy's"))
+	stamp := stranger.stamp(stranger.tag("u0:80"))
+	upstreams := testPool(3)
+	page := func(query string) func(s *Selection) *request {
+		return func(s *Selection) *request { return newRequest(s, "/app?"+query) }
+	}
+	token := func(id string, headers map[string]any) func(s *Selection) *request {
+		return func(s *Selection) *request { return newSocket(s, makeToken(t, id, headers)) }
+	}
+	for name, c := range map[string]struct {
+		request func(s *Selection) *request
+		counted string // nothing if not at all
+	}{
+		"a socket's id":            {token(stamp, nil), kindSocket},
+		"beside a socket's id":     {token("x", map[string]any{stampHeader: stamp}), kindSocket},
+		"a reused page's id":       {token("x", map[string]any{sessionIDHeader: stamp}), kindSocket},
+		"a page's query":           {page("bokeh-session-id=" + stamp), kindPage},
+		"a page's token":           {page("bokeh-token=" + makeToken(t, stamp, nil)), kindPage},
+		"a page's header":          {func(s *Selection) *request { return newRequest(s, "/app", sessionIDHeader, stamp) }, kindPage},
+		"made up":                  {token(stamp[:10]+"AAAA"+stamp[14:], nil), kindSocket},
+		"ours beside a stranger's": {token(stamp, map[string]any{stampHeader: stampOf("u1:80")}), ""},
+		"a stranger's beside ours": {token(stampOf("u1:80"), map[string]any{sessionIDHeader: stamp}), ""},
+		"two, the second ours":     {token("x", map[string]any{stampHeader: stampOf("u1:80"), sessionIDHeader: stamp}), ""},
+		"ours":                     {token(stampOf("u1:80"), nil), ""},
+		"Bokeh's":                  {token(strings.Repeat("a", 44), nil), ""},
+		"Bokeh's, signed":          {token(strings.Repeat("a", 44)+"."+stranger.signature(strings.Repeat("a", 44)), nil), ""},
+		"another version":          {token("d"+stamp[1:], nil), ""},
+		"no dot":                   {token(strings.Replace(stamp, ".", "A", 1), nil), ""},
+		"no base64url":             {token(stamp[:stampLen-1]+"\n", nil), ""},
+		"a file's":                 {func(s *Selection) *request { return newRequest(s, "/static/a.js?bokeh-session-id="+stamp) }, ""},
+		"a page's own stamp":       {func(s *Selection) *request { return newRequest(s, "/app", stampHeader, stamp) }, ""}, // never read
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newTestSelection(upstreams)
+				core, logs := observer.New(zapcore.WarnLevel)
+				s.logger = zap.New(core)
+				const times = 20
+				for range times {
+					r := c.request(s)
+					for range 3 { // attempts
+						_, _ = r.choose(upstreams)
+					}
+					r.end()
+				}
+				time.Sleep(2 * time.Minute)
+				r := c.request(s)
+				_, _ = r.choose(upstreams)
+				r.end()
+				synctest.Wait()
+				for _, kind := range stampedKinds {
+					want := int64(0)
+					if kind == c.counted {
+						want = times + 1
+					}
+					if got := s.table.unknownStamps[kind].Load(); got != want {
+						t.Errorf("%s: counted %d, want %d", kind, got, want)
+					}
+				}
+				text := fmt.Sprint(logs.FilterMessageSnippet("no key of this Caddy").All())
+				switch got := strings.Count(text, "give every Caddy in front of these servers the same secret_key"); {
+				case c.counted == "" && got > 0, c.counted != "" && got != 2:
+					t.Errorf("logged %d times: %s", got, text)
+				case strings.Contains(text, stamp[:20]):
+					t.Errorf("the log shows the id: %s", text)
+				}
+			})
+		})
+	}
+}
+
+// A page through one Caddy and its socket through another one with another key, as where each has a storage of its own.
+func TestTwoCaddysTwoKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		a, b := newTestSelection(pool), newTestSelection(pool)
+		b.ring.Store(&keyring{newKey([]byte("another"))})
+		core, logs := observer.New(zapcore.WarnLevel)
+		b.logger = zap.New(core)
+		_, token := landed(t, a, pool)
+		r := newSocket(b, token)
+		_, _ = r.choose(pool)
+		r.end()
+		synctest.Wait()
+		if b.table.unknownStamps[kindSocket].Load() != 1 || logs.FilterMessageSnippet("the same secret_key, or the same storage").Len() != 1 {
+			t.Errorf("nobody says that the keys differ: %v", logs.All())
+		}
+	})
+}

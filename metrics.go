@@ -43,13 +43,15 @@ var (
 	descWaiting = newDesc("visits_waiting", "Visits that wait for a place because every upstream has max_sessions sessions.")
 	descSilent  = newDesc("pages_without_socket_total", "Pages whose websocket never came.", "upstream")
 	descStorage = newDesc("storage_errors_total", "Failures of Caddy's storage, by what was tried: load (also a record that is broken), list (also what lacks the report that this Caddy has stored), store, delete.", "operation")
-	descKeys    = newDesc("keys_agree", "Whether this node can verify the stamps of all others.")
+	descKeys    = newDesc("keys_agree", "Whether this node can verify the stamps of all others that share its storage.")
+	descUnknown = newDesc("unknown_stamps_total", "Requests that bring a stamp which no key of this node has signed, by what they are: page, socket."+
+		" They come from a Caddy with another key, from before a key was replaced or lost, or from somebody who makes them up.", "request")
 )
 
 // Describe implements prometheus.Collector.
 func (m metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descSessions, descDraining, descDrained, descStarted, descFailing, descSelected, descMoved, descNobody, descWaiting, descSilent, descStorage, descKeys,
+		descSessions, descDraining, descDrained, descStarted, descFailing, descSelected, descMoved, descNobody, descWaiting, descSilent, descStorage, descKeys, descUnknown,
 	} {
 		ch <- d
 	}
@@ -91,6 +93,9 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for operation, n := range m.n.storageErrors {
 		counter(descStorage, n.Load(), operation)
+	}
+	for kind, n := range m.n.t.unknownStamps {
+		counter(descUnknown, n.Load(), kind)
 	}
 	gauge(descWaiting, float64(m.n.t.line.waiting(now)))
 	gauge(descKeys, asFloat(m.n.keysAgree()))

@@ -258,6 +258,9 @@ func (s *Selection) run(r *http.Request) *run {
 	}
 	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
 	r.Header.Del(stampHeader) // a client's own is never passed on
+	if rn.unknown {
+		s.unknownStamp(rn.kind)
+	}
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
 		rn.mayFail = rn.gaveID || bringsBody(r) || size > plainHeader

@@ -162,6 +162,23 @@ func (ks keyring) verify(s string) (t tag, k *key, ok bool) {
 	return t, nil, false
 }
 
+// isStamp says whether s looks like a stamp, whoever has signed it.
+func isStamp(s string) bool {
+	if len(s) != stampLen || s[0] != stampVersion || s[stampBaseLen] != '.' {
+		return false
+	}
+	for i := range len(s) {
+		if i != stampBaseLen && !isBase64url(s[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func isBase64url(c byte) bool {
+	return 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_'
+}
+
 // digest is what may be shown of a session id (its first bytes, in logs), and what orders the
 // upstreams for an id of somebody else's. It is the same on all nodes that share the key.
 func (ks keyring) digest(id string) [sha256.Size]byte {
@@ -204,6 +221,7 @@ type claim struct {
 	stamp   string // a verified stamp
 	tag     tag    // of the upstream it names
 	key     *key   // that signed it
+	unknown bool   // it brings what looks like a stamp, which no key of the ring has signed
 	expires int64  // when Bokeh refuses the token, in Unix seconds; 0 if it does not say
 	// noUpgrade says that a proxy in front has made the request of a websocket one that no server takes.
 	noUpgrade bool
@@ -270,6 +288,7 @@ func (c *claim) try(s string, ks keyring) bool {
 	if ok {
 		c.stamp, c.tag, c.key = s, t, k
 	}
+	c.unknown = c.stamp == "" && (c.unknown || isStamp(s))
 	return ok
 }
 

@@ -324,6 +324,7 @@ func FuzzReadClaim(f *testing.F) {
 			f.Add("GET", "/app", "bokeh-token="+tc.token, "", "", "")
 		}
 	}
+	f.Add("GET", "/app", "bokeh-session-id="+newKey([]byte("third")).stamp(tag{}), "", "", "")
 	f.Add("GET", "/app/autoload.js", "bokeh-session-id=a&bokeh-session-id=+b+&bokeh%2Dsession-id=%zz", "", "", "x")
 	f.Fuzz(func(t *testing.T, method, path, query, upgrade, protocol, id string) {
 		r := &http.Request{Method: method, Header: http.Header{}, URL: &url.URL{Path: path, RawQuery: query}}
@@ -333,6 +334,9 @@ func FuzzReadClaim(f *testing.F) {
 		c := readClaim(r, testRing)
 		if c.kind == socket && c.id == "" {
 			t.Error("a socket without an id")
+		}
+		if c.unknown && (c.stamp != "" || c.kind == other) {
+			t.Errorf("an unknown stamp in %+v", c)
 		}
 		if c.stamp == "" {
 			return

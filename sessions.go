@@ -65,8 +65,9 @@ type table struct {
 	start  time.Time
 	shards [tableShards]shard
 
-	nobody counters // requests for which there was no upstream, by reason
-	line   line     // in which visits wait for a place
+	nobody        counters // requests for which there was no upstream, by reason
+	unknownStamps counters // requests with a stamp that no key of their policy has signed, by kind
+	line          line     // in which visits wait for a place
 
 	pageTimes [1 << 10]average // by app; two that share one are taken for one
 
@@ -149,7 +150,7 @@ func (c counters) add(name string) { c[name].Add(1) }
 
 // newTable returns an empty table.
 func newTable() *table {
-	t := &table{seed: maphash.MakeSeed(), start: time.Now(), nobody: newCounters(nobodyReasons...), upstreams: make(map[string]*upstream)}
+	t := &table{seed: maphash.MakeSeed(), start: time.Now(), nobody: newCounters(nobodyReasons...), unknownStamps: newCounters(stampedKinds...), upstreams: make(map[string]*upstream)}
 	rand.Read(t.salt[:])
 	for i := range t.shards {
 		t.shards[i].sessions = make(map[sessionKey]*session)
