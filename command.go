@@ -211,6 +211,12 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 		return err
 	}
 	for _, st := range all {
+		if st.Addresses > 1 {
+			fmt.Fprintf(w, "\n%s: this name has %d addresses, and a page and its websocket meet by luck; if they are several servers,"+
+				" find each by itself (in place of the address: dynamic %s)\n", st.Address, st.Addresses, discoverBy(st.Address))
+		}
+	}
+	for _, st := range all {
 		if st.Drain == nil {
 			continue
 		}

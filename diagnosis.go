@@ -61,7 +61,7 @@ func (p *hostPacer) lets(host string, now time.Duration) bool {
 // pacers are one for each mistake that a policy knows of.
 type pacers struct {
 	allDrain, full, group, expired, header, tooLong, upgrade pacer
-	ownOrigin, otherOrigin, noOrigin                         hostPacer
+	ownOrigin, otherOrigin, noOrigin, names                  hostPacer
 	unknownPage, unknownSocket                               pacer
 }
 

@@ -485,6 +485,7 @@ func (rn *run) lookedUp(a *attempt, info httptrace.DNSDoneInfo) {
 		rn.dialed(a, info.Err)
 		return
 	}
+	rn.s.lookedUp(a.m, info.Addrs)
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	a.addrs = len(info.Addrs)

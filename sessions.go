@@ -121,6 +121,7 @@ type upstream struct {
 	builtAt   atomic.Int64 // when it last answered a page request with 200
 	turnedAt  atomic.Int64 // when it last had a page ready, whatever became of that
 	coldSince atomic.Int64 // when a dial failed last, whatever happened since
+	addresses atomic.Int32 // of one family, that its name had when it was looked up last; 0 if it never was
 	takesIDs  sync.Map     // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
 
 	begun atomic.Int64 // sessions that there ever were, as long as somebody holds the upstream

@@ -38,6 +38,10 @@ type upstreamStatus struct {
 	NumRequests int  `json:"num_requests"`
 	Fails       int  `json:"fails"`
 
+	// Addresses is how many addresses of one family its name had when this Caddy looked it up last, where those are several:
+	// a page and its websocket meet by luck then.
+	Addresses int `json:"addresses,omitempty"`
+
 	holding // of all nodes
 
 	Drain *drainStatus `json:"drain,omitempty"` // while it drains
@@ -156,6 +160,9 @@ func (n *node) addHealth(of func(address string) *upstreamStatus) {
 				return
 			}
 			st := of(m.name)
+			if n := int(m.addresses.Load()); n > 1 {
+				st.Addresses = n
+			}
 			st.NumRequests = max(st.NumRequests, u.NumRequests())
 			st.Fails = max(st.Fails, u.Fails())
 			if inPool {

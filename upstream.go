@@ -105,6 +105,7 @@ type member struct {
 	downSince atomic.Int64                          // when it was first seen unhealthy; 0 if it was healthy when last looked at
 	watched   atomic.Bool                           // somebody looks until it is healthy again
 	dropped   atomic.Bool                           // the policy has forgotten it
+	told      atomic.Bool                           // it was logged that its name has several addresses
 	noTLS     atomic.Int64                          // when a TLS handshake failed last, which may be this site's fault alone; 0 if one succeeded since
 	software  atomic.Pointer[software]              // that answered its last page; nil before the first
 }
