@@ -62,7 +62,7 @@ func (p *hostPacer) lets(host string, now time.Duration) bool {
 type pacers struct {
 	allDrain, full, group, expired, header, tooLong, upgrade pacer
 	ownOrigin, otherOrigin, noOrigin, names                  hostPacer
-	unknownPage, unknownSocket                               pacer
+	unknownPage, unknownSocket, reused                       pacer
 }
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.

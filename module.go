@@ -63,6 +63,10 @@ const tokenHeaderBytes = 64_000
 // Several policies, handlers and configs that dial the same upstream count its sessions
 // together. The counts survive reloads.
 //
+// Upstreams that `dynamic` discovers are kept when a look-up fails or finds nobody, also over a reload, and one that is not found
+// any more keeps its sessions, where all requests share what is found: with `a`, `srv` and `multi` of these without placeholders,
+// and sources that say so (`SharedSource`).
+//
 // It sets these placeholders:
 //
 // Placeholder | Description
@@ -146,8 +150,7 @@ type Selection struct {
 	unloaded    <-chan struct{}           // closed when the config is replaced; nil in tests
 	static      reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
 	index       atomic.Pointer[index]     // of the static pool
-	keepsPool   bool                      // whether the pool is discovered, and the same for every request
-	last        atomic.Pointer[reverseproxy.UpstreamPool]
+	fallback    reverseproxy.UpstreamPool // of the config, for when discovery fails
 
 	pacers pacers
 
@@ -212,7 +215,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		if err := s.watchTransport(ctx, h); err != nil {
 			return err
 		}
-		if err := events.On("started", whenStarted{func() { s.members.see(h.Upstreams) }}); err != nil {
+		if err := events.On("started", whenStarted{func() { s.members.started(h.Upstreams) }}); err != nil {
 			return fmt.Errorf("asking for the event of the start: %w", err)
 		}
 	}
@@ -286,16 +289,15 @@ func (s *Selection) attach(t *table) {
 
 // each calls yield with every upstream that s knows, and whether it is in its pool.
 func (s *Selection) each(yield func(m *member, inPool bool)) {
-	discovered := make(map[string]bool)
-	if last := s.last.Load(); last != nil {
-		for _, u := range *last {
-			discovered[upstreamName(u.Dial)] = true
-		}
+	src := s.members.source
+	last := src.lastFound()
+	for _, dial := range last.dials {
+		s.members.get(dial) // another policy may have found it
 	}
 	s.members.byDial.Range(func(_, value any) bool {
 		m := value.(*member)
 		// Where the pool depends on the request, m was in it lately, and is forgotten in a while.
-		yield(m, m.static || !s.keepsPool || discovered[m.name])
+		yield(m, m.static || src == nil || last.names[m.name])
 		return true
 	})
 }
@@ -303,7 +305,7 @@ func (s *Selection) each(yield func(m *member, inPool bool)) {
 // knowsPool says whether the upstreams are known. Discovered ones are from the first request on, and
 // where they depend on requests they never all are.
 func (s *Selection) knowsPool() bool {
-	return s.static != nil || s.keepsPool && s.last.Load() != nil
+	return s.static != nil || len(s.members.source.lastFound().dials) > 0
 }
 
 // isUnloaded says whether the config has been replaced.
@@ -342,9 +344,11 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 			s.pause = quickPause
 		}
 	}
-	if h.DynamicUpstreamsRaw != nil {
-		// A source that depends on the request may find somebody else's servers for the next one.
-		s.keepsPool = !placeholder.Match(h.DynamicUpstreamsRaw)
+	if h.DynamicUpstreamsRaw != nil || h.DynamicUpstreams != nil {
+		s.fallback = h.Upstreams
+		if isShared(h.DynamicUpstreamsRaw) {
+			s.members.discoverBy(s.table.holdSource(string(h.DynamicUpstreamsRaw)))
+		}
 		return
 	}
 	for _, u := range h.Upstreams {

@@ -1194,6 +1194,8 @@ func (s *shifting) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
+func (*shifting) DependsOnRequest() bool { return false }
+
 func (s *shifting) GetUpstreams(*http.Request) ([]*reverseproxy.Upstream, error) {
 	if shiftingFails.Load() {
 		return nil, errors.New("no answer")
@@ -1276,7 +1278,8 @@ func TestDynamicDNS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := runs(servers)
-			s := serve(t, "reverse_proxy {\n "+source+" {\n resolvers "+dns.addr+"\n refresh 1ms\n }\n transport http {\n resolvers "+dns.addr+"\n }\n lb_policy bokeh\n}")
+			config := "reverse_proxy {\n " + source + " {\n resolvers " + dns.addr + "\n refresh 1ms\n }\n transport http {\n resolvers " + dns.addr + "\n }\n lb_policy bokeh\n}"
+			s := serve(t, config)
 			for range 8 {
 				s.visit()
 			}
@@ -1285,6 +1288,8 @@ func TestDynamicDNS(t *testing.T) {
 			}
 			dns.fails.Store(true)
 			defer dns.fails.Store(false)
+			s.visit()
+			s.reload("header X-Config next\n" + config)
 			s.visit()
 		})
 	}

@@ -988,7 +988,7 @@ func TestMarkOutlivesAQuietNight(t *testing.T) {
 		pass(time.Minute)
 		a.kill()
 		s := newTestSelection(nil)
-		s.keepsPool = true
+		discovers(s)
 		d := v.door()
 		b := makeNode(t, d, s, nil)
 		s.join(b.node, d)

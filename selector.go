@@ -41,9 +41,10 @@ const (
 	movedUnreachable = "unreachable" // it refused a connection
 	movedUnhealthy   = "unhealthy"   // health checks have called it down for a minute
 	movedClosed      = "closed"      // its grace period is over
+	movedReassigned  = "reassigned"  // it has left the pool, and another pool has its address by now
 )
 
-var moveReasons = []string{movedUnreachable, movedUnhealthy, movedClosed}
+var moveReasons = []string{movedUnreachable, movedUnhealthy, movedClosed, movedReassigned}
 
 // Why there is no upstream for a request.
 const (
@@ -88,11 +89,12 @@ const varRun = "http.reverse_proxy.bokeh.run"
 func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	run := s.run(r)
 	run.failed()
-	v := s.view(s.lastKnown(pool), run)
+	v := s.view(pool, run)
+	s.discovered(pool, v)
 	for {
 		i, d := run.choose(v)
 		if i < 0 && run.waitInLine(r.Context(), v) {
-			v = s.view(s.lastKnown(pool), run)
+			v = s.view(pool, run)
 			continue
 		}
 		if i < 0 {
@@ -107,7 +109,7 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 		if run.isOver() {
 			run.failed()
 			run.tried = run.tried[:len(run.tried)-1]
-			v = s.view(s.lastKnown(pool), run) // or it would look free where the upstream was forgotten meanwhile
+			v = s.view(pool, run) // or it would look free where the upstream was forgotten meanwhile
 			continue
 		}
 		if begins && m.draining.on() || m.draining.closed() {
@@ -332,17 +334,15 @@ func (rn *run) choose(v *view) (int, decision) {
 func (rn *run) home(v *view) int {
 	var room [4]int
 	places := room[:0]
-	var stray *upstream // in no pool any more, since a reload, while the session lives
 	rn.s.table.find(rn.entry, func(u *upstream, of app) {
-		if i := v.at(u); i >= 0 {
+		i := v.at(u)
+		if i < 0 && of == rn.terms.app { // or a session with that id may be of another site
+			i = v.left(u)
+		}
+		if i >= 0 {
 			places = append(places, i)
-		} else if stray == nil && of == rn.terms.app && u.policies.Load() == 0 {
-			stray = u
 		}
 	})
-	if len(places) == 0 && stray != nil {
-		return v.adopt(stray)
-	}
 	alive := slices.IndexFunc(places, func(i int) bool { return !v.lost(i) })
 	switch {
 	case len(places) == 0 && rn.stamp != "":
@@ -413,7 +413,7 @@ func (rn *run) elsewhere(v *view, home int) int {
 	}
 	// No other is any better, and one that has just refused a connection may be back. But a
 	// process that comes back has lost its sessions, so to one that takes no other this is a new one.
-	if home >= 0 && !v.members[home].draining.closed() && (!v.leaving(home) || !v.members[home].failing(v.now)) {
+	if home >= 0 && !v.members[home].taken && !v.members[home].draining.closed() && (!v.leaving(home) || !v.members[home].failing(v.now)) {
 		return home
 	}
 	return v.first(rn.id, may)
@@ -777,31 +777,14 @@ func (rn *run) tell(m *member, d decision) {
 	}
 }
 
-// lastKnown returns the pool, or the last one that was not empty: an empty pool means that
-// discovery failed, which tells nothing about the servers.
-func (s *Selection) lastKnown(pool reverseproxy.UpstreamPool) reverseproxy.UpstreamPool {
-	if !s.keepsPool {
-		return pool
-	}
-	if len(pool) > 0 {
-		kept := pool // its own, so that pool stays on the stack where it is not kept
-		s.last.Store(&kept)
-		return pool
-	}
-	if last := s.last.Load(); last != nil {
-		return *last
-	}
-	return nil
-}
-
 // view looks at a pool.
 func (s *Selection) view(pool reverseproxy.UpstreamPool, rn *run) *view {
-	v := &view{pool: pool, present: len(pool), ring: rn.ring, now: s.table.now(), healthy: s.healthy}
-	if !s.isStatic(pool) {
+	if len(pool) == 0 {
+		pool = s.members.lastKnown()
+	}
+	v := &view{pool: pool, present: len(pool), known: s.members, ring: rn.ring, now: s.table.now(), healthy: s.healthy}
+	if !isSame(pool, s.static) { // each address of the config is its own
 		v.members = s.membersOf(pool, rn.repl)
-		if s.keepsPool {
-			v.known = s.members
-		}
 		return v
 	}
 	x := s.index.Load()
@@ -813,9 +796,9 @@ func (s *Selection) view(pool reverseproxy.UpstreamPool, rn *run) *view {
 	return v
 }
 
-// isStatic says whether the pool is the one of the config, each address of it its own.
-func (s *Selection) isStatic(pool reverseproxy.UpstreamPool) bool {
-	return len(pool) > 0 && len(pool) == len(s.static) && &pool[0] == &s.static[0]
+// isSame says whether two pools are one, of the config.
+func isSame(a, b reverseproxy.UpstreamPool) bool {
+	return len(a) > 0 && len(a) == len(b) && &a[0] == &b[0]
 }
 
 func (s *Selection) membersOf(pool reverseproxy.UpstreamPool, repl *caddy.Replacer) []*member {

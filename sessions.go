@@ -71,8 +71,9 @@ type table struct {
 
 	pageTimes [1 << 10]average // by app; two that share one are taken for one
 
-	mu        sync.Mutex           // guards upstreams
+	mu        sync.Mutex           // guards upstreams and sources
 	upstreams map[string]*upstream // by name
+	sources   map[string]*source   // by config
 }
 
 // shard is a part of the table under a lock of its own.
@@ -116,13 +117,15 @@ type upstream struct {
 
 	failedAt atomic.Int64 // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
 
-	policies  atomic.Int64 // that have it in their pool, or had it lately
-	holders   atomic.Int64 // policies that know it, sessions on it and its mark; it is forgotten at 0
-	builtAt   atomic.Int64 // when it last answered a page request with 200
-	turnedAt  atomic.Int64 // when it last had a page ready, whatever became of that
-	coldSince atomic.Int64 // when a dial failed last, whatever happened since
-	addresses atomic.Int32 // of one family, that its name had when it was looked up last; 0 if it never was
-	takesIDs  sync.Map     // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
+	pool      atomic.Pointer[joining] // that took it up last
+	configs   atomic.Int64            // policies in use whose config names it
+	policies  atomic.Int64            // that have it in their pool, or had it lately
+	holders   atomic.Int64            // policies that know it, sessions on it and its mark; it is forgotten at 0
+	builtAt   atomic.Int64            // when it last answered a page request with 200
+	turnedAt  atomic.Int64            // when it last had a page ready, whatever became of that
+	coldSince atomic.Int64            // when a dial failed last, whatever happened since
+	addresses atomic.Int32            // of one family, that its name had when it was looked up last; 0 if it never was
+	takesIDs  sync.Map                // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
 
 	begun atomic.Int64 // sessions that there ever were, as long as somebody holds the upstream
 	past  *past        // apart, for it is large, and who compares upstreams does not look at it
@@ -151,7 +154,11 @@ func (c counters) add(name string) { c[name].Add(1) }
 
 // newTable returns an empty table.
 func newTable() *table {
-	t := &table{seed: maphash.MakeSeed(), start: time.Now(), nobody: newCounters(nobodyReasons...), unknownStamps: newCounters(stampedKinds...), upstreams: make(map[string]*upstream)}
+	t := &table{
+		seed: maphash.MakeSeed(), start: time.Now(),
+		nobody: newCounters(nobodyReasons...), unknownStamps: newCounters(stampedKinds...),
+		upstreams: make(map[string]*upstream), sources: make(map[string]*source),
+	}
 	rand.Read(t.salt[:])
 	for i := range t.shards {
 		t.shards[i].sessions = make(map[sessionKey]*session)
@@ -194,6 +201,16 @@ func (t *table) hold(name string) *upstream {
 	}
 	u.holders.Add(1)
 	return u
+}
+
+// sessionsAt returns how many sessions the named upstream has.
+func (t *table) sessionsAt(name string) int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if u := t.upstreams[name]; u != nil {
+		return u.sessions.Load()
+	}
+	return 0
 }
 
 // again holds u once more. It returns another one of the same name if u was forgotten meanwhile.

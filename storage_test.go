@@ -228,7 +228,7 @@ func TestConfigDrainsAndAPoolIsUnknown(t *testing.T) {
 		v := newVault()
 		a := startNode(t, v)
 		s := newTestSelection(nil)
-		s.keepsPool = true
+		discovers(s)
 		d := v.door()
 		b := makeNode(t, d, s, nil)
 		s.join(b.node, d)

@@ -98,14 +98,16 @@ func isLocal(name string) bool {
 type member struct {
 	*upstream
 	static bool // in the config, so known for as long as that lasts
+	inUse  bool // and that has started
 	keyed  atomic.Pointer[keyed]
 
-	seen      atomic.Int64                          // when it was last in the pool, on the table's clock
+	seen      atomic.Int64                          // when it was last in use, a minute sharp, on the table's clock
 	last      atomic.Pointer[reverseproxy.Upstream] // as discovery last had it
 	downSince atomic.Int64                          // when it was first seen unhealthy; 0 if it was healthy when last looked at
 	watched   atomic.Bool                           // somebody looks until it is healthy again
 	dropped   atomic.Bool                           // the policy has forgotten it
 	told      atomic.Bool                           // it was logged that its name has several addresses
+	taken     bool                                  // it has left the pool, and is another one's by now
 	noTLS     atomic.Int64                          // when a TLS handshake failed last, which may be this site's fault alone; 0 if one succeeded since
 	software  atomic.Pointer[software]              // that answered its last page; nil before the first
 }
@@ -191,6 +193,7 @@ const (
 type members struct {
 	t      *table
 	byDial sync.Map // of string to *member
+	source *source  // where they are discovered; nil if they are not, or not for all requests the same
 
 	drained []*upstream // by this config
 
@@ -210,12 +213,20 @@ func (ms *members) attach(pool reverseproxy.UpstreamPool) {
 	}
 }
 
-// see takes note of what Caddy makes of the upstreams of the config, which the handler sets up after its
-// policy: what health checks say of them is known before the first request then.
-func (ms *members) see(pool reverseproxy.UpstreamPool) {
+// started takes note that the config is in use, and of what Caddy makes of its upstreams, which the handler sets
+// up after its policy: what health checks say of them is known before the first request then.
+func (ms *members) started(pool reverseproxy.UpstreamPool) {
+	now := ms.t.now()
 	for _, u := range pool {
 		if !hasPlaceholder(u.Dial) {
-			ms.get(u.Dial).last.Store(u)
+			m := ms.get(u.Dial)
+			m.last.Store(u)
+			if m.inUse {
+				continue
+			}
+			if m.inUse = true; m.configs.Add(1) == 1 {
+				m.joined(ms, now) // the config before did not name it
+			}
 		}
 	}
 }
@@ -287,6 +298,9 @@ func (ms *members) drop(dial any, m *member) {
 	m.dropped.Store(true)
 	ms.byDial.Delete(dial)
 	m.policies.Add(-1)
+	if m.inUse {
+		m.configs.Add(-1)
+	}
 	ms.n--
 	ms.t.release(m.upstream)
 }
@@ -295,6 +309,9 @@ func (ms *members) drop(dial any, m *member) {
 func (ms *members) close() {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
+	if !ms.closed {
+		ms.t.releaseSource(ms.source)
+	}
 	ms.closed = true
 	ms.byDial.Range(func(dial, m any) bool {
 		ms.drop(dial, m.(*member))
@@ -313,7 +330,7 @@ type view struct {
 	pool    reverseproxy.UpstreamPool
 	members []*member
 	present int      // how many are in the pool
-	known   *members // where gone ones are found; nil if the pool depends on the request
+	known   *members // where gone ones are found
 	ring    *keyring
 	now     time.Duration
 	healthy func(*reverseproxy.Upstream) bool
@@ -355,10 +372,7 @@ func (v *view) at(u *upstream) int {
 		}
 		return -1
 	}
-	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.name == u.name }); i >= 0 {
-		return i
-	}
-	return v.gone(func(m *member) bool { return m.upstream == u })
+	return slices.IndexFunc(v.members, func(m *member) bool { return m.name == u.name })
 }
 
 // named returns the place of the upstream that a stamp names, or -1.
@@ -377,34 +391,50 @@ func (v *view) named(k *key, t tag) int {
 	if i := slices.IndexFunc(v.members, named); i >= 0 {
 		return i
 	}
-	return v.gone(named)
-}
-
-// gone returns the place of an upstream that has left the pool, or -1.
-func (v *view) gone(is func(*member) bool) int {
-	if v.known == nil {
+	m := v.gone(named)
+	if m == nil || v.known.source.hasLost(m) {
 		return -1
 	}
-	place := -1
-	v.known.byDial.Range(func(_, value any) bool {
-		m := value.(*member)
-		u := m.last.Load()
-		if u == nil || !is(m) {
-			return true
-		}
-		place = len(v.members)
-		v.pool, v.members = append(slices.Clip(v.pool), u), append(slices.Clip(v.members), m)
-		return false
-	})
-	return place
+	return v.add(m)
 }
 
-// adopt returns the place of an upstream that is in no pool any more, for a session that lives there.
-func (v *view) adopt(u *upstream) int {
-	m := &member{upstream: u}
-	// Its name is an address that Caddy can dial.
-	v.pool = append(slices.Clip(v.pool), &reverseproxy.Upstream{Dial: u.name, Host: new(reverseproxy.Host)})
-	v.members = append(slices.Clip(v.members), m)
+// left returns the place of an upstream that has left the pool, or -1 if it is another pool's alone, for a session that
+// lives there. It is lost where its address is most likely that of another server by now.
+func (v *view) left(u *upstream) int {
+	m := v.gone(func(m *member) bool { return m.upstream == u })
+	switch {
+	case m == nil && u.policies.Load() > 0:
+		return -1
+	case m == nil:
+		return v.add(&member{upstream: u}) // since a reload
+	case v.known.source.hasLost(m):
+		return v.add(&member{upstream: u, taken: true})
+	}
+	return v.add(m)
+}
+
+// gone returns an upstream that has left the pool, or nil. Where the pool depends on the request, there is none: it may
+// never have been in the pool of this one.
+func (v *view) gone(is func(*member) bool) (found *member) {
+	if v.known.source == nil {
+		return nil
+	}
+	v.known.byDial.Range(func(_, value any) bool {
+		if m := value.(*member); is(m) {
+			found = m
+		}
+		return found == nil
+	})
+	return found
+}
+
+// add puts an upstream that has left the pool behind those that are in it, and returns its place.
+func (v *view) add(m *member) int {
+	u := m.last.Load()
+	if u == nil {
+		u = &reverseproxy.Upstream{Dial: m.name, Host: new(reverseproxy.Host)} // a name is an address that Caddy can dial
+	}
+	v.pool, v.members = append(slices.Clip(v.pool), u), append(slices.Clip(v.members), m)
 	return len(v.members) - 1
 }
 
@@ -430,12 +460,14 @@ func (v *view) isHealthy(i int) bool {
 // lost says whether the sessions of the upstream at i have to go elsewhere.
 func (v *view) lost(i int) bool {
 	m := v.members[i]
-	return m.draining.closed() || m.failing(v.now) || !v.isHealthy(i) && v.now-time.Duration(m.downSince.Load()) > unhealthyGrace
+	return m.taken || m.draining.closed() || m.failing(v.now) || !v.isHealthy(i) && v.now-time.Duration(m.downSince.Load()) > unhealthyGrace
 }
 
 // whyLost returns why they have.
 func (v *view) whyLost(i int) string {
 	switch m := v.members[i]; {
+	case m.taken:
+		return movedReassigned
 	case m.draining.closed():
 		return movedClosed
 	case m.failing(v.now):
