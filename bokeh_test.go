@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,9 @@ type bokeh struct {
 
 	ids    string // as --session-ids
 	secret *key   // as BOKEH_SECRET_KEY
+
+	apps  []string     // paths of apps beside /app
+	files http.Handler // answers what is neither a page nor a socket, if not nil
 
 	status atomic.Int64  // answered to page requests instead of a page, if not 0
 	hold   chan struct{} // page requests wait until it is closed, if not nil
@@ -89,8 +93,10 @@ func (b *bokeh) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case strings.HasSuffix(r.URL.Path, "/ws"):
 		b.serveSocket(w, r)
-	case strings.HasSuffix(r.URL.Path, "/app"), strings.HasSuffix(r.URL.Path, "/autoload.js"):
+	case strings.HasSuffix(r.URL.Path, "/app"), strings.HasSuffix(r.URL.Path, "/autoload.js"), slices.Contains(b.apps, r.URL.Path):
 		b.servePage(w, r)
+	case b.files != nil:
+		b.files.ServeHTTP(w, r)
 	default:
 		fmt.Fprint(w, b.addr())
 	}
@@ -132,6 +138,7 @@ func (b *bokeh) servePage(w http.ResponseWriter, r *http.Request) {
 	for name, values := range r.Header {
 		headers[name] = strings.Join(values, ",")
 	}
+	w.Header().Set("Content-Type", "text/html")
 	fmt.Fprintf(w, `{"server":%q,"token":%q`, b.addr(), makeToken(b.t, id, headers))
 	if b.drip != nil {
 		_ = http.NewResponseController(w).Flush()

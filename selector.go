@@ -234,11 +234,13 @@ type attempt struct {
 	begun     time.Duration // on the table's clock
 	address   string        // of m, as the reverse proxy has it
 	load      load
-	asID      bool  // its stamp was sent as the session's id
-	connected bool  // the request went out on a connection
-	addrs     int   // that the upstream's name has, 0 if it needed no look-up
-	failures  int   // of dials
-	dialErr   error // of the last dial that failed, while none has succeeded
+	stamp     string // that a GET was sent with, if it was
+	asID      bool   // it was sent as the session's id
+	noPage    bool   // the answer to a page request is none
+	connected bool   // the request went out on a connection
+	addrs     int    // that the upstream's name has, 0 if it needed no look-up
+	failures  int    // of dials
+	dialErr   error  // of the last dial that failed, while none has succeeded
 	firstByte bool
 	answer    int           // status of the answer, 0 if it has none or came by a transport that is not watched
 	took      time.Duration // m, to build the page
@@ -307,7 +309,10 @@ func appPath(path string) string {
 // choose returns the place of the upstream for this attempt, or -1 if there is none.
 func (rn *run) choose(v *view) (int, decision) {
 	switch {
-	case rn.kind == other:
+	case rn.kind == other || rn.kind == maybePage:
+		if i := rn.maker(v); i >= 0 {
+			return i, decisionBound
+		}
 		return rn.any(v), decisionShared
 	case rn.id == "" && rn.stamp == "":
 		return rn.fresh(v), decisionNew
@@ -327,6 +332,19 @@ func (rn *run) choose(v *view) (int, decision) {
 		return i, decisionNew
 	}
 	return i, decisionBound
+}
+
+// maker returns the place of the upstream that has what a session has made, or -1 if the request names none that is
+// known. It binds nothing, and no session moves for it.
+func (rn *run) maker(v *view) int {
+	if rn.id == "" && rn.stamp == "" {
+		return -1
+	}
+	i := rn.home(v)
+	if i >= 0 && v.lost(i) {
+		return -1
+	}
+	return i
 }
 
 // home returns the place of the upstream to which the session is bound, or -1: the one where it
@@ -366,14 +384,14 @@ func (rn *run) home(v *view) int {
 
 // named returns the place of the upstream that the stamp names, or -1. Where that drains or is gone,
 // only a socket may still go there, for its session may live from before a restart or through
-// another node. A page would begin a session, and so would the socket of one that has ended.
+// another node. Another request may begin a session, and so would the socket of one that has ended.
 func (rn *run) named(v *view) int {
 	i := v.named(rn.key, rn.tag)
 	if i < 0 || !v.leaving(i) {
 		return i
 	}
 	t := rn.s.table
-	if rn.kind == pageRequest || v.members[i].draining.hasEnded(v.now, rn.entry, t.key(rn.stamp)) {
+	if rn.kind != socket || v.members[i].draining.hasEnded(v.now, rn.entry, t.key(rn.stamp)) {
 		return -1
 	}
 	return i
@@ -432,11 +450,11 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 	rn.shown = rn.id
 	switch rn.kind {
 	case pageRequest:
-		stamp := (*rn.ring)[0].stamp(m.keyedBy(rn.ring).tags[0])
+		a.stamp = rn.newStamp(m)
 		a.asID = rn.s.stampIsID(rn, m)
-		rn.stampRequest(r, stamp, a.asID)
+		rn.stampRequest(r, a.stamp, a.asID)
 		if rn.id == "" {
-			k, rn.shown = t.key(stamp), stamp
+			k, rn.shown = t.key(a.stamp), a.stamp
 		}
 		rn.begin(a, func() load { return t.page(k, m.upstream, rn.terms) })
 	case socket:
@@ -446,11 +464,21 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 		}
 		rn.begin(a, func() load { return t.socket(k, page, m.upstream, rn.terms) })
 		rn.awaitAnswer(a)
+	case maybePage:
+		// Beside the id it cannot be refused. To a draining upstream a session must not come back.
+		if !m.draining.on() {
+			a.stamp = rn.newStamp(m)
+		}
+		rn.stampRequest(r, a.stamp, false)
+		rn.begin(a, nil)
 	case other:
 		rn.begin(a, nil)
 	}
 	*r = *r.WithContext(httptrace.WithClientTrace(rn.ctx, rn.trace(a)))
 }
+
+// newStamp makes a stamp that names m.
+func (rn *run) newStamp(m *member) string { return (*rn.ring)[0].stamp(m.keyedBy(rn.ring).tags[0]) }
 
 // begin makes a the run's attempt and counts its load, unless the client has gone already.
 func (rn *run) begin(a *attempt, count func() load) {
@@ -538,7 +566,7 @@ func (rn *run) answered(a *attempt) {
 		}
 	case socket:
 		a.tunnel = a.m.draining.sockets.add(rn.hangUp)
-	case other: // weighs nothing
+	case maybePage, other: // weigh nothing
 	}
 }
 
@@ -547,6 +575,7 @@ func (rn *run) hasAnswer(res *http.Response) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	rn.attempt.answer = res.StatusCode
+	rn.learn(rn.attempt, res)
 }
 
 // failed settles the last attempt when another one is asked for.
@@ -634,15 +663,15 @@ func (rn *run) settle(a *attempt, status int) {
 		defer a.m.trouble.endTrial(a.begun)
 	}
 	defer rn.tellTrouble(a.m, a.dialErr)
-	now := rn.s.table.now()
+	now, hasPage := rn.s.table.now(), status == http.StatusOK && !a.noPage
 	if a.dialErr != nil && a.failures < a.addrs && !a.firstByte {
 		a.m.dialed(a.begun, now, rn.s.pause, a.dialErr)
 	}
 	switch rn.kind {
 	case pageRequest:
-		a.load.pageEnded(a.firstByte, status == http.StatusOK)
+		a.load.pageEnded(a.firstByte, hasPage)
 		switch {
-		case status == http.StatusOK:
+		case hasPage:
 			rn.s.table.pageBuilt(a.m.upstream, rn.terms.app, a.took)
 			a.m.answeredAs(rn.repl)
 			if a.asID {
@@ -655,7 +684,7 @@ func (rn *run) settle(a *attempt, status int) {
 			a.m.failedPages.add(now)
 		}
 		switch {
-		case status == http.StatusOK:
+		case hasPage:
 			a.m.trouble.pageCame()
 			a.m.failedPages.outlived(a.begun)
 			for _, m := range a.others {
@@ -681,11 +710,16 @@ func (rn *run) settle(a *attempt, status int) {
 				rn.s.headerTooLong(a.m, rn, status)
 			}
 		}
+	case maybePage:
+		if a.load.s != nil {
+			a.load.pageEnded(true, true)
+			rn.s.table.pageBuilt(a.m.upstream, rn.terms.app, 0)
+		}
 	case other: // weighs nothing
 	}
 }
 
-// stampRequest puts the stamp on a page request, as the session's id or beside it. Where there
+// stampRequest puts the stamp on a GET, as the session's id or beside it, or takes off that of the last attempt. Where there
 // are header operations Caddy copies the headers of every attempt from the map that r had at the
 // first; where there are none it sends what r has.
 func (rn *run) stampRequest(r *http.Request, stamp string, asID bool) {
@@ -694,6 +728,10 @@ func (rn *run) stampRequest(r *http.Request, stamp string, asID bool) {
 		// The last attempt may still be writing this map to its connection.
 		h = maps.Clone(rn.sent)
 		r.Header, rn.sent = h, h
+	}
+	if stamp == "" {
+		delete(h, stampHeader)
+		return
 	}
 	if asID {
 		h[sessionIDHeader] = []string{stamp}

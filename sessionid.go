@@ -205,8 +205,9 @@ func (s sessionHash) String() string {
 type kind uint8
 
 const (
-	other       kind = iota // static files, index, login: any server answers it
-	pageRequest             // makes the server build a session
+	other       kind = iota // a file by what the browser says of it, or no GET: any server answers it
+	maybePage               // a file, a login or the like by its name, which may be an app's all the same
+	pageRequest             // makes the server build a session, unless the answer says that it did not
 	socket                  // the websocket of a session
 )
 
@@ -243,26 +244,28 @@ func readClaim(r *http.Request, ks keyring) claim {
 	if lacksUpgrade(r) {
 		return claim{noUpgrade: true}
 	}
-	if !isPageRequest(r) {
-		return claim{}
+	c := readNames(r, ks)
+	c.kind = kindOf(r)
+	if c.kind != pageRequest && c.stamp == "" {
+		c.try(r.Header.Get(stampHeader), ks)
 	}
-	return readPage(r, ks)
+	return c
 }
 
-// readPage reads the ways in which a page request can name its session.
-func readPage(r *http.Request, ks keyring) claim {
+// readNames reads the ways in which a request that is no websocket can name a session.
+func readNames(r *http.Request, ks keyring) claim {
 	token, hasToken := queryArgument(r.URL.RawQuery, "bokeh-token")
 	id, hasID := queryArgument(r.URL.RawQuery, "bokeh-session-id")
 	if lines := r.Header[sessionIDHeader]; len(lines) > 0 {
 		id, hasID = strings.Join(lines, ","), true // as Tornado does
 	}
-	c := claim{kind: pageRequest, id: id, gaveID: hasID || hasToken || bringsForm(r)}
+	c := claim{id: id, gaveID: hasID || hasToken || bringsForm(r)}
 	switch {
 	case hasID:
 		c.try(id, ks)
 	case hasToken:
 		c = readToken(token, ks)
-		c.kind, c.gaveID = pageRequest, true
+		c.gaveID = true
 	}
 	return c
 }
@@ -321,29 +324,43 @@ func subprotocolToken(h http.Header) (string, bool) {
 	return token, true
 }
 
-// isPageRequest says whether r makes a Bokeh server build a session. In doubt it does: a wrong
-// guess costs a count for seconds, a missed one a second run of the app.
-func isPageRequest(r *http.Request) bool {
-	if r.Method != http.MethodGet {
-		return false
-	}
+// kindOf says what r, which is no websocket, means to a Bokeh server, as far as its name and what the browser
+// says of it tell. In doubt it is a page: a wrong guess costs a count until the answer comes.
+func kindOf(r *http.Request) kind {
 	last := path.Base(r.URL.Path)
-	switch last {
-	case "metadata", "favicon.ico", "liveness", "login", "logout":
-		return false
-	case "autoload.js", "embed.json":
-		return true
-	}
-	for segment := range strings.SplitSeq(path.Dir(path.Clean(r.URL.Path)), "/") {
-		if segment == "static" || segment == "components" {
-			return false
-		}
+	switch {
+	case r.Method != http.MethodGet:
+		return other
+	case isEmbedded(last):
+		return pageRequest
 	}
 	switch r.Header.Get("Sec-Fetch-Dest") {
 	case "script", "style", "image", "font":
-		return false
+		return other
 	}
-	return !assetExtensions[strings.ToLower(path.Ext(last))]
+	if isNamedLikeFile(r.URL.Path, last) {
+		return maybePage
+	}
+	return pageRequest
+}
+
+// isEmbedded says whether a path ends in the name by which another site's page asks for a session. No answer to that
+// but an error is anything else than a session.
+func isEmbedded(last string) bool { return last == "autoload.js" || last == "embed.json" }
+
+// isNamedLikeFile says whether a path is that of a file or of a side page of Bokeh's or Panel's, and not of an app,
+// unless somebody has given an app such a name.
+func isNamedLikeFile(whole, last string) bool {
+	switch last {
+	case "metadata", "favicon.ico", "liveness", "login", "logout":
+		return true
+	}
+	for segment := range strings.SplitSeq(path.Dir(path.Clean(whole)), "/") {
+		if segment == "static" || segment == "components" {
+			return true
+		}
+	}
+	return assetExtensions[strings.ToLower(path.Ext(last))]
 }
 
 // assetExtensions are the endings of files that dashboards load beside the page. An ending that

@@ -375,56 +375,66 @@ func TestSubprotocolToken(t *testing.T) {
 	}
 }
 
-func TestIsPageRequest(t *testing.T) {
-	for target, want := range map[string]bool{
-		"/":                             true,
-		"/app":                          true,
-		"/app/":                         true,
-		"/prefix/app?x=1":               true,
-		"/sales.v2":                     true,
-		"/app/autoload.js":              true,
-		"/app/embed.json":               true,
-		"/static.app":                   true,
-		"/components":                   true,
-		"/apps/static/":                 true,
-		"/rest/session_info":            true,
-		"/app/metadata":                 false,
-		"/favicon.ico":                  false,
-		"/liveness":                     false,
-		"/login":                        false,
-		"/logout":                       false,
-		"/static/js/bokeh.min.js":       false,
-		"/app/static/logo":              false,
-		"/static/extensions/panel/x.js": false,
-		"/components/mod/cls/attr/x":    false,
-		"/app/logo.PNG":                 false,
-		"/app/bundle.js":                false,
+func TestKindOf(t *testing.T) {
+	for target, want := range map[string]kind{
+		"/":                             pageRequest,
+		"/app":                          pageRequest,
+		"/app/":                         pageRequest,
+		"/prefix/app?x=1":               pageRequest,
+		"/sales.v2":                     pageRequest,
+		"/app/autoload.js":              pageRequest,
+		"/app/embed.json":               pageRequest,
+		"/static.app":                   pageRequest,
+		"/components":                   pageRequest,
+		"/apps/static/":                 pageRequest,
+		"/rest/session_info":            pageRequest,
+		"/app/metadata":                 maybePage,
+		"/favicon.ico":                  maybePage,
+		"/liveness":                     maybePage,
+		"/login":                        maybePage,
+		"/logout":                       maybePage,
+		"/static/js/bokeh.min.js":       maybePage,
+		"/app/static/logo":              maybePage,
+		"/static/extensions/panel/x.js": maybePage,
+		"/components/mod/cls/attr/x":    maybePage,
+		"/app/logo.PNG":                 maybePage,
+		"/app/bundle.js":                maybePage,
 	} {
-		if got := isPageRequest(httptest.NewRequest(http.MethodGet, target, nil)); got != want {
+		if got := kindOf(httptest.NewRequest(http.MethodGet, target, nil)); got != want {
 			t.Errorf("GET %s: %v, want %v", target, got, want)
 		}
 	}
 	for _, method := range []string{http.MethodHead, http.MethodPost, http.MethodOptions, http.MethodConnect} {
-		if isPageRequest(httptest.NewRequest(method, "/app", nil)) {
+		if kindOf(httptest.NewRequest(method, "/app", nil)) != other {
 			t.Errorf("%s is taken for a page request", method)
 		}
 	}
-	for dest, want := range map[string]bool{"document": true, "iframe": true, "empty": true, "script": false, "style": false, "image": false, "font": false} {
-		r := httptest.NewRequest(http.MethodGet, "/app", nil)
-		r.Header.Set("Sec-Fetch-Dest", dest)
-		if got := isPageRequest(r); got != want {
-			t.Errorf("Sec-Fetch-Dest %s: %v, want %v", dest, got, want)
+	for dest, want := range map[string][2]kind{
+		"document": {pageRequest, maybePage},
+		"iframe":   {pageRequest, maybePage},
+		"empty":    {pageRequest, maybePage},
+		"script":   {other, other},
+		"style":    {other, other},
+		"image":    {other, other},
+		"font":     {other, other},
+	} {
+		for i, target := range []string{"/app", "/login"} {
+			r := httptest.NewRequest(http.MethodGet, target, nil)
+			r.Header.Set("Sec-Fetch-Dest", dest)
+			if got := kindOf(r); got != want[i] {
+				t.Errorf("Sec-Fetch-Dest %s of %s: %v, want %v", dest, target, got, want[i])
+			}
 		}
 	}
 	r := httptest.NewRequest(http.MethodGet, "/app/autoload.js", nil)
 	r.Header.Set("Sec-Fetch-Dest", "script")
-	if !isPageRequest(r) {
+	if kindOf(r) != pageRequest {
 		t.Error("autoload.js loaded as a script is not taken for a page request")
 	}
 	// curl --http2 and Java's client offer this with every request, and Bokeh answers with the page.
 	r = httptest.NewRequest(http.MethodGet, "/app", nil)
 	r.Header.Set("Upgrade", "h2c")
-	if !isPageRequest(r) {
+	if kindOf(r) != pageRequest {
 		t.Error("the offer of HTTP/2 makes no other request of it")
 	}
 }
