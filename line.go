@@ -135,7 +135,7 @@ func (l *line) hasPlace(tk *ticket, u *upstream, limit int64, now time.Duration)
 // isCapped says whether max_sessions holds for a run: it does for new sessions alone, and not for those
 // that somebody else has named, which every node sends to the same upstream.
 func (rn *run) isCapped() bool {
-	return rn.s.MaxSessions > 0 && rn.kind == pageRequest && rn.id == "" && rn.stamp == ""
+	return rn.s.MaxSessions > 0 && rn.kind == pageRequest && (rn.tier || rn.id == "" && rn.stamp == "")
 }
 
 // takes says whether the upstream at i takes this run's new session. Whoever may still wait for a place need

@@ -201,6 +201,8 @@ type run struct {
 	host, path string
 	terms      terms
 	begun      time.Duration      // on the table's clock
+	odd        bool               // it has a body or a long header
+	tier       bool               // it is a page whose session a Caddy in front of this one has begun
 	mayFail    bool               // by its own fault, so its errors count for nothing, and it tries no upstream that has failed
 	hangUp     context.CancelFunc // ends a websocket; nil for all else
 	origin     string             // of the page that opens it
@@ -267,7 +269,8 @@ func (s *Selection) run(r *http.Request) *run {
 	}
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
-		rn.mayFail = rn.gaveID || bringsBody(r) || size > plainHeader
+		rn.odd = bringsBody(r) || size > plainHeader
+		rn.mayFail = rn.gaveID || rn.odd
 		// The first byte says that a page is built, and "100 Continue" is none. Go's server sends that by itself.
 		r.Header.Del("Expect")
 	}
@@ -321,6 +324,10 @@ func (rn *run) choose(v *view) (int, decision) {
 	if home >= 0 && !v.lost(home) {
 		return home, decisionBound
 	}
+	if home < 0 && rn.isOfAnotherTier(v) {
+		rn.tier, rn.mayFail = true, rn.odd
+		return rn.fresh(v), decisionNew
+	}
 	i := rn.elsewhere(v, home)
 	switch {
 	case i == home:
@@ -332,6 +339,12 @@ func (rn *run) choose(v *view) (int, decision) {
 		return i, decisionNew
 	}
 	return i, decisionBound
+}
+
+// isOfAnotherTier says whether a page has its id from a Caddy in front of this one, which has begun a session: its stamp
+// names nobody here, whether we have the key or not. To us that is a new session like any other.
+func (rn *run) isOfAnotherTier(v *view) bool {
+	return rn.kind == pageRequest && looksLikeStamp(rn.id) && (rn.stamp == "" || v.named(rn.key, rn.tag) < 0)
 }
 
 // maker returns the place of the upstream that has what a session has made, or -1 if the request names none that is
@@ -387,6 +400,9 @@ func (rn *run) home(v *view) int {
 // another node. Another request may begin a session, and so would the socket of one that has ended.
 func (rn *run) named(v *view) int {
 	i := v.named(rn.key, rn.tag)
+	for i < 0 && rn.tryAll(rn.others, *rn.ring) {
+		i = v.named(rn.key, rn.tag)
+	}
 	if i < 0 || !v.leaving(i) {
 		return i
 	}

@@ -141,7 +141,7 @@ type keyring []*key
 // verify says which upstream a stamp names, and by which key of the ring. It is false for
 // everything that this ring did not sign.
 func (ks keyring) verify(s string) (t tag, k *key, ok bool) {
-	if len(s) != stampLen || s[0] != stampVersion || s[stampBaseLen] != '.' {
+	if !looksLikeStamp(s) {
 		return t, nil, false
 	}
 	var given [sha256.Size]byte
@@ -218,12 +218,13 @@ type claim struct {
 	// gaveID says that the request brings an id or a token, readable or not. Bokeh refuses
 	// two of them, so we must not add one.
 	gaveID  bool
-	token   string // that told of it, if one did
-	stamp   string // a verified stamp
-	tag     tag    // of the upstream it names
-	key     *key   // that signed it
-	unknown bool   // it brings what looks like a stamp, which no key of the ring has signed
-	expires int64  // when Bokeh refuses the token, in Unix seconds; 0 if it does not say
+	token   string   // that told of it, if one did
+	stamp   string   // a verified stamp
+	tag     tag      // of the upstream it names
+	key     *key     // that signed it
+	others  []string // that may be stamps, too, to look at if that one names nobody here
+	unknown bool     // it brings what looks like a stamp, which no key of the ring has signed
+	expires int64    // when Bokeh refuses the token, in Unix seconds; 0 if it does not say
 	// noUpgrade says that a proxy in front has made the request of a websocket one that no server takes.
 	noUpgrade bool
 }
@@ -410,19 +411,28 @@ func readToken(token string, ks keyring) claim {
 }
 
 // readPackedStamp takes the stamp in the token's packed headers for that of the claim, if we have put one
-// there: a client that named a session of ours was then sent elsewhere.
+// there: a client that named a session of ours was then sent elsewhere. Or a Caddy behind this one has, with the
+// same key, and that names nobody here.
 func (c *claim) readPackedStamp(ks keyring) {
 	stamps, _ := packedStamps(tokenText(c.token))
-	c.tryAll(stamps, ks)
+	c.tryAll(append(stamps, c.id), ks)
 }
 
-// tryAll takes the first of them that is one of ours.
-func (c *claim) tryAll(stamps []string, ks keyring) {
-	for _, s := range stamps {
+// tryAll takes the first of them that is one of ours, and says whether there is one.
+func (c *claim) tryAll(stamps []string, ks keyring) bool {
+	c.others = nil
+	for i, s := range stamps {
 		if c.try(s, ks) {
-			return
+			c.others = stamps[i+1:]
+			return true
 		}
 	}
+	return false
+}
+
+// looksLikeStamp says whether s has the form of a stamp, whoever signed it.
+func looksLikeStamp(s string) bool {
+	return len(s) == stampLen && s[0] == stampVersion && s[stampBaseLen] == '.'
 }
 
 // tokenText returns the JSON of a token, as far as it can be read.
