@@ -121,7 +121,7 @@ func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Toke
 }
 
 // policyOptions are the names of the policy's options.
-var policyOptions = []string{"session_ids", "secret_key", "unused_session_lifetime", "check_unused_sessions", "max_sessions", "group_by", "drain"}
+var policyOptions = []string{"session_ids", "secret_key", "unused_session_lifetime", "check_unused_sessions", "max_sessions", "group_by", "cookie", "drain"}
 
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
 //
@@ -132,6 +132,7 @@ var policyOptions = []string{"session_ids", "secret_key", "unused_session_lifeti
 //		check_unused_sessions   <duration>
 //		max_sessions            <n>
 //		group_by                <placeholder>
+//		cookie                  [<name>]
 //		drain                   <upstream...>
 //	}
 //
@@ -172,6 +173,8 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option string) error
 	switch {
 	case len(args) == 0 && option == "secret_key":
 		return d.Err("secret_key without a key; is it an environment variable that is not set?")
+	case len(args) == 0 && option == "cookie":
+		args = []string{defaultCookie}
 	case len(args) == 0 || len(args) > 1 && option != "secret_key":
 		return d.ArgErr()
 	}
@@ -213,6 +216,14 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option string) error
 			return d.WrapErr(err)
 		}
 		s.GroupBy = args[0]
+	case "cookie":
+		if s.Cookie != "" {
+			return d.Err("cookie already specified")
+		}
+		if err := checkCookie(args[0]); err != nil {
+			return d.WrapErr(err)
+		}
+		s.Cookie = args[0]
 	default:
 		return d.Errf("unrecognized option '%s': it is one of %s", option, strings.Join(policyOptions, ", "))
 	}

@@ -134,6 +134,15 @@ type Selection struct {
 	// Default: sessions are not grouped, and each goes where it is ready first.
 	GroupBy string `json:"group_by,omitempty"`
 
+	// The name of a cookie that tells where a browser's newest page is, for what a session has made and a link does not
+	// name it: files that an app writes to its server's disk, results in its memory. Requests that name no session go to
+	// that server as long as it is well and takes new sessions. Pages, `autoload.js` and websockets do not depend on it;
+	// only the first page of an app since Caddy's start may be built there. It is set with pages alone, names the server by a
+	// keyed hash, lives as long as the browser, and is `HttpOnly`, `SameSite=Lax` and, over HTTPS, `Secure`. Where two
+	// sites share a host each needs a name of its own. It needs the `http` transport. In the Caddyfile the name may be
+	// left out: `bokeh_server`. Default: no cookie.
+	Cookie string `json:"cookie,omitempty"`
+
 	logger   *zap.Logger
 	table    *table
 	node     *node
@@ -442,6 +451,11 @@ func (s *Selection) Validate() error {
 	}
 	if s.GroupBy != "" {
 		if err := checkGroupBy(s.GroupBy); err != nil {
+			return err
+		}
+	}
+	if s.Cookie != "" {
+		if err := checkCookie(s.Cookie); err != nil {
 			return err
 		}
 	}

@@ -200,6 +200,8 @@ type run struct {
 	ctx        context.Context // of the request, with this run in it
 	host, path string
 	terms      terms
+	cookie     string             // that names the upstream of the browser's newest page, as the browser has it
+	secure     bool               // it came by HTTPS
 	begun      time.Duration      // on the table's clock
 	odd        bool               // it has a body or a long header
 	tier       bool               // it is a page whose session a Caddy in front of this one has begun
@@ -263,6 +265,7 @@ func (s *Selection) run(r *http.Request) *run {
 		rn.entry = s.table.key(rn.id)
 	}
 	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
+	rn.readCookie(r)
 	r.Header.Del(stampHeader) // a client's own is never passed on
 	if rn.unknown {
 		s.unknownStamp(rn.kind)
@@ -316,8 +319,14 @@ func (rn *run) choose(v *view) (int, decision) {
 		if i := rn.maker(v); i >= 0 {
 			return i, decisionBound
 		}
+		if i := rn.ofItsBrowser(v); i >= 0 {
+			return i, decisionShared
+		}
 		return rn.any(v), decisionShared
 	case rn.id == "" && rn.stamp == "":
+		if i := rn.ofItsBrowser(v); i >= 0 {
+			return i, decisionNew
+		}
 		return rn.fresh(v), decisionNew
 	}
 	home := rn.home(v)
@@ -592,6 +601,7 @@ func (rn *run) hasAnswer(res *http.Response) {
 	defer rn.mu.Unlock()
 	rn.attempt.answer = res.StatusCode
 	rn.learn(rn.attempt, res)
+	rn.setCookie(rn.attempt, res)
 }
 
 // failed settles the last attempt when another one is asked for.

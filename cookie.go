@@ -1,0 +1,68 @@
+// This file holds the cookie that names the server of a browser's newest page, for requests that name no session.
+
+package caddybokeh
+
+import (
+	"fmt"
+	"net/http"
+	"path"
+	"slices"
+)
+
+// defaultCookie is the name of the cookie where the Caddyfile gives none.
+const defaultCookie = "bokeh_server"
+
+// readCookie reads what the browser brings.
+func (rn *run) readCookie(r *http.Request) {
+	if rn.s.Cookie == "" {
+		return
+	}
+	// Caddy has set this by what it knows of the connection.
+	rn.secure = r.Header.Get("X-Forwarded-Proto") == "https"
+	if c, err := r.Cookie(rn.s.Cookie); err == nil {
+		rn.cookie = c.Value
+	}
+}
+
+// ofItsBrowser returns the place of the upstream where the browser's newest page is, if that is well and takes new
+// sessions, or -1. A tag cannot be guessed, so nobody names an upstream that he was not given. A page goes where it is
+// ready first; but what may be one, under a path that has never been a page's, is more likely a link to what a page has made.
+func (rn *run) ofItsBrowser(v *view) int {
+	if rn.cookie == "" || rn.kind == pageRequest && (isEmbedded(path.Base(rn.path)) || rn.s.table.hasPages(rn.terms.app)) {
+		return -1
+	}
+	raw, err := base64url.DecodeString(rn.cookie)
+	if err != nil || len(raw) != tagBytes {
+		return -1
+	}
+	for _, k := range *rn.ring {
+		i := v.named(k, tag(raw))
+		if i < 0 || i >= v.present {
+			continue
+		}
+		if m := v.members[i]; rn.takes(v, i) && !m.trouble.on() && !rn.avoids(m, v.now) && !slices.Contains(rn.tried, m) {
+			return i
+		}
+	}
+	return -1
+}
+
+// setCookie lets the browser know where its newest page is, with the answer that is that page. rn.mu is locked.
+func (rn *run) setCookie(a *attempt, res *http.Response) {
+	if rn.s.Cookie == "" || rn.kind != pageRequest || a.noPage || res.StatusCode != http.StatusOK {
+		return
+	}
+	t := a.m.keyedBy(rn.ring).tags[0]
+	c := http.Cookie{Name: rn.s.Cookie, Value: base64url.EncodeToString(t[:]), Path: "/", Secure: rn.secure, HttpOnly: true, SameSite: http.SameSiteLaxMode}
+	if c.Value != rn.cookie {
+		res.Header.Add("Set-Cookie", c.String())
+	}
+}
+
+// checkCookie is here and in the Caddyfile, which can say the line.
+func checkCookie(name string) error {
+	if err := (&http.Cookie{Name: name, Value: "x"}).Valid(); err != nil {
+		return fmt.Errorf("invalid cookie %q: it is the name of a cookie, of letters, digits, - and _, as in %s", name, defaultCookie)
+	}
+	return nil
+}
