@@ -184,8 +184,10 @@ func FuzzTokenFinder(f *testing.F) {
 		a, b = min(max(a, 0), len(body)), min(max(b, 0), len(body))
 		a, b = min(a, b), max(a, b)
 		found := false
-		finder := &tokenFinder{ReadCloser: io.NopCloser(io.MultiReader(bytes.NewReader(body[:a]), bytes.NewReader(body[a:b]), bytes.NewReader(body[b:]))),
-			done: func(is bool) { found = is }}
+		finder := &tokenFinder{
+			ReadCloser: io.NopCloser(io.MultiReader(bytes.NewReader(body[:a]), bytes.NewReader(body[a:b]), bytes.NewReader(body[b:]))),
+			done:       func(is bool) { found = is },
+		}
 		if _, err := io.ReadAll(finder); err != nil {
 			t.Fatal(err)
 		}
