@@ -25,7 +25,7 @@ import (
 type plan struct {
 	policy    string        // after lb_policy
 	quick     bool          // the servers drop unused sessions soon, and the policy knows
-	lifetime  time.Duration // of them, where they are quick
+	lifetime  time.Duration // of them, if it is not Bokeh's default
 	proxy     string        // more lines in reverse_proxy
 	directive bool          // bokeh_proxy, with the options of the policy in its block
 	scheme    string        // of the site
@@ -69,8 +69,9 @@ func start(t *testing.T, p plan) *fleet {
 	if p.needs != "" {
 		python = install(t, p.needs)
 	}
-	if p.quick {
-		p.unusedSoon(min(stack.Stretch(quickLifetime), longestLifetime))
+	// On a quiet machine Bokeh's defaults hold, unless the plan says otherwise.
+	if lifetime := min(stack.Stretch(quickLifetime), longestLifetime); p.quick || lifetime > bokehLifetime {
+		p.keepUnused(lifetime)
 	}
 	n := cmp.Or(p.size, 3)
 	ports, err := stack.FreePorts(n + 2)
@@ -101,6 +102,7 @@ func start(t *testing.T, p plan) *fleet {
 // page to its websocket makes the app run again. However busy the machine is, it is less than drains are given.
 const (
 	quickLifetime   = 6 * time.Second
+	bokehLifetime   = 15 * time.Second // by default
 	longestLifetime = time.Minute
 )
 
@@ -110,14 +112,17 @@ func quick(p plan) plan {
 	return p
 }
 
-// unusedSoon tells servers and policy how long unused sessions live.
-func (p *plan) unusedSoon(lifetime time.Duration) {
+// keepUnused tells servers and policy how long unused sessions live.
+func (p *plan) keepUnused(lifetime time.Duration) {
 	const check = time.Second
 	p.lifetime = lifetime
 	options := fmt.Sprintf("\n\t\t\tunused_session_lifetime %v\n\t\t\tcheck_unused_sessions %v", lifetime.Round(time.Millisecond), check)
-	if head, rest, ok := strings.Cut(p.policy, "{"); ok {
+	head, rest, block := strings.Cut(p.policy, "{")
+	switch {
+	case !strings.HasPrefix(p.policy, "bokeh"):
+	case block:
 		p.policy = head + "{" + options + rest
-	} else {
+	default:
 		p.policy += " {" + options + "\n\t\t}"
 	}
 	milliseconds, checkMilliseconds := fmt.Sprint(lifetime.Milliseconds()), fmt.Sprint(check.Milliseconds())
