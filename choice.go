@@ -98,13 +98,14 @@ func (rn *run) ofItsGroup(v *view) int {
 	})
 }
 
-// any returns the place of an upstream for what any server answers. The files of extensions are
-// known to a server only once it has built a page.
+// any returns the place of an upstream for what any server answers. One that is stalled gets nothing as long as
+// there is another one; else the fewest pages being built decide, then how much is unanswered. The files of
+// extensions are known to a server only once it has built a page.
 func (rn *run) any(v *view) int {
 	ext := strings.Contains(rn.path, "/static/extensions/")
 	may := func(i int) bool { return v.available(i) && !v.members[i].draining.closed() }
 	return rn.untried(v, may, func(m *member) weight {
-		w := weight{queue: m.queue()}
+		w := weight{stall: int64(m.unanswered.stall(v.now) / stalledAfter), queue: m.queue(), load: m.unanswered.n.Load()}
 		switch {
 		case m.trouble.on() || m.troubled(v.now): // a visit tries it, and not all that a page asks for besides
 			w.trouble = 3
@@ -147,12 +148,16 @@ func (v *view) least(may func(int) bool, weigh func(*member) weight) int {
 	return best
 }
 
-// weight orders members: what they suffer from, then what waits for them, then what they carry.
-type weight struct{ trouble, queue, load int64 }
+// weight orders members: what they suffer from, then how long they have stalled, then what waits for them, then
+// what they carry.
+type weight struct{ trouble, stall, queue, load int64 }
 
 func (w weight) less(than weight) bool {
 	if w.trouble != than.trouble {
 		return w.trouble < than.trouble
+	}
+	if w.stall != than.stall {
+		return w.stall < than.stall
 	}
 	if w.queue != than.queue {
 		return w.queue < than.queue

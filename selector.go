@@ -203,6 +203,7 @@ type run struct {
 	cookie     string             // that names the upstream of the browser's newest page, as the browser has it
 	secure     bool               // it came by HTTPS
 	begun      time.Duration      // on the table's clock
+	hasBody    bool               // so its client has a hand in when it is answered
 	odd        bool               // it has a body or a long header
 	tier       bool               // it is a page whose session a Caddy in front of this one has begun
 	mayFail    bool               // by its own fault, so its errors count for nothing, and it tries no upstream that has failed
@@ -237,6 +238,7 @@ type attempt struct {
 	m         *member
 	begun     time.Duration // on the table's clock
 	address   string        // of m, as the reverse proxy has it
+	question  question
 	load      load
 	stamp     string // that a GET was sent with, if it was
 	asID      bool   // it was sent as the session's id
@@ -270,9 +272,10 @@ func (s *Selection) run(r *http.Request) *run {
 	if rn.unknown {
 		s.unknownStamp(rn.kind)
 	}
+	rn.hasBody = bringsBody(r) && !isWebsocket(r.Header)
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
-		rn.odd = bringsBody(r) || size > plainHeader
+		rn.odd = rn.hasBody || size > plainHeader
 		rn.mayFail = rn.gaveID || rn.odd
 		// The first byte says that a page is built, and "100 Continue" is none. Go's server sends that by itself.
 		r.Header.Del("Expect")
@@ -512,10 +515,16 @@ func (rn *run) begin(a *attempt, count func() load) {
 	rn.attempt = a
 	rn.nobody = ""
 	a.settled = rn.over
-	switch {
-	case rn.over && a.trial:
-		a.m.trouble.endTrial(a.begun)
-	case !rn.over && count != nil:
+	if rn.over {
+		if a.trial {
+			a.m.trouble.endTrial(a.begun)
+		}
+		return
+	}
+	if !rn.hasBody {
+		a.m.unanswered.ask(&a.question, a.begun)
+	}
+	if count != nil {
 		a.load = count()
 	}
 }
@@ -581,10 +590,12 @@ func (rn *run) answered(a *attempt) {
 		return
 	}
 	a.firstByte = true
+	now := rn.s.table.now()
+	a.m.unanswered.answered(&a.question, now)
 	switch rn.kind {
 	case pageRequest:
 		a.load.built()
-		a.took = a.m.turn(a.begun, rn.s.table.now())
+		a.took = a.m.turn(a.begun, now)
 		if a.trial { // what comes after this may take long
 			a.trial = false
 			a.m.trouble.endTrial(a.begun)
@@ -690,6 +701,7 @@ func (rn *run) settle(a *attempt, status int) {
 	}
 	defer rn.tellTrouble(a.m, a.dialErr)
 	now, hasPage := rn.s.table.now(), status == http.StatusOK && !a.noPage
+	a.m.unanswered.givenUp(&a.question, now)
 	if a.dialErr != nil && a.failures < a.addrs && !a.firstByte {
 		a.m.dialed(a.begun, now, rn.s.pause, a.dialErr)
 	}

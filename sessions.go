@@ -114,6 +114,7 @@ type upstream struct {
 
 	counts      [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
 	sessions    atomic.Int64            // all that have not ended
+	unanswered  unanswered
 	failedPages failedPages
 	slowness    average // of its pages, asUsual where they take what they usually do
 	trouble     trouble
