@@ -29,6 +29,7 @@ func init() {
 const (
 	proxyTryDuration      = 5 * time.Second        // a server that has just gone is noticed by nobody
 	proxyTryInterval      = 250 * time.Millisecond // as by Caddy, but to be seen
+	proxyHedgeAfter       = time.Second            // a page waits no longer for a file whose server is busy
 	proxyStreamCloseDelay = 24 * time.Hour         // a reload closes no websocket
 )
 
@@ -42,7 +43,9 @@ const (
 // It becomes, and what is given in its block goes before:
 //
 //	reverse_proxy [<matcher>] <upstreams...> {
-//		lb_policy          bokeh
+//		lb_policy          bokeh {
+//			hedge_after 1s
+//		}
 //		lb_try_duration    5s
 //		lb_try_interval    250ms
 //		stream_close_delay 24h
@@ -69,6 +72,9 @@ func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 		proxy.LoadBalancing = new(reverseproxy.LoadBalancing)
 	}
 	lb := proxy.LoadBalancing
+	if !given["hedge_after"] {
+		policy.HedgeAfter = caddy.Duration(proxyHedgeAfter)
+	}
 	lb.SelectionPolicyRaw = caddyconfig.JSONModuleObject(policy, "policy", "bokeh", nil)
 	unlessGiven := func(subdirective string, option *caddy.Duration, d time.Duration) {
 		if !given[subdirective] {
@@ -82,7 +88,7 @@ func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 }
 
 // takeOptions reads the policy's options in a bokeh_proxy. It returns the other tokens, which are those of
-// a reverse_proxy, and the names of its subdirectives.
+// a reverse_proxy, and the names of all that is given.
 func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Token, given map[string]bool, err error) {
 	d.Next() // to the directive's name
 	others = append([]caddyfile.Token{d.Token()}, d.RemainingArgsAsTokens()...)
@@ -106,6 +112,7 @@ func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Toke
 		case name == "lb_policy":
 			return nil, nil, d.Errf("%s has its own lb_policy, bokeh; options of that stand right in this block", directive)
 		case slices.Contains(policyOptions, name):
+			given[name] = true
 			if err := s.unmarshalLine(d); err != nil {
 				return nil, nil, err
 			}
@@ -121,7 +128,7 @@ func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Toke
 }
 
 // policyOptions are the names of the policy's options.
-var policyOptions = []string{"session_ids", "secret_key", "unused_session_lifetime", "check_unused_sessions", "max_sessions", "group_by", "cookie", "drain"}
+var policyOptions = []string{"session_ids", "secret_key", "unused_session_lifetime", "check_unused_sessions", "max_sessions", "group_by", "cookie", "hedge_after", "drain"}
 
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
 //
@@ -133,6 +140,7 @@ var policyOptions = []string{"session_ids", "secret_key", "unused_session_lifeti
 //		max_sessions            <n>
 //		group_by                <placeholder>
 //		cookie                  [<name>]
+//		hedge_after             <duration>|off
 //		drain                   <upstream...>
 //	}
 //
@@ -224,6 +232,8 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option string) error
 			return d.WrapErr(err)
 		}
 		s.Cookie = args[0]
+	case "hedge_after":
+		return s.unmarshalHedgeAfter(d, args[0])
 	default:
 		return d.Errf("unrecognized option '%s': it is one of %s", option, strings.Join(policyOptions, ", "))
 	}
@@ -248,6 +258,24 @@ func (s *Selection) unmarshalDrain(d *caddyfile.Dispenser) error {
 		}
 		s.Drain = append(s.Drain, u.Dial)
 	}
+	return nil
+}
+
+func (s *Selection) unmarshalHedgeAfter(d *caddyfile.Dispenser, arg string) error {
+	if s.HedgeAfter != 0 {
+		return d.Err("hedge_after already specified")
+	}
+	if arg == "off" {
+		return nil
+	}
+	v, err := caddy.ParseDuration(arg)
+	if err != nil {
+		return d.Errf("invalid hedge_after %q: write a duration with its unit, as in 1s, or off", arg)
+	}
+	if err := checkHedgeAfter(v); err != nil {
+		return d.WrapErr(err)
+	}
+	s.HedgeAfter = caddy.Duration(v)
 	return nil
 }
 

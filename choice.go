@@ -102,20 +102,21 @@ func (rn *run) ofItsGroup(v *view) int {
 // there is another one; else the fewest pages being built decide, then how much is unanswered. The files of
 // extensions are known to a server only once it has built a page.
 func (rn *run) any(v *view) int {
-	ext := strings.Contains(rn.path, "/static/extensions/")
-	may := func(i int) bool { return v.available(i) && !v.members[i].draining.closed() }
-	return rn.untried(v, may, func(m *member) weight {
-		w := weight{stall: int64(m.unanswered.stall(v.now) / stalledAfter), queue: m.queue(), load: m.unanswered.n.Load()}
-		switch {
-		case m.trouble.on() || m.troubled(v.now): // a visit tries it, and not all that a page asks for besides
-			w.trouble = 3
-		case ext && !m.warm():
-			w.trouble = 2
-		case m.draining.on():
-			w.trouble = 1
-		}
-		return w
-	})
+	return rn.untried(v, v.takesShared, func(m *member) weight { return rn.ease(m, v.now) })
+}
+
+// ease weighs how soon m answers this run's shared request.
+func (rn *run) ease(m *member, now time.Duration) weight {
+	w := weight{stall: int64(m.unanswered.stall(now) / stalledAfter), queue: m.queue(), load: m.unanswered.weight(now)}
+	switch {
+	case m.trouble.on() || m.troubled(now): // a visit tries it, and not all that a page asks for besides
+		w.trouble = 3
+	case strings.Contains(rn.path, "/static/extensions/") && !m.warm():
+		w.trouble = 2
+	case m.draining.on():
+		w.trouble = 1
+	}
+	return w
 }
 
 // untried returns the place of the least of the upstreams that may be taken and that this run has

@@ -39,6 +39,7 @@ var (
 		" shared (any upstream answers this). Every attempt counts.", "upstream", "decision")
 	descMoved = newDesc("sessions_moved_total", "Sessions that left the upstream, by why: unreachable (it refused a connection), unhealthy (health checks have"+
 		" called it down for a minute), closed (its grace period is over).", "upstream", "reason")
+	descHedged  = newDesc("hedged_requests_total", "Files that the upstream had not answered after hedge_after, and another one was asked for too, by outcome: won (the other one's answer was served), lost (it was not).", "upstream", "outcome")
 	descNobody  = newDesc("no_upstream_total", "Requests for which no upstream could be chosen, by why: draining (all healthy ones are), full (all have max_sessions sessions), unavailable (all are unhealthy, or have their limit of requests), none (there is none).", "reason")
 	descWaiting = newDesc("visits_waiting", "Visits that wait for a place because every upstream has max_sessions sessions.")
 	descSilent  = newDesc("pages_without_socket_total", "Pages whose websocket never came.", "upstream")
@@ -51,7 +52,7 @@ var (
 // Describe implements prometheus.Collector.
 func (m metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descSessions, descDraining, descDrained, descStarted, descFailing, descSelected, descMoved, descNobody, descWaiting, descSilent, descStorage, descKeys, descUnknown,
+		descSessions, descDraining, descDrained, descStarted, descFailing, descSelected, descMoved, descHedged, descNobody, descWaiting, descSilent, descStorage, descKeys, descUnknown,
 	} {
 		ch <- d
 	}
@@ -85,6 +86,9 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		for reason, n := range u.past.moved {
 			counter(descMoved, n.Load(), label, reason)
+		}
+		for outcome, n := range u.past.hedged {
+			counter(descHedged, n.Load(), label, outcome)
 		}
 		counter(descSilent, u.past.silent.Load(), label)
 	})

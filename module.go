@@ -43,6 +43,9 @@ const (
 // maxLifetime bounds both, so that their sum cannot overflow.
 const maxLifetime = 8760 * time.Hour
 
+// shortestHedge bounds hedge_after.
+const shortestHedge = 100 * time.Millisecond
+
 // tokenHeaderBytes is what a server's headers may need: a Bokeh token grows with the cookies of
 // the page request, and travels beside them.
 const tokenHeaderBytes = 64_000
@@ -143,6 +146,16 @@ type Selection struct {
 	// left out: `bokeh_server`. Default: no cookie.
 	Cookie string `json:"cookie,omitempty"`
 
+	// After how long without a byte of an answer a second server is asked for the same file as well, once; the first good
+	// answer is served, and the other request is cancelled. That is for a `GET` or `HEAD` without a body and without a session, for a script,
+	// a style sheet or a font by its `Sec-Fetch-Dest` header, or a file by its extension in a folder named `static` or `components`. Pages,
+	// websockets, logins and whatever else an app answers are asked for once. No server is
+	// asked in addition that has itself answered nothing for a moment, drains or fails. An answer of 4xx or 5xx, or an error, of
+	// the second server is passed over. It needs the `http` transport without `proxy_protocol`, and upstreams, request
+	// headers and TLS server names that do not depend on the request or name the upstream. Caddy's own
+	// numbers (`num_requests`, passive health checks) count such a request at the first server. At least 100ms. Default: 0, which is off; `bokeh_proxy` sets 1s.
+	HedgeAfter caddy.Duration `json:"hedge_after,omitempty"`
+
 	logger   *zap.Logger
 	table    *table
 	node     *node
@@ -163,6 +176,7 @@ type Selection struct {
 
 	pacers pacers
 
+	hedges    bool                        // whether a file may be asked of a second server
 	transport *reverseproxy.HTTPTransport // made by this policy for its handler, which had none; or nil
 }
 
@@ -459,6 +473,11 @@ func (s *Selection) Validate() error {
 			return err
 		}
 	}
+	if s.HedgeAfter != 0 {
+		if err := checkHedgeAfter(time.Duration(s.HedgeAfter)); err != nil {
+			return err
+		}
+	}
 	for _, addr := range s.Drain {
 		if err := checkDrain(addr); err != nil {
 			return err
@@ -467,7 +486,7 @@ func (s *Selection) Validate() error {
 	return nil
 }
 
-// checkSessionIDs, checkLifetime, checkGroupBy and checkDrain are here and in the Caddyfile, which can say the line.
+// checkSessionIDs, checkLifetime, checkGroupBy, checkHedgeAfter and checkDrain are here and in the Caddyfile, which can say the line.
 func checkSessionIDs(v string) error {
 	switch v {
 	case sessionIDsUnsigned, sessionIDsSigned, sessionIDsExternalSigned:
@@ -492,6 +511,14 @@ func checkLifetime(option string, d time.Duration) error {
 func checkGroupBy(v string) error {
 	if placeholder.FindString(v) != v {
 		return fmt.Errorf("invalid group_by %q: it is one placeholder and nothing else, as in {http.auth.user.id}", v)
+	}
+	return nil
+}
+
+// checkHedgeAfter keeps it above what usual answers take, or every file would be asked for twice.
+func checkHedgeAfter(d time.Duration) error {
+	if d < shortestHedge {
+		return fmt.Errorf("invalid hedge_after %v: it is at least %v, or off", d, shortestHedge)
 	}
 	return nil
 }

@@ -200,9 +200,12 @@ type run struct {
 	ctx        context.Context // of the request, with this run in it
 	host, path string
 	terms      terms
-	cookie     string             // that names the upstream of the browser's newest page, as the browser has it
-	secure     bool               // it came by HTTPS
-	begun      time.Duration      // on the table's clock
+	cookie     string                    // that names the upstream of the browser's newest page, as the browser has it
+	secure     bool                      // it came by HTTPS
+	begun      time.Duration             // on the table's clock
+	pool       reverseproxy.UpstreamPool // that it was last chosen from, where it may be hedged
+	mayHedge   bool
+	hedged     bool               // another server was asked too; guarded by mu
 	hasBody    bool               // so its client has a hand in when it is answered
 	odd        bool               // it has a body or a long header
 	tier       bool               // it is a page whose session a Caddy in front of this one has begun
@@ -273,6 +276,7 @@ func (s *Selection) run(r *http.Request) *run {
 		s.unknownStamp(rn.kind)
 	}
 	rn.hasBody = bringsBody(r) && !isWebsocket(r.Header)
+	rn.mayHedge = s.hedges && rn.isShared() && isFile(r)
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
 		rn.odd = rn.hasBody || size > plainHeader
@@ -313,6 +317,11 @@ func appPath(path string) string {
 		}
 	}
 	return path
+}
+
+// isShared says whether any server may answer the run: nothing in it names a session, or the server of one.
+func (rn *run) isShared() bool {
+	return (rn.kind == other || rn.kind == maybePage) && rn.id == "" && rn.stamp == "" && rn.cookie == ""
 }
 
 // choose returns the place of the upstream for this attempt, or -1 if there is none.
@@ -502,6 +511,10 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 	case other:
 		rn.begin(a, nil)
 	}
+	if rn.mayHedge {
+		rn.pool = v.pool[:v.present]
+		rn.mayHedge = !slices.ContainsFunc(rn.pool, func(u *reverseproxy.Upstream) bool { return hasPlaceholder(u.Dial) })
+	}
 	*r = *r.WithContext(httptrace.WithClientTrace(rn.ctx, rn.trace(a)))
 }
 
@@ -577,7 +590,7 @@ func (rn *run) connected(a *attempt) {
 	defer rn.mu.Unlock()
 	a.connected = true
 	rn.leaveLine()
-	if rn.repl != nil {
+	if rn.repl != nil && a.address == "" {
 		a.address, _ = rn.repl.GetString(placeholderUpstream)
 	}
 }

@@ -140,6 +140,7 @@ type upstream struct {
 type past struct {
 	ended    recent       // sessions
 	selected counters     // how often it was chosen, by decision
+	hedged   counters     // files that another one was asked for as well, by outcome
 	moved    counters     // sessions that left it, by reason
 	silent   atomic.Int64 // pages whose socket never came
 }
@@ -201,7 +202,7 @@ func (t *table) hold(name string) *upstream {
 	u := t.upstreams[name]
 	if u == nil {
 		u = &upstream{name: name, shared: sharedName(name)}
-		u.past = &past{selected: newCounters(decisions...), moved: newCounters(moveReasons...)}
+		u.past = &past{selected: newCounters(decisions...), moved: newCounters(moveReasons...), hedged: newCounters(hedgeOutcomes...)}
 		t.upstreams[name] = u
 	}
 	u.holders.Add(1)

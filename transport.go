@@ -19,8 +19,16 @@ type watchedTransport struct {
 
 // RoundTrip implements http.RoundTripper.
 func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	res, err := t.HTTPTransport.RoundTrip(r)
-	if rn, ok := r.Context().Value(runKey{t.s}).(*run); ok && err == nil {
+	rn, ok := r.Context().Value(runKey{t.s}).(*run)
+	if !ok {
+		return t.HTTPTransport.RoundTrip(r)
+	}
+	send := t.HTTPTransport.RoundTrip
+	if rn.mayHedge {
+		send = func(r *http.Request) (*http.Response, error) { return t.roundTripHedged(rn, r) }
+	}
+	res, err := send(r)
+	if err == nil {
 		rn.hasAnswer(res)
 	}
 	return res, err
@@ -38,8 +46,10 @@ func (s *Selection) watchTransport(ctx caddy.Context, h *reverseproxy.Handler) e
 		}
 		s.transport = own
 		h.Transport = watchedTransport{own, s}
+		s.hedges = s.HedgeAfter > 0 && canHedge(h, own)
 	case *reverseproxy.HTTPTransport:
 		h.Transport = watchedTransport{t, s}
+		s.hedges = s.HedgeAfter > 0 && canHedge(h, t)
 	}
 	return nil
 }

@@ -15,6 +15,11 @@ const (
 
 	// longestDoubt bounds how long an upstream counts as stalled though nobody waits for it any more.
 	longestDoubt = 10 * time.Second
+
+	// provenFor is how long an answer shows that an upstream answers. One that has given none for so long may be busy with
+	// what came by a websocket, which nobody sees here. That weighs as much as all that a browser asks for at a time.
+	provenFor      = time.Second
+	unprovenWeight = 6
 )
 
 // unanswered are the requests that an upstream has been asked and has not answered, in the order of asking.
@@ -26,10 +31,11 @@ const (
 type unanswered struct {
 	n     atomic.Int64 // how many there are
 	since atomic.Int64 // since when the upstream is stalled, on the table's clock; 0 if it owes no answer
+	last  atomic.Int64 // when the last answer came, on the table's clock
 	until atomic.Int64 // until when that is believed though nobody waits any more, on the table's clock
 
-	mu          sync.Mutex // guards all below, and the change of all above
-	first, last *question
+	mu             sync.Mutex // guards all below, and the change of all above
+	oldest, newest *question
 }
 
 // question is a request that an upstream has been asked.
@@ -42,13 +48,13 @@ type question struct {
 func (u *unanswered) ask(q *question, now time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	q.before, q.waits = u.last, true
-	if u.last == nil {
-		u.first = q
+	q.before, q.waits = u.newest, true
+	if u.newest == nil {
+		u.oldest = q
 	} else {
-		u.last.after = q
+		u.newest.after = q
 	}
-	u.last = q
+	u.newest = q
 	u.n.Add(1)
 	if u.since.Load() == 0 {
 		u.since.Store(int64(now))
@@ -60,9 +66,10 @@ func (u *unanswered) answered(q *question, now time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for q.waits {
-		u.remove(u.first)
+		u.remove(u.oldest)
 	}
-	if u.first == nil {
+	u.last.Store(int64(now))
+	if u.oldest == nil {
 		now = 0
 	}
 	u.since.Store(int64(now))
@@ -80,7 +87,7 @@ func (u *unanswered) givenUp(q *question, now time.Duration) {
 	switch stalled := now - time.Duration(u.since.Load()); {
 	case stalled >= stalledAfter:
 		u.until.Store(int64(now + min(stalled, longestDoubt)))
-	case u.first == nil:
+	case u.oldest == nil:
 		u.since.Store(0)
 	}
 }
@@ -88,12 +95,12 @@ func (u *unanswered) givenUp(q *question, now time.Duration) {
 // remove takes q out. u.mu is locked.
 func (u *unanswered) remove(q *question) {
 	if q.before == nil {
-		u.first = q.after
+		u.oldest = q.after
 	} else {
 		q.before.after = q.after
 	}
 	if q.after == nil {
-		u.last = q.before
+		u.newest = q.before
 	} else {
 		q.after.before = q.before
 	}
@@ -107,5 +114,13 @@ func (u *unanswered) stall(now time.Duration) time.Duration {
 	if since == 0 || u.n.Load() == 0 && now >= time.Duration(u.until.Load()) {
 		return 0
 	}
-	return now - since
+	return max(now-since, 0)
+}
+
+// weight weighs what a shared request would wait for, where the upstream is not known to be stalled.
+func (u *unanswered) weight(now time.Duration) int64 {
+	if now-time.Duration(u.last.Load()) > provenFor {
+		return u.n.Load() + unprovenWeight
+	}
+	return u.n.Load()
 }

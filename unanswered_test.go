@@ -102,18 +102,6 @@ func file(s *Selection) (f *request, at string) {
 	return f, at
 }
 
-// files asks for n files, each answered at once, and counts where they went.
-func files(s *Selection, n int) map[string]int {
-	went := make(map[string]int)
-	for range n {
-		f, at := file(s)
-		f.answer(http.StatusOK)
-		synctest.Wait()
-		went[at]++
-	}
-	return went
-}
-
 // fileAt0 asks u0 for a file.
 func fileAt0(s *Selection) *request {
 	f := newRequest(s, "/static/js/bokeh.min.js")
@@ -131,7 +119,6 @@ func TestFilesGoWhereAnswersCome(t *testing.T) {
 			fileAt0(s)
 			time.Sleep(time.Second)
 		}, false},
-		"a file that has just been asked for": {func(_ *testing.T, s *Selection) { fileAt0(s) }, false},
 		"a file that nobody waits for any more": {func(_ *testing.T, s *Selection) {
 			f := fileAt0(s)
 			time.Sleep(5 * time.Second)
@@ -170,13 +157,39 @@ func TestFilesGoWhereAnswersCome(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newTestSelection(testPool(2))
 				test.to0(t, s)
-				if went := files(s, 30); (went["u0:80"] > 0) != test.want {
-					t.Errorf("files went to %v", went)
+				u1 := s.members.get("u1:80")
+				for range 20 {
+					u1.unanswered.ask(new(question), s.table.now())
+				}
+				if _, at := file(s); (at == "u0:80") != test.want {
+					t.Errorf("the file goes to %s", at)
 				}
 				time.Sleep(time.Minute) // until the sessions have ended
 			})
 		})
 	}
+}
+
+// A server that has just answered gets the files of a page, until it has as many as a browser asks for at a time.
+func TestFilesGoWhereOneHasJustAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSelection(testPool(3))
+		time.Sleep(time.Minute)
+		home, _ := landed(t, s, s.static)
+		for i := range 6 {
+			if _, at := file(s); at != home {
+				t.Errorf("file %d goes to %s, and the page came from %s", i, at, home)
+			}
+		}
+		if _, at := file(s); at == home {
+			f, at := file(s)
+			f.end()
+			if at == home {
+				t.Error("all files go to one server")
+			}
+		}
+		time.Sleep(time.Minute) // until the session has ended
+	})
 }
 
 // Where all upstreams are stalled, the one that has been for the shortest time gets it.
@@ -203,8 +216,8 @@ func TestOneFileTries(t *testing.T) {
 		f.end()
 		time.Sleep(2 * time.Second)
 		fileAt0(s)
-		if went := files(s, 30); went["u0:80"] > 0 {
-			t.Errorf("while one tries, files went to %v", went)
+		if _, at := file(s); at != "u1:80" {
+			t.Errorf("while one tries, the next goes to %s", at)
 		}
 	})
 }

@@ -481,3 +481,6 @@ func (v *view) available(i int) bool { return v.isHealthy(i) && !full(v.pool[i])
 
 // takesNew says whether the upstream at i takes new sessions.
 func (v *view) takesNew(i int) bool { return !v.members[i].draining.on() && v.available(i) }
+
+// takesShared says whether the upstream at i takes what any server answers.
+func (v *view) takesShared(i int) bool { return v.available(i) && !v.members[i].draining.closed() }

@@ -1,0 +1,242 @@
+// This file holds the asking of a second server for a file that the first one does not answer.
+
+package caddybokeh
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptrace"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+)
+
+// What became of a file that two servers were asked for.
+const (
+	hedgeWon  = "won"  // the second one's answer came first
+	hedgeLost = "lost" // it did not
+)
+
+var hedgeOutcomes = []string{hedgeWon, hedgeLost}
+
+// isFile says whether r asks for a file that a page loads. Asking twice changes nothing then, as it might with a login or
+// whatever else an app does for a GET.
+func isFile(r *http.Request) bool {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Header.Get("Upgrade") != "" || bringsBody(r) || r.Header.Get("Content-Type") != "" {
+		return false
+	}
+	switch r.Header.Get("Sec-Fetch-Dest") {
+	case "script", "style", "font":
+		return true
+	}
+	dir, last := path.Split(path.Clean(r.URL.Path))
+	segments := strings.Split(dir, "/")
+	return (slices.Contains(segments, "static") || slices.Contains(segments, "components")) && assetExtensions[strings.ToLower(path.Ext(last))]
+}
+
+// canHedge says whether a request that was made for one upstream can be sent to another one by t. It cannot where its
+// headers or its TLS handshake name the upstream, or where the connection tells of the client.
+func canHedge(h *reverseproxy.Handler, t *reverseproxy.HTTPTransport) bool {
+	if t.ProxyProtocol != "" || t.TLS != nil && strings.Contains(t.TLS.ServerName, "{") {
+		return false
+	}
+	if h.Headers == nil || h.Headers.Request == nil {
+		return true
+	}
+	return !strings.Contains(fmt.Sprint(*h.Headers.Request), "{http.reverse_proxy.upstream.")
+}
+
+// hedge is a request for a file that another server may be asked for as well.
+type hedge struct {
+	rn          *run
+	transport   *reverseproxy.HTTPTransport
+	first       *http.Request
+	cancelFirst context.CancelFunc
+	slow        *member       // the first server
+	ended       chan struct{} // closed when the second server has answered, or was not asked
+
+	// The second server's, when it has won.
+
+	answer *http.Response
+	a      *attempt
+	dial   reverseproxy.DialInfo
+
+	mu           sync.Mutex // guards all below
+	decided      bool       // who wins
+	cancelSecond context.CancelFunc
+}
+
+// roundTripHedged sends r, and asks another server too if no answer has come after a while. The first good answer wins: one
+// without an error, and from the second server none of 4xx either, for that may not know a file yet.
+func (t watchedTransport) roundTripHedged(rn *run, r *http.Request) (*http.Response, error) {
+	t.SetScheme(r) // before anybody else looks at r
+	ctx, cancel := context.WithCancel(r.Context())
+	h := &hedge{rn: rn, transport: t.HTTPTransport, first: r, cancelFirst: cancel, ended: make(chan struct{})}
+	timer := time.AfterFunc(time.Duration(t.s.HedgeAfter), h.askSecond)
+	res, err := t.HTTPTransport.RoundTrip(r.WithContext(ctx))
+	if timer.Stop() || err == nil && res.StatusCode < http.StatusInternalServerError && h.decide(false) {
+		return res, err
+	}
+	<-h.ended
+	if h.answer == nil {
+		return res, err
+	}
+	if err == nil {
+		res.Body.Close()
+	}
+	h.adopt()
+	return h.answer, nil
+}
+
+// decide says whether the caller's answer is the first good one. Nobody waits for the other one then.
+func (h *hedge) decide(second bool) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.decided {
+		return false
+	}
+	h.decided = true
+	switch {
+	case second:
+		h.cancelFirst()
+	case h.cancelSecond != nil:
+		h.cancelSecond()
+	}
+	return true
+}
+
+// askSecond asks another server, if there is one that answers.
+func (h *hedge) askSecond() {
+	defer close(h.ended)
+	r, a := h.begin()
+	if r == nil {
+		return
+	}
+	res, err := h.transport.RoundTrip(r)
+	if err == nil && res.StatusCode < http.StatusBadRequest && h.decide(true) {
+		h.slow.past.hedged.add(hedgeWon)
+		h.answer, h.a = res, a
+		return
+	}
+	h.slow.past.hedged.add(hedgeLost)
+	h.cancelSecond()
+	if err == nil {
+		res.Body.Close()
+	}
+	h.rn.drop(a)
+}
+
+// begin returns the request to another server, and the attempt as which it is counted; or nil.
+func (h *hedge) begin() (*http.Request, *attempt) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.decided {
+		return nil, nil
+	}
+	rn := h.rn
+	h.slow = rn.lastAttempt().m
+	v := rn.s.view(rn.pool, rn)
+	i := rn.second(v)
+	if i < 0 {
+		return nil, nil
+	}
+	addr, err := caddy.ParseNetworkAddress(v.pool[i].Dial)
+	if err != nil || addr.PortRangeSize() != 1 {
+		return nil, nil
+	}
+	h.dial = reverseproxy.DialInfo{
+		Upstream: v.pool[i], Network: addr.Network, Address: addr.JoinHostPort(0),
+		Host: addr.Host, Port: fmt.Sprint(addr.StartPort),
+	}
+	a := &attempt{m: v.members[i], begun: v.now, address: h.dial.String()}
+	if !rn.beginSecond(a) {
+		return nil, nil
+	}
+	// The context of the run knows nothing of the first server. The transport keeps variables of its own in that map.
+	ctx := context.WithValue(rn.ctx, caddyhttp.VarsCtxKey, make(map[string]any))
+	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), h.dial) // as reverseproxy.GetDialInfo finds it
+	ctx, h.cancelSecond = context.WithCancel(ctx)
+	r := h.first.Clone(httptrace.WithClientTrace(ctx, rn.trace(a)))
+	r.Body, r.ContentLength = nil, 0
+	r.Header.Del(stampHeader) // it names the first server
+	if first, ok := reverseproxy.GetDialInfo(h.first.Context()); ok && h.transport.TLSEnabled() && r.Host == first.Address {
+		r.Host = h.dial.Address
+	}
+	r.URL.Scheme, r.URL.Host = "", h.dial.Address
+	if c := rn.s.logger.Check(zap.DebugLevel, "asking another upstream too"); c != nil {
+		c.Write(zap.String("upstream", a.m.name))
+	}
+	return r, a
+}
+
+// adopt makes the second server's answer the run's.
+func (h *hedge) adopt() {
+	h.rn.adopt(h.a)
+	repl, u := h.rn.repl, h.dial.Upstream
+	if repl == nil {
+		return
+	}
+	repl.Set(placeholderUpstream, h.dial.String())
+	repl.Set("http.reverse_proxy.upstream.hostport", h.dial.Address)
+	repl.Set("http.reverse_proxy.upstream.host", h.dial.Host)
+	repl.Set("http.reverse_proxy.upstream.port", h.dial.Port)
+	repl.Set("http.reverse_proxy.upstream.requests", u.NumRequests())
+	repl.Set("http.reverse_proxy.upstream.max_requests", u.MaxRequests)
+	repl.Set("http.reverse_proxy.upstream.fails", u.Fails())
+}
+
+// second returns the place of an upstream that may be asked as well, or -1. If it might not answer either, asking it
+// would only double the work.
+func (rn *run) second(v *view) int {
+	return v.least(func(i int) bool {
+		m := v.members[i]
+		w := rn.ease(m, v.now)
+		return v.takesShared(i) && w.trouble == 0 && w.stall == 0 && !slices.Contains(rn.tried, m)
+	}, func(m *member) weight { return rn.ease(m, v.now) })
+}
+
+// beginSecond counts a second attempt beside the last one, once in a run.
+func (rn *run) beginSecond(a *attempt) bool {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	if rn.over || rn.hedged || rn.attempt.firstByte {
+		return false
+	}
+	rn.hedged = true
+	a.m.unanswered.ask(&a.question, a.begun)
+	a.m.past.selected.add(string(decisionShared))
+	return true
+}
+
+func (rn *run) lastAttempt() *attempt {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	return rn.attempt
+}
+
+// drop ends an attempt whose answer nobody takes.
+func (rn *run) drop(a *attempt) {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	rn.settle(a, 0)
+}
+
+// adopt makes a the run's last attempt, in the place of the one before.
+func (rn *run) adopt(a *attempt) {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	rn.settle(rn.attempt, 0)
+	rn.attempt = a
+	rn.tried = append(rn.tried, a.m)
+	if rn.over {
+		rn.settle(a, 0)
+	}
+}

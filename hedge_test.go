@@ -1,0 +1,258 @@
+// This file tests that a file whose server does not answer is asked of another one as well, in a running Caddy.
+
+package caddybokeh
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// heldServer is a server whose thread is held: it takes connections, and answers when it is released.
+type heldServer struct {
+	*httptest.Server
+	asked   atomic.Int64
+	left    chan string // paths of those who left before
+	release chan struct{}
+}
+
+func newHeld(t *testing.T) *heldServer {
+	t.Helper()
+	h := &heldServer{left: make(chan string, 100), release: make(chan struct{})}
+	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.asked.Add(1)
+		select {
+		case <-h.release:
+			fmt.Fprint(w, "held")
+		case <-r.Context().Done():
+			h.left <- r.URL.Path
+		}
+	}))
+	t.Cleanup(func() {
+		h.CloseClientConnections()
+		h.Close()
+	})
+	return h
+}
+
+// fetch asks the site for a path and returns what is answered.
+func (s *site) fetch(method, path string, header ...string) (status int, body string) {
+	s.t.Helper()
+	r, err := http.NewRequestWithContext(s.t.Context(), method, "http://"+s.addr+path, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	res, err := s.client.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return res.StatusCode, string(text)
+}
+
+// hedgedOf returns how often files of the server at an address were asked of another one.
+func hedgedOf(addr, outcome string) int64 {
+	u := sessions().hold(upstreamName(addr))
+	defer sessions().release(u)
+	return u.past.hedged[outcome].Load()
+}
+
+// hedging runs Caddy before a server that is held and one that does as it is told. New requests go to the held one first: the
+// other one has a request that it does not answer.
+func hedging(t *testing.T, second http.HandlerFunc, options string) (s *site, h *heldServer) {
+	t.Helper()
+	h = newHeld(t)
+	other := httptest.NewServer(second)
+	t.Cleanup(other.Close)
+	s = serve(t, fmt.Sprintf(`header X-Upstream {rp.upstream.hostport}
+	bokeh_proxy %s %s {
+		hedge_after 100ms
+		%s
+	}`, h.Listener.Addr(), other.Listener.Addr(), options))
+	sessions().each(func(u *upstream) {
+		if u.name == upstreamName(other.Listener.Addr().String()) {
+			u.unanswered.ask(new(question), sessions().now()+time.Hour)
+		}
+	})
+	return s, h
+}
+
+func TestHedge(t *testing.T) {
+	for name, test := range map[string]struct {
+		method, path string
+		header       []string
+		second       int    // what the second server answers
+		options      string // of bokeh_proxy
+		body         string // that the visitor gets
+		asked        bool   // whether the second server was asked
+	}{
+		"a file":                   {"GET", "/static/js/bokeh.min.js?v=1", nil, 200, "", "second", true},
+		"its headers":              {"HEAD", "/static/js/bokeh.min.js", nil, 200, "", "", true},
+		"a script of the app's":    {"GET", "/assets/x", []string{"Sec-Fetch-Dest", "script"}, 200, "", "second", true},
+		"one that has not changed": {"GET", "/static/js/bokeh.min.js", []string{"If-None-Match", `"x"`}, 304, "", "", true},
+		"one that the other lacks": {"GET", "/static/js/bokeh.min.js", nil, 404, "", "held", true},
+		"one that fails there":     {"GET", "/static/js/bokeh.min.js", nil, 500, "", "held", true},
+		"one that it cuts off":     {"GET", "/static/js/bokeh.min.js", nil, 0, "", "held", true},
+		"a login":                  {"GET", "/login?code=once", nil, 200, "", "held", false},
+		"an answer of the app's":   {"GET", "/api/data.json", nil, 200, "", "held", false},
+		"an order":                 {"POST", "/static/js/bokeh.min.js", nil, 200, "", "held", false},
+		"a host that is named":     {"GET", "/static/js/bokeh.min.js", nil, 200, "header_up Host {upstream_hostport}", "held", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := make(chan struct{}, 1)
+			s, h := hedging(t, func(w http.ResponseWriter, r *http.Request) {
+				asked <- struct{}{}
+				if test.second == 0 {
+					panic(http.ErrAbortHandler)
+				}
+				w.WriteHeader(test.second)
+				if test.second != http.StatusNotModified {
+					fmt.Fprint(w, "second")
+				}
+			}, test.options)
+			wins := test.body != "held"
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				if test.asked {
+					<-asked
+				} else {
+					select {
+					case <-asked:
+						t.Error("the second server was asked")
+					case <-time.After(300 * time.Millisecond):
+					case <-ctx.Done():
+					}
+				}
+				if !wins {
+					close(h.release)
+				}
+			}()
+			_, body := s.fetch(test.method, test.path, test.header...)
+			cancel()
+			if body != test.body {
+				t.Errorf("the answer is %q, want %q", body, test.body)
+			}
+			if n := h.asked.Load(); n != 1 {
+				t.Errorf("the first server was asked %d times", n)
+			}
+			addr := h.Listener.Addr().String()
+			if !test.asked {
+				return
+			}
+			outcome := hedgeLost
+			if wins {
+				outcome = hedgeWon
+				<-h.left // nobody waits for the first any more
+			}
+			soon(t, "counted", func() bool { return hedgedOf(addr, outcome) == 1 })
+		})
+	}
+}
+
+// Many ask while one of the servers is held: each has an answer, and after the first ones nobody asks the held one.
+func TestHedgeOfManyFiles(t *testing.T) {
+	h := newHeld(t)
+	well := newBokeh(t, "")
+	s := serve(t, fmt.Sprintf("bokeh_proxy %s %s {\n hedge_after 100ms\n}", h.Listener.Addr(), well.addr()))
+	for i := range 40 {
+		if _, body := s.fetch("GET", fmt.Sprintf("/static/js/%d.js", i)); body != well.addr() {
+			t.Fatalf("file %d is %q", i, body)
+		}
+	}
+	if n := h.asked.Load(); n > 20 {
+		t.Errorf("the server that is held was asked for %d of 40 files", n)
+	}
+	for range h.asked.Load() {
+		<-h.left
+	}
+}
+
+// Where the other server does not answer either, it is not asked.
+func TestNoHedgeWhereAllAreHeld(t *testing.T) {
+	h, h2 := newHeld(t), newHeld(t)
+	s := serve(t, fmt.Sprintf("bokeh_proxy %s %s {\n hedge_after 300ms\n}", h.Listener.Addr(), h2.Listener.Addr()))
+	answers := make(chan string)
+	for i := range 2 {
+		go func() {
+			_, body := s.fetch("GET", fmt.Sprintf("/static/js/%d.js", i))
+			answers <- body
+		}()
+	}
+	time.Sleep(600 * time.Millisecond)
+	if n := h.asked.Load() + h2.asked.Load(); n > 2 {
+		t.Errorf("for two files servers were asked %d times", n)
+	}
+	close(h.release)
+	close(h2.release)
+	<-answers
+	<-answers
+}
+
+func TestIsFile(t *testing.T) {
+	for target, want := range map[string]bool{
+		"/static/js/bokeh.min.js?v=0":     true,
+		"/app/static/extensions/x/y.css":  true,
+		"/components/panel.js":            true,
+		"/static/gallery":                 false, // may be an app
+		"/static/../app/data.json":        false,
+		"/app":                            false,
+		"/login":                          false,
+		"/api/slow.json":                  false,
+		"/static/js/":                     false,
+		"/nostatic/js/bokeh.js":           false,
+		"/static/fonts/x.WOFF2":           true,
+		"/download/static-report.csv?x=1": false,
+	} {
+		if got := isFile(httptest.NewRequest(http.MethodGet, target, nil)); got != want {
+			t.Errorf("%s is a file: %v", target, got)
+		}
+		if isFile(httptest.NewRequest(http.MethodGet, target, strings.NewReader("x"))) {
+			t.Errorf("%s with a body is a file", target)
+		}
+	}
+}
+
+func TestCanHedge(t *testing.T) {
+	for name, test := range map[string]struct {
+		h    reverseproxy.Handler
+		t    reverseproxy.HTTPTransport
+		want bool
+	}{
+		"plain":                  {want: true},
+		"TLS":                    {t: reverseproxy.HTTPTransport{TLS: new(reverseproxy.TLSConfig)}, want: true},
+		"a server name for each": {t: reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{ServerName: "{http.reverse_proxy.upstream.host}"}}},
+		"PROXY protocol":         {t: reverseproxy.HTTPTransport{ProxyProtocol: "v2"}},
+		"a header": {h: reverseproxy.Handler{Headers: &headers.Handler{Request: &headers.HeaderOps{
+			Set: http.Header{"X-Real-Ip": {"{http.request.remote.host}"}},
+		}}}, want: true},
+		"a header that names it": {h: reverseproxy.Handler{Headers: &headers.Handler{Request: &headers.HeaderOps{
+			Set: http.Header{"Host": {"{http.reverse_proxy.upstream.hostport}"}},
+		}}}},
+	} {
+		if got := canHedge(&test.h, &test.t); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	s := &Selection{HedgeAfter: caddy.Duration(time.Millisecond)}
+	s.setDefaults()
+	if err := s.Validate(); err == nil {
+		t.Error("hedge_after 1ms is let in")
+	}
+}
