@@ -17,12 +17,24 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
-// directive is the name of the directive that sets up a reverse proxy with this policy.
-const directive = "bokeh_proxy"
+const (
+	// directive is the name of the directive that sets up a reverse proxy with this policy.
+	directive = "bokeh_proxy"
+	// filesDirective is the name of the one that keeps files, for what is before another proxy.
+	filesDirective = "bokeh_files"
+)
 
 func init() {
-	httpcaddyfile.RegisterHandlerDirective(directive, parseProxy)
+	httpcaddyfile.RegisterDirective(directive, parseProxy)
 	httpcaddyfile.RegisterDirectiveOrder(directive, httpcaddyfile.Before, "reverse_proxy")
+	httpcaddyfile.RegisterHandlerDirective(filesDirective, parseFiles)
+	httpcaddyfile.RegisterDirectiveOrder(filesDirective, httpcaddyfile.Before, "reverse_proxy")
+}
+
+// parseFiles sets up the handler that keeps files from Caddyfile tokens.
+func parseFiles(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	f := new(Files)
+	return f, f.UnmarshalCaddyfile(h.Dispenser)
 }
 
 // What bokeh_proxy sets where nothing else is said.
@@ -36,12 +48,14 @@ const (
 // parseProxy sets up a reverse proxy from Caddyfile tokens. Syntax:
 //
 //	bokeh_proxy [<matcher>] <upstreams...> {
+//		files <size>|off
 //		# every option of lb_policy bokeh
 //		# every subdirective of reverse_proxy but lb_policy
 //	}
 //
 // It becomes, and what is given in its block goes before:
 //
+//	bokeh_files [<matcher>]
 //	reverse_proxy [<matcher>] <upstreams...> {
 //		lb_policy          bokeh {
 //			hedge_after 1s
@@ -50,23 +64,47 @@ const (
 //		lb_try_interval    250ms
 //		stream_close_delay 24h
 //	}
-func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
-	policy, proxy := new(Selection), new(reverseproxy.Handler)
-	tokens, given, err := policy.takeOptions(h.Dispenser)
+func parseProxy(h httpcaddyfile.Helper) ([]httpcaddyfile.ConfigValue, error) {
+	if !h.Next() {
+		return nil, h.ArgErr()
+	}
+	matcher, err := h.ExtractMatcherSet()
 	if err != nil {
 		return nil, err
 	}
+	proxy, files, err := parseProxyHandlers(h)
+	if err != nil {
+		return nil, err
+	}
+	values := h.NewRoute(matcher, proxy)
+	if files == nil || len(values) == 0 {
+		return values, nil
+	}
+	// Both are in one route, so that they have one matcher and one place among the directives.
+	route := values[0].Value.(caddyhttp.Route)
+	route.HandlersRaw = slices.Insert(route.HandlersRaw, 0, caddyconfig.JSONModuleObject(files, "handler", filesDirective, nil))
+	values[0].Value = route
+	return values, nil
+}
+
+// parseProxyHandlers returns the handlers of a bokeh_proxy; files is nil if they are off.
+func parseProxyHandlers(h httpcaddyfile.Helper) (proxy *reverseproxy.Handler, files *Files, err error) {
+	policy, proxy := new(Selection), new(reverseproxy.Handler)
+	tokens, given, files, err := policy.takeOptions(h.Dispenser)
+	if err != nil {
+		return nil, nil, err
+	}
 	if err := proxy.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
 		if strings.Contains(err.Error(), "unrecognized subdirective") {
-			err = fmt.Errorf("%w; it is neither a subdirective of reverse_proxy nor an option of lb_policy bokeh, which are %s", err, strings.Join(policyOptions, ", "))
+			err = fmt.Errorf("%w; it is neither files nor a subdirective of reverse_proxy nor an option of lb_policy bokeh, which are %s", err, strings.Join(policyOptions, ", "))
 		}
-		return nil, err
+		return nil, nil, err
 	}
 	if err := proxy.FinalizeUnmarshalCaddyfile(h); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(proxy.Upstreams) == 0 && proxy.DynamicUpstreamsRaw == nil {
-		return nil, h.Errf("%s without an upstream: name the servers, or where they are discovered (dynamic)", directive)
+		return nil, nil, h.Errf("%s without an upstream: name the servers, or where they are discovered (dynamic)", directive)
 	}
 	if proxy.LoadBalancing == nil {
 		proxy.LoadBalancing = new(reverseproxy.LoadBalancing)
@@ -84,23 +122,24 @@ func parseProxy(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	unlessGiven("lb_try_duration", &lb.TryDuration, proxyTryDuration)
 	unlessGiven("lb_try_interval", &lb.TryInterval, proxyTryInterval)
 	unlessGiven("stream_close_delay", &proxy.StreamCloseDelay, proxyStreamCloseDelay)
-	return proxy, nil
+	return proxy, files, nil
 }
 
 // takeOptions reads the policy's options in a bokeh_proxy. It returns the other tokens, which are those of
-// a reverse_proxy, and the names of all that is given.
-func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Token, given map[string]bool, err error) {
+// a reverse_proxy, the names of all that is given, and the handler that keeps files, nil if that is off.
+func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Token, given map[string]bool, files *Files, err error) {
 	d.Next() // to the directive's name
 	others = append([]caddyfile.Token{d.Token()}, d.RemainingArgsAsTokens()...)
 	for _, arg := range others[1:] {
 		switch {
-		case slices.Contains(policyOptions, arg.Text):
-			return nil, nil, d.Errf("the option '%s' stands in a block, on a line of its own", arg.Text)
+		case arg.Text == filesOption, slices.Contains(policyOptions, arg.Text):
+			return nil, nil, nil, d.Errf("the option '%s' stands in a block, on a line of its own", arg.Text)
 		case strings.ContainsAny(arg.Text, " \t\n"):
-			return nil, nil, d.Errf("'%s' is no upstream: each stands by itself, without quotes", arg.Text)
+			return nil, nil, nil, d.Errf("'%s' is no upstream: each stands by itself, without quotes", arg.Text)
 		}
 	}
 	given = make(map[string]bool)
+	files = new(Files)
 	block := false
 	for ; d.NextBlock(0); block = true {
 		if !block {
@@ -110,11 +149,19 @@ func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Toke
 		}
 		switch name := d.Val(); {
 		case name == "lb_policy":
-			return nil, nil, d.Errf("%s has its own lb_policy, bokeh; options of that stand right in this block", directive)
+			return nil, nil, nil, d.Errf("%s has its own lb_policy, bokeh; options of that stand right in this block", directive)
 		case slices.Contains(policyOptions, name):
 			given[name] = true
 			if err := s.unmarshalLine(d); err != nil {
-				return nil, nil, err
+				return nil, nil, nil, err
+			}
+		case name == filesOption:
+			if given[name] {
+				return nil, nil, nil, d.Errf("%s already specified", name)
+			}
+			given[name] = true
+			if files, err = unmarshalFiles(d); err != nil {
+				return nil, nil, nil, err
 			}
 		default:
 			given[name] = true
@@ -124,7 +171,23 @@ func (s *Selection) takeOptions(d *caddyfile.Dispenser) (others []caddyfile.Toke
 	if block {
 		others = append(others, d.Token())
 	}
-	return others, given, nil
+	return others, given, files, nil
+}
+
+// filesOption is the option of bokeh_proxy that says how much memory files may take.
+const filesOption = "files"
+
+// unmarshalFiles reads the line of that option. It returns nil for off.
+func unmarshalFiles(d *caddyfile.Dispenser) (*Files, error) {
+	args := d.RemainingArgs()
+	if len(args) != 1 {
+		return nil, d.Errf("wrong argument count after '%s': write how much memory files may take, as in 128MiB, or off", filesOption)
+	}
+	if args[0] == "off" {
+		return nil, nil
+	}
+	f := new(Files)
+	return f, f.unmarshalSize(d)
 }
 
 // policyOptions are the names of the policy's options.

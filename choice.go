@@ -100,9 +100,31 @@ func (rn *run) ofItsGroup(v *view) int {
 
 // any returns the place of an upstream for what any server answers. One that is stalled gets nothing as long as
 // there is another one; else the fewest pages being built decide, then how much is unanswered. The files of
-// extensions are known to a server only once it has built a page.
+// extensions are known to a server only once it has built a page. One that was asked for a file already, and does not
+// have it, is asked again only if there is no other.
 func (rn *run) any(v *view) int {
-	return rn.untried(v, v.takesShared, func(m *member) weight { return rn.ease(m, v.now) })
+	ease := func(m *member) weight { return rn.ease(m, v.now) }
+	asked := askedOf(rn.ctx)
+	unasked := func(i int) bool { return v.takesShared(i) && !asked.has(v.members[i]) }
+	i := rn.untried(v, unasked, ease)
+	if i < 0 && asked != nil {
+		i = rn.untried(v, v.takesShared, ease)
+	}
+	if i >= 0 && asked != nil {
+		asked.members = append(asked.members, v.members[i])
+		asked.left = v.any(unasked)
+	}
+	return i
+}
+
+// any says whether one of the upstreams may be taken.
+func (v *view) any(may func(int) bool) bool {
+	for i := range v.present {
+		if may(i) {
+			return true
+		}
+	}
+	return false
 }
 
 // ease weighs how soon m answers this run's shared request.

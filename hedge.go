@@ -199,7 +199,7 @@ func (rn *run) second(v *view) int {
 	return v.least(func(i int) bool {
 		m := v.members[i]
 		w := rn.ease(m, v.now)
-		return v.takesShared(i) && w.trouble == 0 && w.stall == 0 && !slices.Contains(rn.tried, m)
+		return v.takesShared(i) && w.trouble == 0 && w.stall == 0 && !slices.Contains(rn.tried, m) && !askedOf(rn.ctx).has(m)
 	}, func(m *member) weight { return rn.ease(m, v.now) })
 }
 
@@ -236,6 +236,9 @@ func (rn *run) adopt(a *attempt) {
 	rn.settle(rn.attempt, 0)
 	rn.attempt = a
 	rn.tried = append(rn.tried, a.m)
+	if asked := askedOf(rn.ctx); asked != nil {
+		asked.members = append(asked.members, a.m)
+	}
 	if rn.over {
 		rn.settle(a, 0)
 	}

@@ -5,7 +5,6 @@ package caddybokeh
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -43,28 +42,6 @@ func newHeld(t *testing.T) *heldServer {
 		h.Close()
 	})
 	return h
-}
-
-// fetch asks the site for a path and returns what is answered.
-func (s *site) fetch(method, path string, header ...string) (status int, body string) {
-	s.t.Helper()
-	r, err := http.NewRequestWithContext(s.t.Context(), method, "http://"+s.addr+path, nil)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for i := 0; i < len(header); i += 2 {
-		r.Header.Set(header[i], header[i+1])
-	}
-	res, err := s.client.Do(r)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return res.StatusCode, string(text)
 }
 
 // hedgedOf returns how often files of the server at an address were asked of another one.
@@ -144,7 +121,7 @@ func TestHedge(t *testing.T) {
 					close(h.release)
 				}
 			}()
-			_, body := s.fetch(test.method, test.path, test.header...)
+			body := s.fetch(t, test.method, test.path, test.header...).body
 			cancel()
 			if body != test.body {
 				t.Errorf("the answer is %q, want %q", body, test.body)
@@ -172,7 +149,7 @@ func TestHedgeOfManyFiles(t *testing.T) {
 	well := newBokeh(t, "")
 	s := serve(t, fmt.Sprintf("bokeh_proxy %s %s {\n hedge_after 100ms\n}", h.Listener.Addr(), well.addr()))
 	for i := range 40 {
-		if _, body := s.fetch("GET", fmt.Sprintf("/static/js/%d.js", i)); body != well.addr() {
+		if body := s.fetch(t, "GET", fmt.Sprintf("/static/js/%d.js", i)).body; body != well.addr() {
 			t.Fatalf("file %d is %q", i, body)
 		}
 	}
@@ -191,7 +168,7 @@ func TestNoHedgeWhereAllAreHeld(t *testing.T) {
 	answers := make(chan string)
 	for i := range 2 {
 		go func() {
-			_, body := s.fetch("GET", fmt.Sprintf("/static/js/%d.js", i))
+			body := s.fetch(t, "GET", fmt.Sprintf("/static/js/%d.js", i)).body
 			answers <- body
 		}()
 	}

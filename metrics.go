@@ -14,8 +14,8 @@ import (
 // told of an upstream ends when the upstream is forgotten.
 type metrics struct{ n *node }
 
-// register adds the metrics to the registry of a config, once.
-func (m metrics) register(r *prometheus.Registry) error {
+// registerOnce adds metrics to the registry of a config, where they are not there yet.
+func registerOnce(r *prometheus.Registry, m prometheus.Collector) error {
 	err := r.Register(m)
 	if _, twice := errors.AsType[prometheus.AlreadyRegisteredError](err); twice {
 		return nil

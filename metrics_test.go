@@ -103,7 +103,7 @@ func TestMetricsOfStrangeNames(t *testing.T) {
 	n.t.hold("unix//run/\xff.sock")
 	n.t.hold("unix//run/\xfe.sock")
 	registry := prometheus.NewPedanticRegistry()
-	if err := (metrics{n}).register(registry); err != nil {
+	if err := registerOnce(registry, metrics{n}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := registry.Gather(); err != nil {
@@ -143,7 +143,7 @@ func TestMetricsOfTroubles(t *testing.T) {
 		}
 		registry := prometheus.NewPedanticRegistry()
 		for range 2 {
-			if err := (metrics{a.node}).register(registry); err != nil {
+			if err := registerOnce(registry, metrics{a.node}); err != nil {
 				t.Fatal(err)
 			}
 		}

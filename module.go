@@ -242,7 +242,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("asking for the event of the start: %w", err)
 		}
 	}
-	if err := (metrics{thisNode()}).register(ctx.GetMetricsRegistry()); err != nil {
+	if err := registerOnce(ctx.GetMetricsRegistry(), metrics{thisNode()}); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	s.join(thisNode(), ctx.Storage())

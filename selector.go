@@ -328,6 +328,9 @@ func (rn *run) isShared() bool {
 func (rn *run) choose(v *view) (int, decision) {
 	switch {
 	case rn.kind == other || rn.kind == maybePage:
+		if askedOf(rn.ctx) != nil { // its content is the same wherever it is
+			return rn.any(v), decisionShared
+		}
 		if i := rn.maker(v); i >= 0 {
 			return i, decisionBound
 		}

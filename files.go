@@ -1,0 +1,416 @@
+// This file holds the handler that keeps files whose address names their content.
+
+package caddybokeh
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/encode"
+	"github.com/dustin/go-humanize"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/contentcache"
+)
+
+func init() {
+	caddy.RegisterModule(new(Files))
+}
+
+// How much memory the files may take.
+const (
+	defaultFilesSize = 64 << 20
+	minFilesSize     = 1 << 20
+)
+
+// maxHunts is for how many files of a handler, at a time, further servers are asked.
+const maxHunts = 4
+
+// fileCaching is what browsers and proxies are told of a file that is what its address says. Not "public": a site may ask
+// who its visitors are.
+const fileCaching = "max-age=31536000, immutable"
+
+// Files is a handler that keeps the files of Bokeh servers whose address names their content.
+//
+// Bokeh and Tornado write `?v=` and the SHA-512 of a file behind its address. This handler asks the next handler,
+// which is a `reverse_proxy`, once for such a file, also where many visitors ask at the same time. It keeps what has
+// that hash, and answers by itself from then on: compressed with zstd or gzip, with ranges and
+// conditions, and with a `Cache-Control` that lets browsers keep the file for a year. An answer that has another hash
+// is never kept. Then each other upstream of an `lb_policy bokeh` is asked for the file as well, as while servers with two versions
+// of Bokeh run. If none has it, the first answer is passed on, and browsers are told not to store it.
+//
+// It looks at a `GET` or `HEAD` whose query is `v=` and 128 hexadecimal digits and nothing else, and whose path has
+// a segment `static` and the ending of a script, style sheet, source map, font or image. Everything else is
+// passed on.
+//
+// Files are found by the host and path at which this site's own servers have answered with them, so no site serves another one's.
+// Where several sites have the same file it is in memory once. A file that takes more than an eighth of the size is passed on and not kept.
+// What is kept outlives no config: after a reload each file is asked for once more.
+//
+// What became of a request is in the `Cache-Status` header of the answer (RFC 9211), as that of the cache `bokeh-files`.
+type Files struct {
+	// The most memory that files may take, in bytes, with their compressed forms. All sites of this process share it:
+	// the largest value of the loaded config counts. At least 1 MiB. Default: 64 MiB.
+	Size int64 `json:"size,omitempty"`
+
+	logger *zap.Logger
+	site   *contentcache.Site
+	hunts  chan struct{}
+	wrong  pacer
+}
+
+// files is the one cache of this process, because memory is.
+var files contentcache.Cache
+
+// CaddyModule returns the Caddy module information.
+func (*Files) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.bokeh_files",
+		New: func() caddy.Module { return new(Files) },
+	}
+}
+
+// Provision sets up f.
+func (f *Files) Provision(ctx caddy.Context) error {
+	if f.Size != 0 {
+		if err := checkFilesSize(f.Size); err != nil { // before the cache takes it for its limit
+			return err
+		}
+	}
+	f.logger = ctx.Logger()
+	f.hunts = make(chan struct{}, maxHunts)
+	if err := registerOnce(ctx.GetMetricsRegistry(), fileMetrics{}); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
+	f.site = files.Open(cmp.Or(f.Size, defaultFilesSize))
+	return nil
+}
+
+// Cleanup lets go of the files.
+func (f *Files) Cleanup() error {
+	if f.site != nil {
+		f.site.Close()
+	}
+	return nil
+}
+
+func checkFilesSize(n int64) error {
+	if n < minFilesSize {
+		return fmt.Errorf("invalid size %d of bokeh_files: it is at least 1MiB, in JSON a number of bytes", n)
+	}
+	return nil
+}
+
+// UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
+//
+//	bokeh_files [<matcher>] [<size>]
+func (f *Files) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume directive name
+	if d.NextArg() {
+		if err := f.unmarshalSize(d); err != nil {
+			return err
+		}
+	}
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	if d.NextBlock(0) {
+		return d.Errf("bokeh_files takes no block: write its size on the line, as in bokeh_files 128MiB")
+	}
+	return nil
+}
+
+func (f *Files) unmarshalSize(d *caddyfile.Dispenser) error {
+	n, err := humanize.ParseBytes(d.Val())
+	if err != nil || n > 1<<50 {
+		return d.Errf("invalid size %q of the files: write it with its unit, as in 128MiB", d.Val())
+	}
+	f.Size = int64(n)
+	if err := checkFilesSize(f.Size); err != nil {
+		return d.Errf("invalid size %q of the files: it is at least 1MiB", d.Val())
+	}
+	return nil
+}
+
+// fileTypes are the media types of what is kept, by its ending. The server's own word counts for nothing: it comes from
+// the tables of the machine it runs on.
+var fileTypes = map[string]string{
+	".js":    "text/javascript; charset=utf-8",
+	".mjs":   "text/javascript; charset=utf-8",
+	".css":   "text/css; charset=utf-8",
+	".map":   "application/json",
+	".json":  "application/json",
+	".wasm":  "application/wasm",
+	".svg":   "image/svg+xml",
+	".ico":   "image/vnd.microsoft.icon",
+	".ttf":   "font/ttf",
+	".otf":   "font/otf",
+	".woff":  "font/woff",
+	".woff2": "font/woff2",
+	".png":   "image/png",
+	".jpg":   "image/jpeg",
+	".jpeg":  "image/jpeg",
+	".gif":   "image/gif",
+	".webp":  "image/webp",
+	".avif":  "image/avif",
+}
+
+// isPacked are the endings of files that are compressed already.
+var isPacked = map[string]bool{
+	".woff": true, ".woff2": true, ".png": true, ".jpg": true, ".jpeg": true, ".gif": true, ".webp": true, ".avif": true,
+}
+
+// fileAsk is a request for a file whose address names its content.
+type fileAsk struct {
+	url    string // host and path
+	sum    contentcache.Sum
+	v      string // the sum as the address has it
+	ending string
+}
+
+// readFileAsk returns what r asks for, if that is such a file.
+func readFileAsk(r *http.Request) (a fileAsk, ok bool) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return fileAsk{}, false
+	}
+	v, named := strings.CutPrefix(r.URL.RawQuery, "v=")
+	if !named || len(v) != hex.EncodedLen(len(a.sum)) || v != strings.ToLower(v) || bringsBody(r) {
+		return fileAsk{}, false
+	}
+	if _, err := hex.Decode(a.sum[:], []byte(v)); err != nil {
+		return fileAsk{}, false
+	}
+	a.ending = path.Ext(r.URL.Path)
+	if fileTypes[a.ending] == "" || !strings.Contains(r.URL.Path, "/static/") || r.Header.Get("Upgrade") != "" {
+		return fileAsk{}, false
+	}
+	a.url, a.v = r.Host+"\x00"+r.URL.EscapedPath(), v
+	return a, true
+}
+
+// ServeHTTP answers r if it asks for a file that is kept, or that next has and that is kept from now on.
+func (f *Files) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	ask, ok := readFileAsk(r)
+	if !ok {
+		return next.ServeHTTP(w, r)
+	}
+	if file := f.site.Get(ask.url, ask.sum); file != nil {
+		return f.serve(w, r, ask, file, filesHit)
+	}
+	file, turn := f.site.Join(r.Context(), ask.url, ask.sum)
+	if file != nil {
+		return f.serve(w, r, ask, file, filesShared)
+	}
+	defer turn.End()
+	return f.fetch(w, r, next, ask, turn)
+}
+
+// fetch asks next for the file, keeps it if it is the right one, and answers r.
+func (f *Files) fetch(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, ask fileAsk, turn *contentcache.Turn) error {
+	asked := new(askedUpstreams)
+	first := newFileRecorder(w, ask, turn)
+	err := first.record(next, fileRequest(r, turn.Context(), asked))
+	if file := f.site.Get(ask.url, ask.sum); file != nil && !first.passing {
+		return f.serve(w, r, ask, file, filesShared) // another one was faster
+	}
+	switch {
+	case r.Context().Err() != nil && !first.passing:
+		first.pass(filesPassed)
+		return err // this visitor has gone, and the next one in line goes on
+	case !first.passing && first.isRight():
+		if header, may := first.kept(); may {
+			return f.serve(w, r, ask, turn.Keep(first.body, header), filesMiss)
+		}
+	case !first.passing && first.isWrong():
+		if file := f.hunt(r, next, ask, turn, asked); file != nil {
+			return f.serve(w, r, ask, file, filesElsewhere)
+		}
+		f.tellWrong(r)
+		turn.GiveUp()
+		fileResults.add(filesWrong)
+		first.pass(filesWrong)
+		return err
+	}
+	turn.GiveUp()
+	fileResults.add(filesPassed)
+	first.pass(filesPassed)
+	if errors.Is(err, errAborted) {
+		panic(http.ErrAbortHandler) // so that the visitor sees that the answer is not whole
+	}
+	return err
+}
+
+// hunt asks the upstreams that have not been asked, one after another, and keeps the file of the first that has it.
+func (f *Files) hunt(r *http.Request, next caddyhttp.Handler, ask fileAsk, turn *contentcache.Turn, asked *askedUpstreams) *contentcache.File {
+	select {
+	case f.hunts <- struct{}{}:
+		defer func() { <-f.hunts }()
+	default:
+		return nil
+	}
+	for asked.left && turn.Context().Err() == nil {
+		rec := newFileRecorder(nil, ask, turn)
+		_ = rec.record(next, fileRequest(r, turn.Context(), asked)) // it was about this server alone
+		header, may := rec.kept()
+		if may && rec.isRight() {
+			return turn.Keep(rec.body, header)
+		}
+	}
+	return f.site.Get(ask.url, ask.sum)
+}
+
+// fileRequest returns a request for the whole file, which does not depend on what r's browser has or can do.
+func fileRequest(r *http.Request, ctx context.Context, asked *askedUpstreams) *http.Request {
+	asked.left = false
+	whole := r.Clone(context.WithValue(ctx, askedKey{}, asked))
+	whole.Method = http.MethodGet
+	for _, name := range []string{"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
+		whole.Header.Del(name)
+	}
+	whole.Header.Set("Accept-Encoding", "identity")
+	return whole
+}
+
+// serve answers with a file that is kept.
+func (f *Files) serve(w http.ResponseWriter, r *http.Request, ask fileAsk, file *contentcache.File, result string) error {
+	fileResults.add(result)
+	h := w.Header()
+	for name, values := range file.Header {
+		h[name] = slices.Clone(values)
+	}
+	h.Set("Content-Type", fileTypes[ask.ending])
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", fileCaching)
+	h.Add("Cache-Status", cacheStatus[result])
+	data, etag := file.Bytes(), ask.v
+	if !isPacked[ask.ending] {
+		h.Add("Vary", "Accept-Encoding")
+		if encoding, encoded := encodedFor(r, file); encoded != nil {
+			data, etag = encoded, ask.v+"."+encoding
+			h.Set("Content-Encoding", encoding)
+			if r.Header.Get("If-Match") == "" { // of which may come an answer without content
+				h.Set("Content-Length", strconv.Itoa(len(data))) // ServeContent does it only for what is not encoded
+			}
+		}
+	}
+	h.Set("Etag", `"`+etag+`"`)
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+	return nil
+}
+
+// encodedFor returns the file in an encoding that r's client takes, or nil. Parts are those of the file as it is.
+func encodedFor(r *http.Request, file *contentcache.File) (encoding string, data []byte) {
+	if r.Header.Get("Range") != "" {
+		return "", nil
+	}
+	for _, encoding := range encode.AcceptedEncodings(r, contentcache.Encodings) {
+		if encoding == "identity" {
+			break
+		}
+		if !slices.Contains(contentcache.Encodings, encoding) {
+			continue
+		}
+		if data := file.Encoded(encoding); data != nil {
+			return encoding, data
+		}
+	}
+	return "", nil
+}
+
+// tellWrong logs that no server has a file that a page asks for.
+func (f *Files) tellWrong(r *http.Request) {
+	if f.wrong.lets(sessions().now()) {
+		f.logger.Warn("no server that was asked has the file which this address names by its SHA-512, so a page may not work"+
+			" (if servers with the version that made the page are gone, reload the page; if \"?v=\" of your own files is another hash, serve them under another path than static)",
+			zap.String("site", r.Host), zap.String("path", r.URL.Path))
+	}
+}
+
+// askedKey is the key of askedUpstreams in the context of a request.
+type askedKey struct{}
+
+// askedUpstreams are those that were asked for a file. The policy writes them down and passes over them; the handler
+// reads when that is over.
+type askedUpstreams struct {
+	members []*member
+	left    bool // the last one asked left another one that could be
+}
+
+// askedOf returns the upstreams that were asked for what r asks for, or nil if nobody wants to know.
+func askedOf(ctx context.Context) *askedUpstreams {
+	a, _ := ctx.Value(askedKey{}).(*askedUpstreams)
+	return a
+}
+
+// has says whether m was asked.
+func (a *askedUpstreams) has(m *member) bool { return a != nil && slices.Contains(a.members, m) }
+
+// The results of asking for a file, as the metrics have them.
+const (
+	filesHit       = "hit"       // it was kept
+	filesShared    = "shared"    // another request was fetching it
+	filesMiss      = "miss"      // it was fetched
+	filesElsewhere = "elsewhere" // it was fetched, not from the first server that was asked
+	filesWrong     = "wrong"     // no server that was asked has it
+	filesPassed    = "passed"    // it cannot be kept
+)
+
+// cacheStatus is what the Cache-Status header says of each (RFC 9211).
+var cacheStatus = map[string]string{
+	filesHit:       "bokeh-files; hit",
+	filesShared:    "bokeh-files; fwd=uri-miss; collapsed",
+	filesMiss:      "bokeh-files; fwd=uri-miss; stored",
+	filesElsewhere: "bokeh-files; fwd=uri-miss; stored; detail=elsewhere",
+	filesWrong:     "bokeh-files; fwd=uri-miss; detail=wrong",
+	filesPassed:    "bokeh-files; fwd=uri-miss; detail=passed",
+}
+
+// fileResults counts them. It outlives configs, as counters do.
+var fileResults = newCounters(slices.Collect(maps.Keys(cacheStatus))...)
+
+// fileMetrics are read when Prometheus asks.
+type fileMetrics struct{}
+
+var (
+	descFiles = newDesc("files_total", "Requests for files whose address names their content, by what became of them: hit (it was kept), shared (another request was fetching it),"+
+		" miss (fetched and kept), elsewhere (fetched and kept, not from the first server that was asked), wrong (no server that was asked has it), passed (it cannot be kept).", "result")
+	descFileBytes = newDesc("files_bytes", "Memory that the kept files take, with their compressed forms.")
+)
+
+// Describe implements prometheus.Collector.
+func (fileMetrics) Describe(ch chan<- *prometheus.Desc) {
+	ch <- descFiles
+	ch <- descFileBytes
+}
+
+// Collect implements prometheus.Collector.
+func (fileMetrics) Collect(ch chan<- prometheus.Metric) {
+	for result, n := range fileResults {
+		ch <- prometheus.MustNewConstMetric(descFiles, prometheus.CounterValue, float64(n.Load()), result)
+	}
+	ch <- prometheus.MustNewConstMetric(descFileBytes, prometheus.GaugeValue, float64(files.Used()))
+}
+
+// Interface guards
+var (
+	_ caddy.Module                = (*Files)(nil)
+	_ caddy.Provisioner           = (*Files)(nil)
+	_ caddy.CleanerUpper          = (*Files)(nil)
+	_ caddyfile.Unmarshaler       = (*Files)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Files)(nil)
+)
