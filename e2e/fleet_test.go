@@ -34,6 +34,7 @@ type plan struct {
 	env       []string      // of Caddy
 	size      int           // how many servers, if not three
 	needs     string        // the file that lists what the servers need, if not what all do
+	mixed     string        // the same for the last server, if it is another version
 	program   []string      // instead of bokeh serve
 	page      string        // path of the app
 	ready     string        // path that a server answers when it is ready, if not that of a stock one
@@ -49,6 +50,7 @@ type fleet struct {
 	t       *testing.T
 	plan    plan
 	python  stack.Python // of the servers
+	last    stack.Python // of the last of them
 	servers []*stack.Bokeh
 	caddy   *stack.Caddy
 	home    string
@@ -69,6 +71,10 @@ func start(t *testing.T, p plan) *fleet {
 	if p.needs != "" {
 		python = install(t, p.needs)
 	}
+	last := python
+	if p.mixed != "" {
+		last = install(t, p.mixed)
+	}
 	// On a quiet machine Bokeh's defaults hold, unless the plan says otherwise.
 	if lifetime := min(stack.Stretch(quickLifetime), longestLifetime); p.quick || lifetime > bokehLifetime {
 		p.keepUnused(lifetime)
@@ -79,7 +85,7 @@ func start(t *testing.T, p plan) *fleet {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	f := &fleet{t: t, plan: p, python: python, servers: make([]*stack.Bokeh, n), home: dir, runs: filepath.Join(dir, "runs"), port: ports[n], admin: ports[n+1]}
+	f := &fleet{t: t, plan: p, python: python, last: last, servers: make([]*stack.Bokeh, n), home: dir, runs: filepath.Join(dir, "runs"), port: ports[n], admin: ports[n+1]}
 	f.front = newFront(t, fmt.Sprint("127.0.0.1:", f.port))
 	var wg sync.WaitGroup
 	for i := range n {
@@ -166,7 +172,11 @@ func (f *fleet) startServer(i, port int) {
 			args = append(args, "--allow-websocket-origin", o)
 		}
 	}
-	b, err := f.python.StartBokeh(kit.root, stack.BokehConfig{
+	python := f.python
+	if i == len(f.servers)-1 {
+		python = f.last
+	}
+	b, err := python.StartBokeh(kit.root, stack.BokehConfig{
 		Port: port, Program: f.plan.program, Ready: f.plan.ready,
 		Args: append(args, f.plan.serve...),
 		Env:  append([]string{"RUNS_FILE=" + f.runs, "ENDS_FILE=" + f.runs + ".ends", "ORIGINS=" + strings.Join(origins, " ")}, f.plan.serveEnv...),
