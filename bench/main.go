@@ -34,6 +34,7 @@ func command(ctx context.Context) error {
 	workNames := flag.String("works", "", "which `works` (all)")
 	count := flag.Int("count", 5, "how often each peer does each work")
 	out := flag.String("out", "bench/results", "`folder` of the raw results")
+	cold := flag.Bool("cold", false, "measure only crowds of browsers that have none of Bokeh's scripts, with and without bokeh_files")
 	draw := flag.Bool("draw", false, "only draw what the raw results hold")
 	readme := flag.Bool("readme", false, "write the tables into the README and the plot into bench")
 	seed := flag.Uint64("seed", 1, "of the first repetition")
@@ -70,6 +71,9 @@ func command(ctx context.Context) error {
 	revision, err := revisionOf(root)
 	if err != nil {
 		return fmt.Errorf("which revision is this: %w", err)
+	}
+	if *cold {
+		return b.cold(ctx, *out, revision, *count)
 	}
 	c := comparison{bench: b, count: *count, seed: *seed, revision: revision, folder: *out, versions: map[string]string{}}
 	if err := c.find(usual); err != nil {
