@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 )
 
 // besidesApps is what a Bokeh server has beside its apps: an index, a REST handler, a download, a file of --static-dirs.
@@ -204,7 +205,7 @@ func BenchmarkTokenFinder(b *testing.B) {
 	read := func(b *testing.B, look bool) {
 		b.SetBytes(int64(len(page)))
 		for b.Loop() {
-			var body io.ReadCloser = io.NopCloser(struct{ io.Reader }{bytes.NewReader(page)})
+			body := io.NopCloser(struct{ io.Reader }{bytes.NewReader(page)})
 			if look {
 				body = &tokenFinder{ReadCloser: body, done: func(bool) {}}
 			}
@@ -215,4 +216,36 @@ func BenchmarkTokenFinder(b *testing.B) {
 	}
 	b.Run("look", func(b *testing.B) { read(b, true) })
 	b.Run("pass", func(b *testing.B) { read(b, false) })
+}
+
+// An answer that is no page says nothing of pages: not that a server is well whose pages fail, nor how long one takes.
+func TestNoPageSaysNothingOfPages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		s.members.get("u0:80").draining.add(1) // so that all go to the other one
+		m := s.members.get("u1:80")
+		for range pagesInARow {
+			status := newRequest(s, "/rest/status")
+			status.choose(pool)
+			rn := status.run()
+			rn.connected(rn.attempt)
+			rn.answered(rn.attempt)
+			rn.hasAnswer(&http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: http.NoBody})
+			if n := m.sessions.Load(); n != 0 {
+				t.Errorf("%d sessions, though the answer is no page", n)
+			}
+			status.answer(http.StatusOK)
+			page := newRequest(s, "/app")
+			page.choose(pool)
+			page.answer(http.StatusInternalServerError)
+			synctest.Wait()
+		}
+		if !m.trouble.on() {
+			t.Error("a server all of whose pages fail is taken for well")
+		}
+		if m.warm() || s.table.hasPages(s.table.app("example.com", "/rest/status")) {
+			t.Error("an answer that is no page counts as one")
+		}
+	})
 }

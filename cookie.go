@@ -53,7 +53,14 @@ func (rn *run) setCookie(a *attempt, res *http.Response) {
 		return
 	}
 	t := a.m.keyedBy(rn.ring).tags[0]
-	c := http.Cookie{Name: rn.s.Cookie, Value: base64url.EncodeToString(t[:]), Path: "/", Secure: rn.secure, HttpOnly: true, SameSite: http.SameSiteLaxMode}
+	c := http.Cookie{ //nolint:gosec // over HTTP a browser would not keep one that is Secure
+		Name:     rn.s.Cookie,
+		Value:    base64url.EncodeToString(t[:]),
+		Path:     "/",
+		Secure:   rn.secure,
+		HttpOnly: true,
+		SameSite: http.SameSiteLaxMode,
+	}
 	if c.Value != rn.cookie {
 		res.Header.Add("Set-Cookie", c.String())
 	}
@@ -61,7 +68,7 @@ func (rn *run) setCookie(a *attempt, res *http.Response) {
 
 // checkCookie is here and in the Caddyfile, which can say the line.
 func checkCookie(name string) error {
-	if err := (&http.Cookie{Name: name, Value: "x"}).Valid(); err != nil {
+	if err := (&http.Cookie{Name: name, Value: "x"}).Valid(); err != nil { //nolint:gosec // nobody gets this one
 		return fmt.Errorf("invalid cookie %q: it is the name of a cookie, of letters, digits, - and _, as in %s", name, defaultCookie)
 	}
 	return nil

@@ -74,7 +74,7 @@ const tokenHeaderBytes = 64_000
 //
 // Placeholder | Description
 // ------------|-------------
-// `{http.reverse_proxy.bokeh.decision}` | Why the upstream was chosen: `bound` (the session is there), `new` (a new session), `moved` (its own upstream is lost) or `shared` (any upstream answers this: static files, login, index)
+// `{http.reverse_proxy.bokeh.decision}` | Why the upstream was chosen: `bound` (the session is there, or what it has made), `new` (a new session, unless the answer is no page), `moved` (its own upstream is lost) or `shared` (any upstream answers this: static files, logins)
 // `{http.reverse_proxy.bokeh.session}` | A short keyed hash of the session's id, the same through every Caddy with the same key; empty for shared requests. Where the server makes the ids itself, a page's differs from its socket's
 // `{http.reverse_proxy.bokeh.waited_ms}` | How long the visit has waited for a place, in milliseconds, where `max_sessions` made it wait
 type Selection struct {
