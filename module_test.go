@@ -462,7 +462,8 @@ func (o *overheard) serve(c net.Conn) {
 	fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }
 
-// What a client sends reaches the server as through any other policy, but for one header with the stamp on a page.
+// What a client sends reaches the server as through any other policy, but for one header with the stamp on
+// what may be a page.
 func TestServerSeesTheSame(t *testing.T) {
 	token := makeToken(t, stampOf("a:80"), nil)
 	ws := "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -485,8 +486,9 @@ func TestServerSeesTheSame(t *testing.T) {
 		"a form in a GET":         {"GET /app", "Content-Length: 20\r\nContent-Type: application/x-www-form-urlencoded; charset=utf-8\r\n", beside},
 		"a file in a GET":         {"GET /app", "Content-Length: 20\r\nContent-Type: multipart/form-data; boundary=x\r\n", beside},
 		"a form":                  {"POST /app", "Content-Length: 20\r\n", none},
-		"a file":                  {"GET /static/js/bokeh.min.js", "Bokeh-Session-Id: x\r\n", none},
-		"a file, stamped":         {"GET /static/js/bokeh.min.js", "Caddy-Bokeh-Stamp: x\r\n", none},
+		"a file":                  {"GET /static/js/bokeh.min.js", "Bokeh-Session-Id: x\r\n", beside},
+		"a file, stamped":         {"GET /static/js/bokeh.min.js", "Caddy-Bokeh-Stamp: x\r\n", beside},
+		"a script":                {"GET /static/js/bokeh.min.js", "Sec-Fetch-Dest: script\r\nCaddy-Bokeh-Stamp: x\r\n", none},
 		"a socket":                {"GET /app/ws", ws + "Sec-WebSocket-Protocol: bokeh, " + token + "\r\n", none},
 		"a socket, stamped":       {"GET /app/ws", ws + "Caddy-Bokeh-Stamp: x\r\nBokeh-Session-Id: x\r\nSec-WebSocket-Protocol: bokeh, " + token + "\r\n", none},
 		"a socket, two tokens":    {"GET /app/ws", ws + "Sec-WebSocket-Protocol: bokeh, " + token + ", " + token + "\r\n", none},
