@@ -70,6 +70,7 @@ func (f *fleet) metric(begin, end string) (sum int) {
 }
 
 func TestFilesAreAskedForOnce(t *testing.T) {
+	t.Parallel()
 	f := start(t, plan{directive: true})
 	want := 0
 	for range 5 {
@@ -98,6 +99,7 @@ func TestFilesAreAskedForOnce(t *testing.T) {
 
 // While a fleet is deployed its servers have two versions of Bokeh, and files of each.
 func TestFilesOfTwoVersions(t *testing.T) {
+	t.Parallel()
 	f := start(t, plan{directive: true, mixed: oldStacks, serveEnv: []string{"PYTHONPATH=" + testFile("old")}})
 	wrongOf10 := func() (all int) {
 		for range 10 {

@@ -249,6 +249,7 @@ func TestMistakesAreLogged(t *testing.T) {
 
 // A server that is told what the log says of a page at an IPv6 address lets that in.
 func TestAdviceOnIPv6Works(t *testing.T) {
+	t.Parallel()
 	f := start(t, plan{serveEnv: []string{"BOKEH_ALLOW_WS_ORIGIN=[2001:db8::1]:8080"}})
 	token := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"session_id":"x","session_expiry":%d}`, time.Now().Add(time.Hour).Unix()))
 	if got := status(t, f.url("/counter/ws"), with(socketHeader("bokeh, "+token), "Origin", "http://[2001:db8::1]:8080")); !strings.HasPrefix(got, "101") {
