@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptrace"
-	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -37,9 +36,7 @@ func isFile(r *http.Request) bool {
 	case "script", "style", "font":
 		return true
 	}
-	dir, last := path.Split(path.Clean(r.URL.Path))
-	segments := strings.Split(dir, "/")
-	return (slices.Contains(segments, "static") || slices.Contains(segments, "components")) && assetExtensions[strings.ToLower(path.Ext(last))]
+	return isInFileFolder(r.URL.Path) && hasFileEnding(r.URL.Path)
 }
 
 // canHedge says whether a request that was made for one upstream can be sent to another one by t. It cannot where its

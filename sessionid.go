@@ -356,13 +356,21 @@ func isNamedLikeFile(whole, last string) bool {
 	case "metadata", "favicon.ico", "liveness", "login", "logout":
 		return true
 	}
+	return isInFileFolder(whole) || hasFileEnding(last)
+}
+
+// isInFileFolder says whether a path lies in a folder in which servers keep files.
+func isInFileFolder(whole string) bool {
 	for segment := range strings.SplitSeq(path.Dir(path.Clean(whole)), "/") {
 		if segment == "static" || segment == "components" {
 			return true
 		}
 	}
-	return assetExtensions[strings.ToLower(path.Ext(last))]
+	return false
 }
+
+// hasFileEnding says whether a path ends as that of a file does which dashboards load.
+func hasFileEnding(whole string) bool { return assetExtensions[strings.ToLower(path.Ext(whole))] }
 
 // assetExtensions are the endings of files that dashboards load beside the page. An ending that
 // is not listed may be the name of an app, as in /sales.v2.
