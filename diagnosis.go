@@ -140,7 +140,7 @@ func (s *Selection) unknownStamp(of kind) {
 				" (if it comes through another Caddy with lb_policy bokeh that stands in front of this one, all is well; else give every Caddy in front of these servers the same secret_key, or the same storage)",
 				zap.String("metric", "caddy_bokeh_unknown_stamps_total"))
 		}
-	case other: // brings none
+	case maybePage, other: // every file of a page that comes through a Caddy in front brings one
 	}
 }
 

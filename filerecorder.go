@@ -130,7 +130,7 @@ func (rec *fileRecorder) stream() {
 		rec.dropped, rec.body = true, nil
 		return
 	}
-	rec.pass(filesPassed)
+	rec.pass(filesUnkept)
 }
 
 // pass hands on what was recorded, and lets the rest through.

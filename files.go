@@ -230,7 +230,7 @@ func (f *Files) fetch(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	}
 	switch {
 	case r.Context().Err() != nil && !first.passing:
-		first.pass(filesPassed)
+		first.pass(filesUnkept)
 		return err // this visitor has gone, and the next one in line goes on
 	case !first.passing && first.isRight():
 		if header, may := first.kept(); may {
@@ -247,8 +247,8 @@ func (f *Files) fetch(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		return err
 	}
 	turn.GiveUp()
-	fileResults.add(filesPassed)
-	first.pass(filesPassed)
+	fileResults.add(filesUnkept)
+	first.pass(filesUnkept)
 	if errors.Is(err, errAborted) {
 		panic(http.ErrAbortHandler) // so that the visitor sees that the answer is not whole
 	}
@@ -367,7 +367,7 @@ const (
 	filesMiss      = "miss"      // it was fetched
 	filesElsewhere = "elsewhere" // it was fetched, not from the first server that was asked
 	filesWrong     = "wrong"     // no server that was asked has it
-	filesPassed    = "passed"    // it cannot be kept
+	filesUnkept    = "unkept"    // it cannot be kept
 )
 
 // cacheStatus is what the Cache-Status header says of each (RFC 9211).
@@ -377,7 +377,7 @@ var cacheStatus = map[string]string{
 	filesMiss:      "bokeh-files; fwd=uri-miss; stored",
 	filesElsewhere: "bokeh-files; fwd=uri-miss; stored; detail=elsewhere",
 	filesWrong:     "bokeh-files; fwd=uri-miss; detail=wrong",
-	filesPassed:    "bokeh-files; fwd=uri-miss; detail=passed",
+	filesUnkept:    "bokeh-files; fwd=uri-miss; detail=unkept",
 }
 
 // fileResults counts them. It outlives configs, as counters do.
@@ -388,7 +388,7 @@ type fileMetrics struct{}
 
 var (
 	descFiles = newDesc("files_total", "Requests for files whose address names their content, by what became of them: hit (it was kept), shared (another request was fetching it),"+
-		" miss (fetched and kept), elsewhere (fetched and kept, not from the first server that was asked), wrong (no server that was asked has it), passed (it cannot be kept).", "result")
+		" miss (fetched and kept), elsewhere (fetched and kept, not from the first server that was asked), wrong (no server that was asked has it), unkept (it cannot be kept).", "result")
 	descFileBytes = newDesc("files_bytes", "Memory that the kept files take, with their compressed forms.")
 )
 

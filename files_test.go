@@ -292,7 +292,7 @@ func TestPersonalFiles(t *testing.T) {
 			s := serve(t, "bokeh_proxy "+a.addr())
 			for range 2 {
 				f := s.fetch(t, "GET", addressOf(aScript))
-				f.want(t, 200, "bokeh-files; fwd=uri-miss; detail=passed", aScript)
+				f.want(t, 200, "bokeh-files; fwd=uri-miss; detail=unkept", aScript)
 				if name != "Cache-Control" && f.header.Get(name) != value {
 					t.Errorf("%s is lost: %v", line, f.header)
 				}
@@ -327,7 +327,7 @@ func TestFileErrors(t *testing.T) {
 		lb_try_duration 0
 	}`)
 	a.instead(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "broken", 500) })
-	s.fetch(t, "GET", addressOf(aScript)).want(t, 500, "bokeh-files; fwd=uri-miss; detail=passed", "broken\n")
+	s.fetch(t, "GET", addressOf(aScript)).want(t, 500, "bokeh-files; fwd=uri-miss; detail=unkept", "broken\n")
 	a.instead(http.NotFound)
 	s.fetch(t, "GET", addressOf(aScript)).want(t, 404, "bokeh-files; fwd=uri-miss; detail=wrong", "404 page not found\n")
 	a.Close()
@@ -435,13 +435,12 @@ func TestCrowdAsksOnce(t *testing.T) {
 func TestFileFetchedMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &Files{site: new(contentcache.Cache).Open(defaultFilesSize), hunts: make(chan struct{}, maxHunts), logger: zap.NewNop()}
-		first := true
+		var later atomic.Bool
 		next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
-			if !first {
+			if later.Swap(true) {
 				io.WriteString(w, aScript)
 				return nil
 			}
-			first = false
 			<-r.Context().Done()
 			w.WriteHeader(499) // as reverse_proxy does
 			return nil

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,7 +25,7 @@ import (
 )
 
 // coldCrowd is how many come at once.
-const coldCrowd = 10
+const coldCrowd = 5
 
 // coldMode is a way to have a page's scripts.
 type coldMode struct {
@@ -46,7 +47,7 @@ type coldRecord struct {
 	Thread     float64   `json:"thread_seconds_per_visit"` // of the server's main thread, on the processor
 	Ready50    float64   `json:"ready_p50"`                // seconds
 	ReadyMax   float64   `json:"ready_max"`
-	Load       float64   `json:"load_average"` // of the machine, when the crowd came: more than its cores, and times say little
+	Load       float64   `json:"load_average"` // of the machine, when the crowd came
 	Revision   string    `json:"revision"`
 	Date       time.Time `json:"date"`
 }
@@ -110,7 +111,6 @@ func (b *bench) startCold(ctx context.Context, addr string) (*stack.Bokeh, error
 	return python.StartBokeh(b.root, stack.BokehConfig{
 		Port:    n,
 		Program: []string{"bokeh", "serve", filepath.Join(b.root, "bench", "widgets.py"), "--address", "127.0.0.1"},
-		Args:    []string{"--unused-session-lifetime", "1000", "--check-unused-sessions", "1000"},
 	})
 }
 
@@ -169,8 +169,7 @@ func coldVisits(ctx context.Context, pid int, to proxy, cold bool) (r coldRecord
 	}
 	slices.Sort(waits)
 	r.Thread, r.Ready50, r.ReadyMax = (after-before).Seconds()/coldCrowd, quantile(waits, 0.5), waits[coldCrowd-1]
-	// Its sessions end before the next crowd comes, and none of that is counted.
-	return r, sleep(ctx, 5*time.Second)
+	return r, sleep(ctx, time.Second) // sockets end
 }
 
 // scriptsInPage finds what a browser gets before it opens the websocket.
@@ -266,6 +265,9 @@ func writeCold(file string, all []coldRecord) error {
 
 // printCold prints medians, and what the first mode is to the others.
 func printCold(all []coldRecord) {
+	if slices.ContainsFunc(all, func(r coldRecord) bool { return r.Load > float64(runtime.NumCPU()) }) {
+		fmt.Println("The machine had more to do than this, so these figures say nothing: measure again when it is quiet.")
+	}
 	fmt.Printf("%d cold visits at once before one real server, medians of %d crowds\n", coldCrowd, len(all)/len(coldModes))
 	for _, m := range coldModes {
 		of := func(value func(coldRecord) float64) float64 {
