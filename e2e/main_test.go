@@ -62,6 +62,9 @@ func prepare() (end func()) {
 		chromedp.ExecPath(chromium),
 		chromedp.Flag("ignore-certificate-errors", true),
 		chromedp.Flag("disable-quic", true),
+		// Else every window makes web pages of its own for the pop-ups of its address bar, which take more of the processor
+		// than what the tests look at.
+		chromedp.Flag("disable-features", "Translate,BlinkGenPropertyTrees,WebUIOmniboxPopup,WebUIOmniboxAimPopup,WebUIOmniboxFullPopup"),
 		chromedp.DisableGPU,
 	)
 	if os.Getuid() == 0 {
