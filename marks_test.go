@@ -570,7 +570,10 @@ func TestTakenBackWhileClosing(t *testing.T) {
 		pass(time.Minute)
 		minute := time.Minute
 		a.tell(u0, word{state: stateDraining, grace: &minute})
+		pass(10 * time.Second)
+		release := b.door.hang() // or it may be the first to write that
 		<-d.waits
+		release()
 		b.tell(u0, word{state: stateReady})
 		b.tell(u0, word{state: stateReady, reason: "the new version is bad"})
 		close(d.wait)

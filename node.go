@@ -262,8 +262,11 @@ func (n *node) watch(sh *share) {
 	for {
 		time.Sleep(loadPause)
 		n.mu.Lock()
-		n.follow()
-		over := n.used == sh || len(sh.pools) == 0
+		over := len(sh.pools) == 0
+		if !over {
+			n.follow()
+			over = n.used == sh
+		}
 		n.mu.Unlock()
 		if over {
 			return
@@ -308,7 +311,9 @@ func (n *node) keepTime(ctx context.Context, sh *share) {
 		case <-time.After(n.pause(sh)):
 		}
 		n.mu.Lock()
-		n.follow()
+		if ctx.Err() == nil { // what has been halted does not begin anew
+			n.follow()
+		}
 		if ctx.Err() == nil {
 			now := n.t.now()
 			n.closeDue(now)
@@ -337,7 +342,9 @@ func (n *node) pause(sh *share) time.Duration {
 // all marks were read.
 func (n *node) exchange(ctx context.Context, sh *share) bool {
 	n.mu.Lock()
-	n.follow()
+	if ctx.Err() == nil { // what has been halted does not begin anew
+		n.follow()
+	}
 	said, began := n.said, n.t.now()
 	n.mu.Unlock()
 	if ctx.Err() != nil {
