@@ -124,23 +124,23 @@ var stampedKinds = []string{kindPage, kindSocket}
 // unknownStamp takes note of a request with a stamp that no key here has signed: that of another Caddy, or one that is
 // not held any more, or what anybody has made up.
 func (s *Selection) unknownStamp(of kind) {
-	now := s.table.now()
+	var paced *pacer
+	var name, text string
 	switch of {
 	case socket:
-		s.table.unknownStamps.add(kindSocket)
-		if s.pacers.unknownSocket.lets(now) {
-			s.logger.Warn("a websocket brings a stamp that no key of this Caddy has signed, so its server is not known and the app may run once more"+
-				" (give every Caddy in front of these servers the same secret_key, or the same storage; after a key was replaced or lost this ends with the pages of before)",
-				zap.String("metric", "caddy_bokeh_unknown_stamps_total"))
-		}
+		paced, name = &s.pacers.unknownSocket, kindSocket
+		text = "a websocket brings a stamp that no key of this Caddy has signed, so its server is not known and the app may run once more" +
+			" (give every Caddy in front of these servers the same secret_key, or the same storage; after a key was replaced or lost this ends with the pages of before)"
 	case pageRequest:
-		s.table.unknownStamps.add(kindPage)
-		if s.pacers.unknownPage.lets(now) {
-			s.logger.Warn("a page request names a session by a stamp that no key of this Caddy has signed, so its server is not known"+
-				" (if it comes through another Caddy with lb_policy bokeh that stands in front of this one, all is well; else give every Caddy in front of these servers the same secret_key, or the same storage)",
-				zap.String("metric", "caddy_bokeh_unknown_stamps_total"))
-		}
+		paced, name = &s.pacers.unknownPage, kindPage
+		text = "a page request names a session by a stamp that no key of this Caddy has signed, so its server is not known" +
+			" (if it comes through another Caddy with lb_policy bokeh that stands in front of this one, all is well; else give every Caddy in front of these servers the same secret_key, or the same storage)"
 	case maybePage, other: // every file of a page that comes through a Caddy in front brings one
+		return
+	}
+	s.table.unknownStamps.add(name)
+	if paced.lets(s.table.now()) {
+		s.logger.Warn(text, zap.String("metric", "caddy_bokeh_unknown_stamps_total"))
 	}
 }
 

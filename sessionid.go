@@ -162,9 +162,14 @@ func (ks keyring) verify(s string) (t tag, k *key, ok bool) {
 	return t, nil, false
 }
 
-// isStamp says whether s looks like a stamp, whoever has signed it.
+// looksLikeStamp says whether s has the form of a stamp, whoever signed it.
+func looksLikeStamp(s string) bool {
+	return len(s) == stampLen && s[0] == stampVersion && s[stampBaseLen] == '.'
+}
+
+// isStamp says whether s looks like a stamp to its last letter: so it was most likely made as one.
 func isStamp(s string) bool {
-	if len(s) != stampLen || s[0] != stampVersion || s[stampBaseLen] != '.' {
+	if !looksLikeStamp(s) {
 		return false
 	}
 	for i := range len(s) {
@@ -436,11 +441,6 @@ func (c *claim) tryAll(stamps []string, ks keyring) bool {
 		}
 	}
 	return false
-}
-
-// looksLikeStamp says whether s has the form of a stamp, whoever signed it.
-func looksLikeStamp(s string) bool {
-	return len(s) == stampLen && s[0] == stampVersion && s[stampBaseLen] == '.'
 }
 
 // tokenText returns the JSON of a token, as far as it can be read.
