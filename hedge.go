@@ -89,7 +89,7 @@ func (t watchedTransport) roundTripHedged(rn *run, r *http.Request) (*http.Respo
 	if err == nil {
 		res.Body.Close()
 	}
-	h.adopt()
+	h.adopt(err == nil)
 	return h.answer, nil
 }
 
@@ -174,9 +174,9 @@ func (h *hedge) begin() (*http.Request, *attempt) {
 	return r, a
 }
 
-// adopt makes the second server's answer the run's.
-func (h *hedge) adopt() {
-	h.rn.adopt(h.a)
+// adopt makes the second server's answer the run's. It is told whether the first one has answered, too.
+func (h *hedge) adopt(both bool) {
+	h.rn.adopt(h.a, both)
 	repl, u := h.rn.repl, h.dial.Upstream
 	if repl == nil {
 		return
@@ -226,14 +226,19 @@ func (rn *run) drop(a *attempt) {
 	rn.settle(a, 0)
 }
 
-// adopt makes a the run's last attempt, in the place of the one before.
-func (rn *run) adopt(a *attempt) {
+// adopt makes a the run's last attempt, in the place of the one before, which was answered as well or was not.
+func (rn *run) adopt(a *attempt, both bool) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
-	rn.settle(rn.attempt, 0)
+	first := rn.attempt
+	rn.settle(first, 0)
 	rn.attempt = a
 	rn.tried = append(rn.tried, a.m)
 	if asked := askedOf(rn.ctx); asked != nil {
+		if !both { // the first one has not said whether it has the file
+			asked.members = slices.DeleteFunc(asked.members, func(m *member) bool { return m == first.m })
+			asked.left = true
+		}
 		asked.members = append(asked.members, a.m)
 	}
 	if rn.over {

@@ -192,6 +192,16 @@ func TestNoHedgeWhereAllAreHeld(t *testing.T) {
 	})
 }
 
+// While servers have two versions, the one that is slow gets to answer where the faster one has another file.
+func TestHedgeOfTwoVersions(t *testing.T) {
+	s, h := hedging(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "second") }, "")
+	go func() {
+		<-h.left
+		close(h.release)
+	}()
+	s.fetch(t, "GET", addressOf("held")).want(t, 200, "bokeh-files; fwd=uri-miss; stored; detail=elsewhere", "held")
+}
+
 // With TLS the request names its server, and so it does for the second one.
 func TestHedgeOverTLS(t *testing.T) {
 	first := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
