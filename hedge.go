@@ -27,9 +27,10 @@ const (
 var hedgeOutcomes = []string{hedgeWon, hedgeLost}
 
 // isFile says whether r asks for a file that a page loads. Asking twice changes nothing then, as it might with a login or
-// whatever else an app does for a GET.
+// whatever else an app does for a GET. What a browser would show as a page may be one, whatever its name.
 func isFile(r *http.Request) bool {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Header.Get("Upgrade") != "" || bringsBody(r) || r.Header.Get("Content-Type") != "" {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Header.Get("Upgrade") != "" || bringsBody(r) || r.Header.Get("Content-Type") != "" ||
+		strings.Contains(r.Header.Get("Accept"), "text/html") {
 		return false
 	}
 	switch r.Header.Get("Sec-Fetch-Dest") {

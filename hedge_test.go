@@ -95,6 +95,7 @@ func TestHedge(t *testing.T) {
 		"an answer of the app's":   {"GET", "/api/data.json", nil, 200, "", "held", false},
 		"an order":                 {"POST", "/static/js/bokeh.min.js", nil, 200, "", "held", false},
 		"a host that is named":     {"GET", "/static/js/bokeh.min.js", nil, 200, "header_up Host {upstream_hostport}", "held", false},
+		"a page named like a file": {"GET", "/static/report.json", []string{"Accept", "text/html,application/xhtml+xml,*/*;q=0.8"}, 200, "", "held", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked := make(chan struct{}, 1)
@@ -189,6 +190,24 @@ func TestNoHedgeWhereAllAreHeld(t *testing.T) {
 		}
 		first.end()
 		time.Sleep(time.Minute)
+	})
+}
+
+// What has been a page is asked once, whatever a browser calls it.
+func TestNoHedgeOfAPage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSelection(testPool(2))
+		s.hedges = true
+		for _, wants := range []bool{true, false} {
+			f := newRequest(s, "/app", "Sec-Fetch-Dest", "script")
+			f.choose(s.static)
+			if got := f.run().mayHedge; got != wants {
+				t.Errorf("another server may be asked: %v, want %v", got, wants)
+			}
+			f.answer(http.StatusOK)
+			landed(t, s, s.static)
+		}
+		time.Sleep(time.Minute) // until the sessions have ended
 	})
 }
 

@@ -276,7 +276,7 @@ func (s *Selection) run(r *http.Request) *run {
 		s.unknownStamp(rn.kind)
 	}
 	rn.hasBody = bringsBody(r) && !isWebsocket(r.Header)
-	rn.mayHedge = s.hedges && rn.isShared() && isFile(r)
+	rn.mayHedge = s.hedges && rn.isShared() && isFile(r) && !s.table.hasPages(rn.terms.app)
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
 		rn.odd = rn.hasBody || size > plainHeader
