@@ -162,10 +162,12 @@ func (h *hedge) begin() (*http.Request, *attempt) {
 	ctx := context.WithValue(rn.ctx, caddyhttp.VarsCtxKey, make(map[string]any))
 	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), h.dial) // as reverseproxy.GetDialInfo finds it
 	ctx, h.cancelSecond = context.WithCancel(ctx)
-	r := h.first.Clone(httptrace.WithClientTrace(ctx, rn.trace(a)))
+	first := *h.first
+	first.Trailer = nil // the first server may just be sent what ends an empty body
+	r := first.Clone(httptrace.WithClientTrace(ctx, rn.trace(a)))
 	r.Body, r.ContentLength = nil, 0
 	r.Header.Del(stampHeader) // it names the first server
-	if first, ok := reverseproxy.GetDialInfo(h.first.Context()); ok && h.transport.TLSEnabled() && r.Host == first.Address {
+	if to, ok := reverseproxy.GetDialInfo(first.Context()); ok && h.transport.TLSEnabled() && r.Host == to.Address {
 		r.Host = h.dial.Address
 	}
 	r.URL.Scheme, r.URL.Host = "", h.dial.Address
