@@ -275,8 +275,9 @@ func (s *Selection) run(r *http.Request) *run {
 	if rn.unknown {
 		s.unknownStamp(rn.kind)
 	}
-	rn.hasBody = bringsBody(r) && !isWebsocket(r.Header)
-	rn.mayHedge = s.hedges && rn.isShared() && isFile(r)
+	// A websocket over HTTP/2 has the unknown length of the CONNECT that it was, and no body.
+	rn.hasBody = bringsBody(r) && (r.ProtoMajor < 2 || !isWebsocket(r.Header))
+	rn.mayHedge = s.hedges && rn.isShared() && isFile(r) && !s.table.hasPages(rn.terms.app)
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
 		rn.odd = rn.hasBody || size > plainHeader
