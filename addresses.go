@@ -31,6 +31,12 @@ func (s *Selection) lookedUp(m *member, found []net.IPAddr) {
 		zap.String("upstream", m.name), zap.Int("addresses", addresses), zap.String("caddyfile", s.eachByItself(m.upstream)))
 }
 
+// isHostOf says whether a host is that of the named upstream, as it is dialed.
+func isHostOf(name, host string) bool {
+	own, _, err := net.SplitHostPort(name)
+	return err == nil && strings.EqualFold(strings.TrimSuffix(host, "."), own)
+}
+
 // byFamily returns how many addresses there are of IPv4 and of IPv6.
 func byFamily(found []net.IPAddr) (four, six int) {
 	seen := make(map[netip.Addr]bool)

@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"bytes"
 	"net"
+	"net/http/httptrace"
 	"strings"
 	"testing"
 
@@ -67,6 +68,22 @@ func TestNameOfSeveralServers(t *testing.T) {
 				t.Errorf("it has %d addresses", m.addresses.Load())
 			}
 		})
+	}
+}
+
+// The addresses of a proxy on the way to an upstream are not the upstream's.
+func TestNameOfAForwardProxy(t *testing.T) {
+	for host, want := range map[string]int32{"proxy.internal": 0, "App.": 2} {
+		pool := reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: "app:5006"}}
+		s := newTestSelection(pool)
+		r := newRequest(s, "/app")
+		r.choose(pool)
+		trace := r.run().trace(r.run().attempt)
+		trace.DNSStart(httptrace.DNSStartInfo{Host: host})
+		trace.DNSDone(httptrace.DNSDoneInfo{Addrs: []net.IPAddr{{IP: net.IPv4(10, 0, 0, 1)}, {IP: net.IPv4(10, 0, 0, 2)}}})
+		if got := s.members.get("app:5006").addresses.Load(); got != want {
+			t.Errorf("after a look-up of %s the upstream has %d addresses, want %d", host, got, want)
+		}
 	}
 }
 
