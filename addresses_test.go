@@ -31,7 +31,8 @@ func TestNameOfSeveralServers(t *testing.T) {
 		"two of IPv6":                  {[]string{"http://app"}, "10.0.0.1 fd00::1 fd00::2", "dynamic a app 80 {\n\tversions ipv6\n}"},
 		"two of each":                  {[]string{"app:5006"}, "10.0.0.1 10.0.0.2 fd00::1 fd00::2", "dynamic a app 5006 {\n\tversions ipv4\n}"}, // else each would be two
 		"two of each, beside others": {
-			[]string{"app:5006", "localhost:5007", "[fd00::9]:80", "unix//run/app.sock", "spare:5006"}, "10.0.0.1 10.0.0.2 fd00::1 fd00::2",
+			[]string{"app:5006", "localhost:5007", "[fd00::9]:80", "unix//run/app.sock", "spare:5006"},
+			"10.0.0.1 10.0.0.2 fd00::1 fd00::2",
 			"dynamic multi {\n\ta app 5006 {\n\t\tversions ipv4\n\t}\n\ta localhost 5007 {\n\t\tversions ipv4\n\t}\n\ta fd00::9 80\n\t# unix//run/app.sock has no name that could be looked up\n\ta spare 5006\n}",
 		},
 		"beside others": {[]string{"app:5006", "10.0.0.9:80"}, "10.0.0.1 10.0.0.2", "dynamic multi {\n\ta app 5006\n\ta 10.0.0.9 80\n}"},
