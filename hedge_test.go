@@ -231,7 +231,7 @@ func TestHedgeOverTLS(t *testing.T) {
 			server.Close()
 		})
 	}
-	s := serve(t, fmt.Sprintf("bokeh_proxy https://%s https://%s {\n hedge_after 100ms\n transport http {\n tls_insecure_skip_verify\n }\n}",
+	s := serve(t, fmt.Sprintf("bokeh_proxy https://%[1]s https://%[2]s {\n hedge_after 100ms\n transport http {\n tls_insecure_skip_verify\n }\n}",
 		first.Listener.Addr(), second.Listener.Addr()))
 	comesSecond(second)
 	if f := s.fetch(t, "GET", "/static/js/bokeh.min.js"); f.body != second.Listener.Addr().String() {
