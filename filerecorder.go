@@ -213,7 +213,7 @@ func (rec *fileRecorder) kept() (http.Header, bool) {
 	}
 	h := http.Header{}
 	for name, values := range rec.header {
-		if !slices.Equal(values, rec.base[name]) && !slices.Contains(ofOneAnswer, name) {
+		if values = addedTo(rec.base[name], values); len(values) > 0 && !slices.Contains(ofOneAnswer, name) {
 			h[name] = values
 		}
 	}
@@ -225,4 +225,13 @@ func (rec *fileRecorder) kept() (http.Header, bool) {
 		vary != "" && vary != "accept-encoding" ||
 		origin != "" && origin != "*"
 	return h, !personal
+}
+
+// addedTo returns what a proxy has added to the values of a field: what was there before is of this one visitor. If it is not there
+// any more, all is new.
+func addedTo(before, values []string) []string {
+	if len(values) >= len(before) && slices.Equal(values[:len(before)], before) {
+		return values[len(before):]
+	}
+	return values
 }

@@ -301,8 +301,11 @@ func fileRequest(r *http.Request, ctx context.Context, asked *askedUpstreams) *h
 func (f *Files) serve(w http.ResponseWriter, r *http.Request, ask fileAsk, file *contentcache.File, result string) error {
 	fileResults.add(result)
 	h := w.Header()
+	if file.Header["Server"] != nil {
+		h.Del("Server") // as the proxy does
+	}
 	for name, values := range file.Header {
-		h[name] = slices.Clone(values)
+		h[name] = slices.Concat(h[name], values)
 	}
 	h.Set("Content-Type", fileTypes[ask.ending])
 	h.Set("X-Content-Type-Options", "nosniff")

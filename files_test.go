@@ -317,6 +317,25 @@ func TestHeadersOfKeptFiles(t *testing.T) {
 	}
 }
 
+// What the site says to one visitor is not said to the next, also where the server says something of the kind.
+func TestHeadersOfOneVisitor(t *testing.T) {
+	a := newFileServer(t, aScript)
+	a.instead(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Own", "the server's")
+		a.send(w, r)
+	})
+	s := serve(t, "header X-Own {http.request.uuid}\n\tbokeh_proxy "+a.addr())
+	seen := map[string]bool{}
+	for range 3 {
+		own := s.fetch(t, "GET", addressOf(aScript)).header["X-Own"]
+		if len(own) != 2 || own[1] != "the server's" || seen[own[0]] {
+			t.Errorf("one is told %q, others were told %v", own, seen)
+		}
+		seen[own[0]] = true
+	}
+	wantAsks(t, []*fileServer{a}, 1)
+}
+
 // Errors are what they were.
 func TestFileErrors(t *testing.T) {
 	a := newFileServer(t, aScript)
