@@ -224,7 +224,7 @@ func (rec *fileRecorder) kept() (http.Header, bool) {
 		strings.Contains(control, "private") || strings.Contains(control, "no-store") ||
 		vary != "" && vary != "accept-encoding" ||
 		origin != "" && origin != "*"
-	return h, !personal
+	return h, !personal && rec.mayRun()
 }
 
 // addedTo returns what a proxy has added to the values of a field: what was there before is of this one visitor. If it is not there
@@ -234,4 +234,11 @@ func addedTo(before, values []string) []string {
 		return values[len(before):]
 	}
 	return values
+}
+
+// mayRun says whether the answer may be called what its ending says, as far as that gives it a right which the server did not. A browser that
+// is sent to an SVG file runs its scripts, so somebody else's is told to be text.
+func (rec *fileRecorder) mayRun() bool {
+	svg := fileTypes[".svg"]
+	return fileTypes[rec.ask.ending] != svg || strings.HasPrefix(strings.ToLower(rec.header.Get("Content-Type")), svg)
 }

@@ -642,6 +642,24 @@ func TestFileThatWasReplacedUnderItsServer(t *testing.T) {
 	}
 }
 
+// What the server calls text does not become a document that runs scripts.
+func TestPictureThatIsCalledText(t *testing.T) {
+	picture := `<svg xmlns="http://www.w3.org/2000/svg"><script>alert(document.domain)</script></svg>`
+	a := newFileServer(t, picture)
+	s := serve(t, "bokeh_proxy "+a.addr())
+	for typ, cache := range map[string]string{"text/plain": "bokeh-files; fwd=uri-miss; detail=unkept", "image/svg+xml; charset=utf-8": isMiss} {
+		a.instead(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", typ)
+			io.WriteString(w, picture)
+		})
+		f := s.fetch(t, "GET", "/uploads/static/a.svg?v="+hashOf(picture))
+		f.want(t, 200, cache, picture)
+		if got := f.header.Get("Content-Type"); !strings.HasPrefix(typ, got) {
+			t.Errorf("%s is called %s", typ, got)
+		}
+	}
+}
+
 // A reload asks once more, and keeps nothing of what was before.
 func TestFilesAndReload(t *testing.T) {
 	a := newFileServer(t, aScript)
