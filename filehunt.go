@@ -85,7 +85,7 @@ func (f *Files) hunt(r *http.Request, next caddyhttp.Handler, ask fileAsk, turn 
 		rec := newFileRecorder(nil, ask, turn)
 		_ = rec.record(next, fileRequest(r, turn.Context(), asked)) // it was about this server alone
 		if rec.isRight() {
-			if header, may := rec.kept(); may {
+			if header, may := rec.kept(); may && !asked.vary {
 				return turn.Keep(rec.body, header)
 			}
 		}
@@ -106,6 +106,7 @@ type askedKey struct{}
 type askedUpstreams struct {
 	members []*member
 	left    bool // the last one asked left another one that could be
+	vary    bool // others may come to other upstreams with the same address
 }
 
 // askedOf returns the upstreams that were asked for what r asks for, or nil if nobody wants to know.

@@ -55,7 +55,8 @@ const fileCaching = "max-age=31536000, immutable"
 // a segment `static` and the ending of a script, style sheet, source map, font or image. Everything else is
 // passed on.
 //
-// Files are found by the host and path at which this site's own servers have answered with them, so no site serves another one's.
+// Files are found by the host and path at which this site's own servers have answered with them, so no site serves another one's. Where the
+// upstreams of an `lb_policy bokeh` depend on the request nothing is kept; before another policy's do not use it then, unless they depend on host and path alone.
 // Where several sites have the same file it is in memory once. A file that takes more than an eighth of the size is passed on and not kept.
 // What is kept outlives no config: after a reload each file is asked for once more.
 //
@@ -237,7 +238,7 @@ func (f *Files) fetch(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	result = filesUnkept
 	switch {
 	case first.isRight():
-		if header, may := first.kept(); may {
+		if header, may := first.kept(); may && !asked.vary {
 			return turn.Keep(first.body, header), filesMiss, nil
 		}
 	case first.isWrong():

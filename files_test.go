@@ -259,6 +259,16 @@ func TestSitesHaveTheirOwnFiles(t *testing.T) {
 	s.fetch(t, "GET", addressOf(evil.script)).want(t, 200, "bokeh-files; fwd=uri-miss; detail=wrong", aScript)
 }
 
+// Where each user has a server, no user's file is served to another one.
+func TestUsersHaveTheirOwnServers(t *testing.T) {
+	evil, good := newFileServer(t, "alert(document.cookie)"), newFileServer(t, aScript)
+	s := serve(t, "bokeh_proxy {http.request.header.Server-Of-User}")
+	for range 2 {
+		s.fetch(t, "GET", addressOf(evil.script), "Server-Of-User", evil.addr()).want(t, 200, "bokeh-files; fwd=uri-miss; detail=unkept", evil.script)
+	}
+	s.fetch(t, "GET", addressOf(evil.script), "Server-Of-User", good.addr()).want(t, 200, "bokeh-files; fwd=uri-miss; detail=wrong", aScript)
+}
+
 func TestWhatIsNoSuchFile(t *testing.T) {
 	a := newFileServer(t, aScript)
 	s := serve(t, "bokeh_proxy "+a.addr())

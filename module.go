@@ -331,6 +331,9 @@ func (s *Selection) knowsPool() bool {
 	return s.static != nil || len(s.members.source.lastFound().dials) > 0
 }
 
+// poolVaries says whether the upstreams depend on the request.
+func (s *Selection) poolVaries() bool { return s.static == nil && s.members.source == nil }
+
 // isUnloaded says whether the config has been replaced.
 func (s *Selection) isUnloaded() bool {
 	select {

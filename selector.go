@@ -275,6 +275,9 @@ func (s *Selection) run(r *http.Request) *run {
 	if rn.unknown {
 		s.unknownStamp(rn.kind)
 	}
+	if asked := askedOf(r.Context()); asked != nil && s.poolVaries() {
+		asked.vary = true
+	}
 	rn.hasBody = bringsBody(r) && !isWebsocket(r.Header)
 	rn.mayHedge = s.hedges && rn.isShared() && isFile(r)
 	if rn.kind == pageRequest {
