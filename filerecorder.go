@@ -206,7 +206,7 @@ var ofOneAnswer = []string{
 }
 
 // kept returns the header to keep the file with, and whether it may be kept: not where the answer is meant for
-// this one visitor.
+// this one visitor, or not to be compressed.
 func (rec *fileRecorder) kept() (http.Header, bool) {
 	if !rec.isRecorded() {
 		return nil, false
@@ -220,11 +220,11 @@ func (rec *fileRecorder) kept() (http.Header, bool) {
 	control := strings.ToLower(strings.Join(rec.header["Cache-Control"], ","))
 	vary := strings.ToLower(strings.Join(rec.header["Vary"], ","))
 	origin := rec.header.Get("Access-Control-Allow-Origin")
-	personal := h["Set-Cookie"] != nil ||
-		strings.Contains(control, "private") || strings.Contains(control, "no-store") ||
+	barred := h["Set-Cookie"] != nil ||
+		strings.Contains(control, "private") || strings.Contains(control, "no-store") || strings.Contains(control, "no-transform") ||
 		vary != "" && vary != "accept-encoding" ||
 		origin != "" && origin != "*"
-	return h, !personal && rec.mayRun()
+	return h, !barred && rec.mayRun()
 }
 
 // addedTo returns what a proxy has added to the values of a field: what was there before is of this one visitor. If it is not there

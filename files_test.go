@@ -289,7 +289,7 @@ func TestWhatIsNoSuchFile(t *testing.T) {
 // What is meant for one visitor is not kept for all.
 func TestPersonalFiles(t *testing.T) {
 	for _, line := range []string{
-		"Set-Cookie: a=b", "Cache-Control: private, max-age=5", "Cache-Control: no-store", "Vary: Cookie", "Vary: Accept-Encoding, Origin",
+		"Set-Cookie: a=b", "Cache-Control: private, max-age=5", "Cache-Control: no-store", "Cache-Control: public, no-transform", "Vary: Cookie", "Vary: Accept-Encoding, Origin",
 		"Access-Control-Allow-Origin: https://a.example", "Content-Encoding: identity2",
 	} {
 		t.Run(line, func(t *testing.T) {
