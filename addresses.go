@@ -15,24 +15,31 @@ import (
 // another one then, so where they are several servers a page and its websocket meet by luck. One address of each family
 // is one server, and so are all that a name of this machine has.
 func (s *Selection) lookedUp(m *member, found []net.IPAddr) {
+	four, six := byFamily(found)
 	addresses := 1
 	if !isLocal(m.name) {
-		addresses = mostOfAFamily(found)
+		addresses = max(four, six)
 	}
 	m.addresses.Store(int32(addresses))
+	m.family.Store(int32(familyOf(four, six)))
 	if addresses <= 1 || m.told.Load() || !s.pacers.names.lets(m.name, s.table.now()) {
 		return
 	}
 	m.told.Store(true)
 	s.logger.Warn("upstream's name has several addresses, and each connection may go to another one: a page and its websocket meet by luck, and the app runs more than once a visit"+
 		" (if they are several servers, find each by itself: put these lines into the block in place of the address, with the resolvers that the transport has)",
-		zap.String("upstream", m.name), zap.Int("addresses", addresses), zap.String("caddyfile", s.eachByItself(m.name)))
+		zap.String("upstream", m.name), zap.Int("addresses", addresses), zap.String("caddyfile", s.eachByItself(m.upstream)))
 }
 
-// mostOfAFamily returns how many addresses there are of IPv4 or of IPv6, of whichever there are more.
-func mostOfAFamily(found []net.IPAddr) int {
+// isHostOf says whether a host is that of the named upstream, as it is dialed.
+func isHostOf(name, host string) bool {
+	own, _, err := net.SplitHostPort(name)
+	return err == nil && strings.EqualFold(strings.TrimSuffix(host, "."), own)
+}
+
+// byFamily returns how many addresses there are of IPv4 and of IPv6.
+func byFamily(found []net.IPAddr) (four, six int) {
 	seen := make(map[netip.Addr]bool)
-	var four, six int
 	for _, addr := range found {
 		ip, ok := netip.AddrFromSlice(addr.IP)
 		if ip = ip.Unmap(); !ok || seen[ip] {
@@ -45,23 +52,56 @@ func mostOfAFamily(found []net.IPAddr) int {
 			six++
 		}
 	}
-	return max(four, six)
+	return four, six
 }
 
-// eachByItself returns the lines of a Caddyfile that find every address of the handler's upstreams.
-func (s *Selection) eachByItself(name string) string {
+// family is that of the addresses by which a source should find the servers of a name.
+type family int32
+
+const (
+	onlyFamily family = 0 // that which the name has
+	family4    family = 4
+	family6    family = 6
+)
+
+// familyOf returns the family to name where there are so many addresses of IPv4 and of IPv6. Where a server has one of
+// each, a source that is told of none finds it twice, and takes it for two servers.
+func familyOf(four, six int) family {
+	switch {
+	case four == 0 || six == 0:
+		return onlyFamily
+	case six > four:
+		return family6
+	}
+	return family4
+}
+
+// eachByItself returns the lines of a Caddyfile that find every address of the handler's upstreams, of which u is one.
+func (s *Selection) eachByItself(u *upstream) string {
 	if len(s.static) <= 1 {
-		return "dynamic " + discoverBy(name)
+		return "dynamic " + discoverBy(u.name, family(u.family.Load()), "")
 	}
 	var lines strings.Builder
-	for _, u := range s.static {
-		fmt.Fprintf(&lines, "\t%s\n", discoverBy(upstreamName(u.Dial)))
+	for _, other := range s.static {
+		m := s.members.get(other.Dial)
+		of := family(m.family.Load())
+		if isLocal(m.name) {
+			of = family4
+		}
+		fmt.Fprintf(&lines, "\t%s\n", discoverBy(m.name, of, "\t"))
 	}
 	return "dynamic multi {\n" + lines.String() + "}"
 }
 
-// discoverBy returns the source that finds all addresses of the named upstream.
-func discoverBy(name string) string {
-	host, port, _ := net.SplitHostPort(name)
-	return fmt.Sprintf("a %s %s", host, port)
+// discoverBy returns the source that finds all addresses of the named upstream, with an indent from its second line on.
+func discoverBy(name string, of family, indent string) string {
+	host, port, err := net.SplitHostPort(name)
+	if err != nil || strings.Contains(name, "/") {
+		return "# " + name + " has no name that could be looked up"
+	}
+	source := fmt.Sprintf("a %s %s", host, port)
+	if _, err := netip.ParseAddr(host); err == nil || of == onlyFamily {
+		return source
+	}
+	return fmt.Sprintf("%s {\n%s\tversions ipv%d\n%s}", source, indent, of, indent)
 }

@@ -5,9 +5,11 @@ package caddybokeh
 import (
 	"bytes"
 	"net"
+	"net/http/httptrace"
 	"strings"
 	"testing"
 
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -26,8 +28,13 @@ func TestNameOfSeveralServers(t *testing.T) {
 		"this machine":                 {[]string{"localhost:5006"}, "127.0.0.1 ::1", ""},
 		"this machine, by two of each": {[]string{"app.localhost:5006"}, "127.0.0.1 127.0.1.1 ::1", ""},
 		"two":                          {[]string{"App:5006"}, "10.0.0.1 10.0.0.2", "dynamic a app 5006"},
-		"two of IPv6":                  {[]string{"http://app"}, "10.0.0.1 fd00::1 fd00::2", "dynamic a app 80"},
-		"beside others":                {[]string{"app:5006", "10.0.0.9:80"}, "10.0.0.1 10.0.0.2", "dynamic multi {\n\ta app 5006\n\ta 10.0.0.9 80\n}"},
+		"two of IPv6":                  {[]string{"http://app"}, "10.0.0.1 fd00::1 fd00::2", "dynamic a app 80 {\n\tversions ipv6\n}"},
+		"two of each":                  {[]string{"app:5006"}, "10.0.0.1 10.0.0.2 fd00::1 fd00::2", "dynamic a app 5006 {\n\tversions ipv4\n}"}, // else each would be two
+		"two of each, beside others": {
+			[]string{"app:5006", "localhost:5007", "[fd00::9]:80", "unix//run/app.sock", "spare:5006"}, "10.0.0.1 10.0.0.2 fd00::1 fd00::2",
+			"dynamic multi {\n\ta app 5006 {\n\t\tversions ipv4\n\t}\n\ta localhost 5007 {\n\t\tversions ipv4\n\t}\n\ta fd00::9 80\n\t# unix//run/app.sock has no name that could be looked up\n\ta spare 5006\n}",
+		},
+		"beside others": {[]string{"app:5006", "10.0.0.9:80"}, "10.0.0.1 10.0.0.2", "dynamic multi {\n\ta app 5006\n\ta 10.0.0.9 80\n}"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var pool reverseproxy.UpstreamPool
@@ -52,10 +59,31 @@ func TestNameOfSeveralServers(t *testing.T) {
 			if said.String() != c.want {
 				t.Errorf("it says %q, want %q", said.String(), c.want)
 			}
+			if c.want != "" {
+				if _, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(":80 {\nreverse_proxy {\n"+c.want+"\nlb_policy bokeh\n}\n}"), nil); err != nil {
+					t.Errorf("Caddy does not take the lines: %v", err)
+				}
+			}
 			if got := m.addresses.Load() > 1; got != (c.want != "") {
 				t.Errorf("it has %d addresses", m.addresses.Load())
 			}
 		})
+	}
+}
+
+// The addresses of a proxy on the way to an upstream are not the upstream's.
+func TestNameOfAForwardProxy(t *testing.T) {
+	for host, want := range map[string]int32{"proxy.internal": 0, "App.": 2} {
+		pool := reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: "app:5006"}}
+		s := newTestSelection(pool)
+		r := newRequest(s, "/app")
+		r.choose(pool)
+		trace := r.run().trace(r.run().attempt)
+		trace.DNSStart(httptrace.DNSStartInfo{Host: host})
+		trace.DNSDone(httptrace.DNSDoneInfo{Addrs: []net.IPAddr{{IP: net.IPv4(10, 0, 0, 1)}, {IP: net.IPv4(10, 0, 0, 2)}}})
+		if got := s.members.get("app:5006").addresses.Load(); got != want {
+			t.Errorf("after a look-up of %s the upstream has %d addresses, want %d", host, got, want)
+		}
 	}
 }
 

@@ -213,7 +213,8 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 	for _, st := range all {
 		if st.Addresses > 1 {
 			fmt.Fprintf(w, "\n%s: this name has %d addresses, and a page and its websocket meet by luck; if they are several servers,"+
-				" find each by itself (in place of the address: dynamic %s)\n", st.Address, st.Addresses, discoverBy(st.Address))
+				" find each by itself (in place of the address: dynamic %s; where each has an address of IPv4 and one of IPv6, with a block that says versions ipv4)\n",
+				st.Address, st.Addresses, discoverBy(st.Address, onlyFamily, ""))
 		}
 	}
 	for _, st := range all {
@@ -411,6 +412,10 @@ func printCheck(w io.Writer, check *storageCheck, nodes []nodeStatus) error {
 		if !s.OK {
 			fmt.Fprintf(w, "\n%s: %s\n  so %s\n", s.Name, strings.ReplaceAll(s.Error, "\n", "; "), s.Means)
 		}
+	}
+	if len(nodes) > 0 && nodes[0].Policies == 0 {
+		fmt.Fprintf(w, "\n%v, so it keeps nothing in it and looks for nobody there\n", errNoStorage)
+		return nil
 	}
 	fmt.Fprintln(w, "\nCaddys that this one finds in it:")
 	for _, n := range nodes {

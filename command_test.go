@@ -224,6 +224,13 @@ func TestCommandThatChecksTheStorage(t *testing.T) {
 	if !strings.Contains(c.output(), "so nothing can be drained") {
 		t.Errorf("nobody is told what it means: %s", c.output())
 	}
+
+	a.reload("respond nothing")
+	c = a.begin("storage-check")
+	c.end(1, "this Caddy has no bokeh_proxy")
+	if strings.Contains(c.output(), "(this one)") {
+		t.Errorf("it is said to be in the storage: %s", c.output())
+	}
 }
 
 // What is wrong with the storage is told where operators look, with what to do.

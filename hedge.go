@@ -27,9 +27,10 @@ const (
 var hedgeOutcomes = []string{hedgeWon, hedgeLost}
 
 // isFile says whether r asks for a file that a page loads. Asking twice changes nothing then, as it might with a login or
-// whatever else an app does for a GET.
+// whatever else an app does for a GET. What a browser would show as a page may be one, whatever its name.
 func isFile(r *http.Request) bool {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Header.Get("Upgrade") != "" || bringsBody(r) || r.Header.Get("Content-Type") != "" {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Header.Get("Upgrade") != "" || bringsBody(r) || r.Header.Get("Content-Type") != "" ||
+		strings.Contains(r.Header.Get("Accept"), "text/html") {
 		return false
 	}
 	switch r.Header.Get("Sec-Fetch-Dest") {
@@ -89,7 +90,7 @@ func (t watchedTransport) roundTripHedged(rn *run, r *http.Request) (*http.Respo
 	if err == nil {
 		res.Body.Close()
 	}
-	h.adopt()
+	h.adopt(err == nil)
 	return h.answer, nil
 }
 
@@ -161,10 +162,12 @@ func (h *hedge) begin() (*http.Request, *attempt) {
 	ctx := context.WithValue(rn.ctx, caddyhttp.VarsCtxKey, make(map[string]any))
 	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), h.dial) // as reverseproxy.GetDialInfo finds it
 	ctx, h.cancelSecond = context.WithCancel(ctx)
-	r := h.first.Clone(httptrace.WithClientTrace(ctx, rn.trace(a)))
+	first := *h.first
+	first.Trailer = nil // the first server may just be sent what ends an empty body
+	r := first.Clone(httptrace.WithClientTrace(ctx, rn.trace(a)))
 	r.Body, r.ContentLength = nil, 0
 	r.Header.Del(stampHeader) // it names the first server
-	if first, ok := reverseproxy.GetDialInfo(h.first.Context()); ok && h.transport.TLSEnabled() && r.Host == first.Address {
+	if to, ok := reverseproxy.GetDialInfo(first.Context()); ok && h.transport.TLSEnabled() && r.Host == to.Address {
 		r.Host = h.dial.Address
 	}
 	r.URL.Scheme, r.URL.Host = "", h.dial.Address
@@ -174,9 +177,9 @@ func (h *hedge) begin() (*http.Request, *attempt) {
 	return r, a
 }
 
-// adopt makes the second server's answer the run's.
-func (h *hedge) adopt() {
-	h.rn.adopt(h.a)
+// adopt makes the second server's answer the run's. It is told whether the first one has answered, too.
+func (h *hedge) adopt(both bool) {
+	h.rn.adopt(h.a, both)
 	repl, u := h.rn.repl, h.dial.Upstream
 	if repl == nil {
 		return
@@ -226,14 +229,19 @@ func (rn *run) drop(a *attempt) {
 	rn.settle(a, 0)
 }
 
-// adopt makes a the run's last attempt, in the place of the one before.
-func (rn *run) adopt(a *attempt) {
+// adopt makes a the run's last attempt, in the place of the one before, which was answered as well or was not.
+func (rn *run) adopt(a *attempt, both bool) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
-	rn.settle(rn.attempt, 0)
+	first := rn.attempt
+	rn.settle(first, 0)
 	rn.attempt = a
 	rn.tried = append(rn.tried, a.m)
 	if asked := askedOf(rn.ctx); asked != nil {
+		if !both { // the first one has not said whether it has the file
+			asked.members = slices.DeleteFunc(asked.members, func(m *member) bool { return m == first.m })
+			asked.left = true
+		}
 		asked.members = append(asked.members, a.m)
 	}
 	if rn.over {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -58,17 +59,20 @@ func hedging(t *testing.T, second http.HandlerFunc, options string) (s *site, h 
 	h = newHeld(t)
 	other := httptest.NewServer(second)
 	t.Cleanup(other.Close)
-	s = serve(t, fmt.Sprintf(`header X-Upstream {rp.upstream.hostport}
+	s = serve(t, fmt.Sprintf(`header >X-Upstream {rp.upstream.hostport}
 	bokeh_proxy %s %s {
 		hedge_after 100ms
 		%s
 	}`, h.Listener.Addr(), other.Listener.Addr(), options))
-	sessions().each(func(u *upstream) {
-		if u.name == upstreamName(other.Listener.Addr().String()) {
-			u.unanswered.ask(new(question), sessions().now()+time.Hour)
-		}
-	})
+	comesSecond(other)
 	return s, h
+}
+
+// comesSecond lets a server have a request that it does not answer.
+func comesSecond(server *httptest.Server) {
+	u := sessions().hold(upstreamName(server.Listener.Addr().String()))
+	defer sessions().release(u)
+	u.unanswered.ask(new(question), sessions().now()+time.Hour)
 }
 
 func TestHedge(t *testing.T) {
@@ -91,6 +95,7 @@ func TestHedge(t *testing.T) {
 		"an answer of the app's":   {"GET", "/api/data.json", nil, 200, "", "held", false},
 		"an order":                 {"POST", "/static/js/bokeh.min.js", nil, 200, "", "held", false},
 		"a host that is named":     {"GET", "/static/js/bokeh.min.js", nil, 200, "header_up Host {upstream_hostport}", "held", false},
+		"a page named like a file": {"GET", "/static/report.json", []string{"Accept", "text/html,application/xhtml+xml,*/*;q=0.8"}, 200, "", "held", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked := make(chan struct{}, 1)
@@ -121,15 +126,18 @@ func TestHedge(t *testing.T) {
 					close(h.release)
 				}
 			}()
-			body := s.fetch(t, test.method, test.path, test.header...).body
+			f := s.fetch(t, test.method, test.path, test.header...)
 			cancel()
-			if body != test.body {
-				t.Errorf("the answer is %q, want %q", body, test.body)
+			if f.body != test.body {
+				t.Errorf("the answer is %q, want %q", f.body, test.body)
+			}
+			addr := h.Listener.Addr().String()
+			if by := f.header.Get("X-Upstream"); by == "" || (by == addr) == wins {
+				t.Errorf("the placeholder names %q; the first server is %s", by, addr)
 			}
 			if n := h.asked.Load(); n != 1 {
 				t.Errorf("the first server was asked %d times", n)
 			}
-			addr := h.Listener.Addr().String()
 			if !test.asked {
 				return
 			}
@@ -163,23 +171,72 @@ func TestHedgeOfManyFiles(t *testing.T) {
 
 // Where the other server does not answer either, it is not asked.
 func TestNoHedgeWhereAllAreHeld(t *testing.T) {
-	h, h2 := newHeld(t), newHeld(t)
-	s := serve(t, fmt.Sprintf("bokeh_proxy %s %s {\n hedge_after 300ms\n}", h.Listener.Addr(), h2.Listener.Addr()))
-	answers := make(chan string)
-	for i := range 2 {
-		go func() {
-			body := s.fetch(t, "GET", fmt.Sprintf("/static/js/%d.js", i)).body
-			answers <- body
-		}()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSelection(testPool(2))
+		first := fileAt0(s)
+		other, at := file(s)
+		if at != "u1:80" {
+			t.Fatalf("the second file goes to %s", at)
+		}
+		second := func(f *request) int { return f.run().second(s.view(s.static, f.run())) }
+		time.Sleep(stalledAfter)
+		if i, j := second(first), second(other); i >= 0 || j >= 0 {
+			t.Errorf("for files of two servers that are held, further ones would be asked: %d and %d", i, j)
+		}
+		other.answer(http.StatusOK)
+		synctest.Wait()
+		if i := second(first); i != 1 {
+			t.Errorf("when one answers again, it is not asked: %d", i)
+		}
+		first.end()
+		time.Sleep(time.Minute)
+	})
+}
+
+// What has been a page is asked once, whatever a browser calls it.
+func TestNoHedgeOfAPage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSelection(testPool(2))
+		s.hedges = true
+		for _, wants := range []bool{true, false} {
+			f := newRequest(s, "/app", "Sec-Fetch-Dest", "script")
+			f.choose(s.static)
+			if got := f.run().mayHedge; got != wants {
+				t.Errorf("another server may be asked: %v, want %v", got, wants)
+			}
+			f.answer(http.StatusOK)
+			landed(t, s, s.static)
+		}
+		time.Sleep(time.Minute) // until the sessions have ended
+	})
+}
+
+// While servers have two versions, the one that is slow gets to answer where the faster one has another file.
+func TestHedgeOfTwoVersions(t *testing.T) {
+	s, h := hedging(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "second") }, "")
+	go func() {
+		<-h.left
+		close(h.release)
+	}()
+	s.fetch(t, "GET", addressOf("held")).want(t, 200, "bokeh-files; fwd=uri-miss; stored; detail=elsewhere", "held")
+}
+
+// With TLS the request names its server, and so it does for the second one.
+func TestHedgeOverTLS(t *testing.T) {
+	first := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	second := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Host) }))
+	for _, server := range []*httptest.Server{first, second} {
+		t.Cleanup(func() {
+			server.CloseClientConnections()
+			server.Close()
+		})
 	}
-	time.Sleep(600 * time.Millisecond)
-	if n := h.asked.Load() + h2.asked.Load(); n > 2 {
-		t.Errorf("for two files servers were asked %d times", n)
+	s := serve(t, fmt.Sprintf("bokeh_proxy https://%s https://%s {\n hedge_after 100ms\n transport http {\n tls_insecure_skip_verify\n }\n}",
+		first.Listener.Addr(), second.Listener.Addr()))
+	comesSecond(second)
+	if f := s.fetch(t, "GET", "/static/js/bokeh.min.js"); f.body != second.Listener.Addr().String() {
+		t.Errorf("the host that was asked for is %q, want the second server", f.body)
 	}
-	close(h.release)
-	close(h2.release)
-	<-answers
-	<-answers
 }
 
 func TestIsFile(t *testing.T) {

@@ -240,6 +240,97 @@ func TestListsNothingAnyMore(t *testing.T) {
 	})
 }
 
+// What was found in the storage of the config before says nothing of that of the next one.
+func TestListsNothingSinceAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := newVault(), newVault()
+		nothing := func([]string, string, bool) ([]string, error) { return nil, nil }
+		b := startListed(t, two, nothing)
+		_, hangUp := b.socket(b.visitAt(u0))
+		defer hangUp()
+		a := startNode(t, one)
+		pass(time.Minute)
+		for range 20 { // as the exchanges fall
+			a.load(&lists{two.door(), nothing}, a.pool)()
+			a.s.members.drain([]string{u0})
+			for range 40 {
+				pass(250 * time.Millisecond)
+				if st, err := a.upstream(u0); err != nil || st.State == stateDrained {
+					t.Fatalf("with a session on a node of the new storage: %+v %v", st, err)
+				}
+			}
+			a.load(one.door(), a.pool)()
+			pass(time.Minute + 300*time.Millisecond)
+		}
+	})
+}
+
+// Drains go along to a storage that lists nothing, and are written again where it loses them.
+func TestDrainsGoAlongUnlisted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := newVault(), newVault()
+		a := startNode(t, one)
+		a.drain(u0)
+		pass(time.Minute)
+		nothing := func([]string, string, bool) ([]string, error) { return nil, nil }
+		a.load(&lists{two.door(), nothing}, a.pool)()
+		pass(10 * time.Second)
+		if !two.holds(markKey(u0)) {
+			t.Error("the drain is not in the next storage")
+		}
+		two.mu.Lock()
+		clear(two.values)
+		two.mu.Unlock()
+		pass(10 * time.Second)
+		if !two.holds(markKey(u0)) {
+			t.Error("the drain is not written again")
+		}
+		b := startListed(t, two, nothing)
+		b.wantNoVisit(u0, "on a node that has started since")
+		a.tell(u0, word{state: stateReady})
+		pass(10 * time.Second)
+		b.visitAt(u0)
+	})
+}
+
+// hiding is a door that hides its errors where it reads, and seems to be empty.
+type hiding struct{ *door }
+
+func (d *hiding) List(context.Context, string, bool) ([]string, error) {
+	return []string{""}, nil
+}
+
+func (d *hiding) Load(ctx context.Context, key string) ([]byte, error) {
+	value, err := d.door.Load(ctx, key)
+	if err != nil {
+		err = fs.ErrNotExist
+	}
+	return value, err
+}
+
+// While a storage cannot be reached that hides its errors, nobody is told that a server is ready, or that somebody has
+// taken a drain back.
+func TestHiddenErrorsAfterARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		startNode(t, v).drain(u0)
+		pass(time.Minute)
+		d := &hiding{v.door()}
+		d.fail(errors.New("no route to host"))
+		pool := testPool(3)
+		a := makeNode(t, d, newTestSelection(pool), pool)
+		a.s.join(a.node, d)
+		for range 20 {
+			pass(500 * time.Millisecond)
+			a.wantState(u0, stateUnknown, "while the storage cannot be reached")
+		}
+		d.fail(nil)
+		pass(3 * time.Second)
+		a.wantState(u0, stateDraining, "when it can")
+		a.wantState("u1:80", stateReady, "when it can")
+	})
+}
+
 // A storage that was flushed has everything again a moment later, and nobody is told of trouble.
 func TestStorageIsFlushed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

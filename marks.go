@@ -10,6 +10,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -173,7 +175,7 @@ func (n *node) readMarks(ctx context.Context) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		if n.used == sh {
-			n.take(sh, marks, false, nil)
+			n.take(sh, marks, false, false, nil)
 		}
 		return nil
 	})
@@ -189,13 +191,17 @@ func (n *node) loadMarks(ctx context.Context, sh *share) (map[string]*mark, erro
 	n.mu.Lock()
 	known := n.accounts(n.t.now())
 	n.mu.Unlock()
-	for shared := range known {
-		key := markKey(shared)
-		if _, listed := marks[key]; listed {
-			continue
-		}
-		if m, _ := loadMark(ctx, sh.st, shared); m != nil { // most have none, for which some storages have errors of their own
-			marks[key] = m
+	names := slices.DeleteFunc(slices.Collect(maps.Keys(known)), func(shared string) bool {
+		_, listed := marks[markKey(shared)]
+		return listed
+	})
+	found := make([]*mark, len(names))
+	severally(len(names), func(i int) {
+		found[i], _ = loadMark(ctx, sh.st, names[i]) // most have none, for which some storages have errors of their own
+	})
+	for i, m := range found {
+		if m != nil {
+			marks[markKey(names[i])] = m
 		}
 	}
 	return marks, err
@@ -320,8 +326,9 @@ func within(ctx context.Context, f func(context.Context) error) error {
 }
 
 // take makes the marks in the storage what holds here, as far as they are newer than what does, and
-// returns those that it lacks; all says whether these are all. n.mu is locked.
-func (n *node) take(sh *share, marks map[string]*mark, all bool, accounts func() map[string]account) (lacking []*mark) {
+// returns those that it lacks, as far as is known. read says whether they were read just now, and all whether these
+// are certainly all. n.mu is locked.
+func (n *node) take(sh *share, marks map[string]*mark, read, all bool, accounts func() map[string]account) (lacking []*mark) {
 	for key, m := range marks {
 		if m == nil || markKey(m.Upstream) != key {
 			continue
@@ -336,12 +343,12 @@ func (n *node) take(sh *share, marks map[string]*mark, all bool, accounts func()
 		switch {
 		case listed && (m == nil || m.ID != md.ID):
 			lacking = append(lacking, md.mark) // that in the storage is older, or broken
-		case listed || !all || !md.drains():
+		case listed || !read || !md.drains():
 		case md.share != sh:
 			lacking = append(lacking, md.mark) // the storage is another one since a reload
 		case accounts()[shared].wanted():
-			lacking = append(lacking, md.mark) // it has lost it
-		case md.lonely != 0:
+			lacking = append(lacking, md.mark) // it has lost it, or does not list it: then it is not written again
+		case all && md.lonely != 0:
 			n.unset(shared) // another node has deleted it
 		}
 	}

@@ -38,7 +38,7 @@ var (
 	descSelected = newDesc("selections_total", "Upstreams chosen, by why: bound (the session is there), new (it begins there), moved (its own upstream is lost),"+
 		" shared (any upstream answers this). Every attempt counts.", "upstream", "decision")
 	descMoved = newDesc("sessions_moved_total", "Sessions that left the upstream, by why: unreachable (it refused a connection), unhealthy (health checks have"+
-		" called it down for a minute), closed (its grace period is over).", "upstream", "reason")
+		" called it down for a minute), closed (its grace period is over), reassigned (it has left the pool, and another pool has its address by now).", "upstream", "reason")
 	descHedged  = newDesc("hedged_requests_total", "Files that the upstream had not answered after hedge_after, and another one was asked for too, by outcome: won (the other one's answer was served), lost (it was not).", "upstream", "outcome")
 	descNobody  = newDesc("no_upstream_total", "Requests for which no upstream could be chosen, by why: draining (all healthy ones are), full (all have max_sessions sessions), unavailable (all are unhealthy, or have their limit of requests), none (there is none).", "reason")
 	descWaiting = newDesc("visits_waiting", "Visits that wait for a place because every upstream has max_sessions sessions.")

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"sync"
@@ -82,12 +83,15 @@ type node struct {
 	settled  time.Duration         // what settles returned last
 	known    bool                  // others may have read of it
 	reported time.Duration         // when it last wrote a report, on the table's clock; 0 if one is due
+	reached  bool                  // one was written, or any record read: a storage that hides its errors may seem to be empty
 	parted   bool                  // that said that nobody is there, and that the process may be killed
 	unheard  bool                  // that could not be written
 	awaited  time.Duration         // when somebody last waited for that, on the table's clock
 	round    time.Duration         // when all was read last; 0 if never
 	listed   time.Duration         // when its own report was last among those read; 0 if never
 	witness  bool                  // what begins to drain now begins before our eyes
+	asked    time.Duration         // since when the storage is being read and written; 0 while it is not
+	askedTo  string                // the operation that is under way
 	failure  error                 // why that failed since
 	failing  bool                  // whether that was logged
 	pending  map[string]int        // upstreams that are just being marked as draining, by name
@@ -114,6 +118,7 @@ type share struct {
 	marks   map[string]*mark // as read before the storage was in use
 	wrote   uint64           // the last report that was written to it; 0 if none was
 	missing time.Duration    // since when it does not list that, on the table's clock; 0 if it does, or was not asked
+	trusted bool             // all was read from it once, that among it: what was read of another storage says nothing of this one
 }
 
 func newNode(t *table, config func() recordStorage, logger *zap.Logger) *node {
@@ -229,7 +234,8 @@ func (n *node) use(sh *share) {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.used, sh.stop = sh, cancel
 	n.reported, n.parted, n.unheard = 0, false, false // nothing is there of this node yet
-	n.take(sh, sh.marks, false, nil)
+	n.asked = 0
+	n.take(sh, sh.marks, false, false, nil)
 	go n.keepUp(ctx, sh)
 	go n.keepTime(ctx, sh)
 	go n.raise(ctx)
@@ -317,6 +323,7 @@ func (n *node) keepTime(ctx context.Context, sh *share) {
 		if ctx.Err() == nil {
 			now := n.t.now()
 			n.closeDue(now)
+			n.noticeHang(sh, now)
 			n.judgeAll(now)
 			n.tell()
 		}
@@ -346,10 +353,12 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 		n.follow()
 	}
 	said, began := n.said, n.t.now()
-	n.mu.Unlock()
 	if ctx.Err() != nil {
+		n.mu.Unlock()
 		return false // another storage is in use
 	}
+	n.asked, n.askedTo = began, "load"
+	n.mu.Unlock()
 	marks, errMarks := n.loadMarks(ctx, sh)
 	reports, errReports := loadRecords[report](ctx, sh.records, nodesFolder)
 
@@ -367,11 +376,14 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	}
 	// What a listing lacks is missing only if it shows what is certainly there.
 	all := n.findOwn(sh, reports, began)
+	sh.trusted = sh.trusted || all && err == nil
+	n.reached = n.reached || len(marks)+len(reports) > 0
 	if !all && err == nil && sh.missing != 0 && now-sh.missing > staleAfter {
 		n.storageErrors.add("list")
 		err = errUnlisted
 	}
-	lacking := n.take(sh, marks, all && errMarks == nil && said == n.said, accounts)
+	read := errMarks == nil && said == n.said
+	lacking := n.take(sh, marks, read, read && all, accounts)
 	n.hear(sh, reports, all && errReports == nil, now)
 	n.judgeAll(now)
 	n.witness = n.round != 0
@@ -381,6 +393,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	if !sh.live || said != n.said {
 		lacking, forgotten, dead = nil, nil, nil
 	}
+	n.askedTo = "store"
 	n.mu.Unlock()
 
 	if r != nil {
@@ -395,7 +408,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	for _, key := range forgotten {
 		err = errors.Join(err, deleteRecord(ctx, sh.st, key))
 	}
-	n.finish(ctx, err)
+	n.finish(ctx, began, err)
 	return errMarks == nil
 }
 
@@ -429,19 +442,45 @@ func (n *node) write(ctx context.Context, sh *share, r *report) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.parted, n.unheard = r.Left && err == nil, err != nil
-	if err == nil {
+	switch {
+	case err != nil && n.used == sh:
+		n.reported = 0 // it is due, until others can read of this node
+	case err == nil:
 		sh.wrote = r.Seq
+		n.reached = n.reached || n.used == sh
 	}
 	return err
 }
 
-// finish logs when the storage begins to fail and when it is well again, and wakes who waits.
-func (n *node) finish(ctx context.Context, err error) {
+// finish takes note of how an exchange has ended that was begun at a time, and wakes who waits.
+func (n *node) finish(ctx context.Context, began time.Duration, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if ctx.Err() != nil {
 		return
 	}
+	n.asked = 0
+	if err == nil && n.t.now()-began > staleAfter {
+		err = errHangs // what was read is too old to be of use
+	}
+	n.tellFailure(err)
+	n.tell()
+}
+
+// noticeHang takes note of a storage that has not answered for long. n.mu is locked.
+func (n *node) noticeHang(sh *share, now time.Duration) {
+	if !sh.live || n.asked == 0 || now-n.asked <= staleAfter {
+		return
+	}
+	n.storageErrors.add(n.askedTo)
+	n.tellFailure(errHangs)
+}
+
+// errHangs is that of a storage that does not answer.
+var errHangs = fmt.Errorf("the storage has not answered for more than %v", staleAfter)
+
+// tellFailure logs when the storage begins to fail and when it is well again. n.mu is locked.
+func (n *node) tellFailure(err error) {
 	switch {
 	case err != nil && n.failure != nil && !n.failing:
 		// Once may be a file that was replaced while we listed.
@@ -453,7 +492,6 @@ func (n *node) finish(ctx context.Context, err error) {
 		n.logger.Info("the storage is well again")
 	}
 	n.failure = err
-	n.tell()
 }
 
 // tell wakes who waits for something to change. n.mu is locked.
@@ -470,7 +508,7 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 		n.farewells.Add(1)
 		sh.halt()
 		// All is read again when there is something to tell of.
-		n.used, n.round, n.listed, n.witness = nil, 0, 0, false
+		n.used, n.round, n.listed, n.witness, n.reached, n.asked = nil, 0, 0, false, false, 0
 		n.prune()
 		clear(n.peers)
 		for shared := range n.marked {

@@ -571,6 +571,24 @@ func TestProcessOfTheSameMachine(t *testing.T) {
 	}
 }
 
+// A system may hide the processes of other users, which are there all the same.
+func TestHiddenProcess(t *testing.T) {
+	self := thisProcess()
+	if self.PID == 0 {
+		t.Skip("SKIP-REASON: this system does not tell of processes")
+	}
+	none := self
+	none.PID = 1 << 30
+	defer func(before string) { proc = before }(proc)
+	proc = t.TempDir()
+	if self.isGone(self) {
+		t.Error("a process that is hidden is gone")
+	}
+	if !none.isGone(self) {
+		t.Error("a process that is not there may be hidden")
+	}
+}
+
 // Clocks ten minutes apart change nothing: nobody compares them.
 func TestClocksApart(t *testing.T) {
 	for _, apart := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {

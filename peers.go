@@ -13,8 +13,7 @@ const (
 	// one that may be killed still serves whoever comes.
 	partedAfter = 3 * nodePause
 
-	// silentAfter is when it is looked whether the process of a node of this machine is there: some
-	// systems hide those of others.
+	// silentAfter is when it is looked whether the process of a node of this machine is there.
 	silentAfter = quietPause + nodePause
 
 	// overdueAfter is when a node is missed whose report does not change.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // process names a process such that no other is meant, also after its number was given to another
@@ -21,8 +22,8 @@ type process struct {
 	Started   string `json:"started,omitempty"` // in ticks since the boot
 }
 
-// proc is where Linux tells of processes.
-const proc = "/proc"
+// proc is where Linux tells of processes. It is a variable for tests.
+var proc = "/proc"
 
 // thisProcess returns the process that runs this.
 func thisProcess() process {
@@ -64,5 +65,16 @@ func (p process) isGone(self process) bool {
 		return false
 	}
 	started, err := startOf(p.PID)
-	return errors.Is(err, fs.ErrNotExist) || err == nil && started != p.Started
+	return errors.Is(err, fs.ErrNotExist) && !isThere(p.PID) || err == nil && started != p.Started
+}
+
+// isThere says whether there is a process with a number. Who is not told of other users' processes (hidepid of the file
+// system, ProtectProc of systemd) can tell by this that they are there.
+func isThere(pid int) bool {
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		return true
+	}
+	defer func() { _ = p.Release() }()
+	return !errors.Is(p.Signal(syscall.Signal(0)), os.ErrProcessDone)
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 )
 
 // folder is where Caddy's storage keeps all that is ours.
@@ -106,15 +107,34 @@ func loadRecord[T any](ctx context.Context, st recordStorage, key string) (*T, e
 // had; one that is broken is nil.
 func loadRecords[T any](ctx context.Context, l *lister, folder string) (map[string]*T, error) {
 	keys, failed := l.keys(ctx, folder)
+	loaded, errs := make([]*T, len(keys)), make([]error, len(keys))
+	severally(len(keys), func(i int) { loaded[i], errs[i] = loadRecord[T](ctx, l.st, keys[i]) })
 	records := make(map[string]*T)
-	for _, key := range keys {
-		record, err := loadRecord[T](ctx, l.st, key)
-		failed = errors.Join(failed, err)
-		if record != nil || errors.Is(err, errBroken) {
-			records[key] = record
+	for i, key := range keys {
+		failed = errors.Join(failed, errs[i])
+		if loaded[i] != nil || errors.Is(errs[i], errBroken) {
+			records[key] = loaded[i]
 		}
 	}
 	return records, failed
+}
+
+// loadsAtOnce is how many records are loaded at the same time. One after the other they would take too long where the
+// storage is far away and a hundred upstreams were drained once.
+const loadsAtOnce = 8
+
+// severally calls f with each number below n, several at the same time, and returns when all is done.
+func severally(n int, f func(i int)) {
+	var all sync.WaitGroup
+	turns := make(chan struct{}, loadsAtOnce)
+	for i := range n {
+		turns <- struct{}{}
+		all.Go(func() {
+			defer func() { <-turns }()
+			f(i)
+		})
+	}
+	all.Wait()
 }
 
 // deleteRecord deletes the record at key. Another node may have been first, which some storages call an error.

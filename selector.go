@@ -247,7 +247,8 @@ type attempt struct {
 	asID      bool   // it was sent as the session's id
 	noPage    bool   // the answer to a page request is none
 	connected bool   // the request went out on a connection
-	addrs     int    // that the upstream's name has, 0 if it needed no look-up
+	host      string // that was looked up last
+	addrs     int    // that it has, 0 if it needed no look-up
 	failures  int    // of dials
 	dialErr   error  // of the last dial that failed, while none has succeeded
 	firstByte bool
@@ -278,8 +279,9 @@ func (s *Selection) run(r *http.Request) *run {
 	if asked := askedOf(r.Context()); asked != nil && s.poolVaries() {
 		asked.vary = true
 	}
-	rn.hasBody = bringsBody(r) && !isWebsocket(r.Header)
-	rn.mayHedge = s.hedges && rn.isShared(r.Context()) && isFile(r)
+	// A websocket over HTTP/2 has the unknown length of the CONNECT that it was, and no body.
+	rn.hasBody = bringsBody(r) && (r.ProtoMajor < 2 || !isWebsocket(r.Header))
+	rn.mayHedge = s.hedges && rn.isShared(r.Context()) && isFile(r) && !s.table.hasPages(rn.terms.app)
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
 		rn.odd = rn.hasBody || size > plainHeader
@@ -554,11 +556,19 @@ func (rn *run) begin(a *attempt, count func() load) {
 func (rn *run) trace(a *attempt) *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
 		ConnectDone:          func(_, _ string, err error) { rn.dialed(a, err) },
+		DNSStart:             func(info httptrace.DNSStartInfo) { rn.looksUp(a, info.Host) },
 		DNSDone:              func(info httptrace.DNSDoneInfo) { rn.lookedUp(a, info) },
 		TLSHandshakeDone:     func(_ tls.ConnectionState, err error) { a.m.shookHands(rn.s.table.now(), err) },
 		GotConn:              func(httptrace.GotConnInfo) { rn.connected(a) },
 		GotFirstResponseByte: func() { rn.answered(a) },
 	}
+}
+
+// looksUp takes note of the name that is looked up: that of the upstream, or of a proxy on the way to it.
+func (rn *run) looksUp(a *attempt, host string) {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	a.host = host
 }
 
 // lookedUp takes note of the addresses of the upstream's name.
@@ -567,10 +577,13 @@ func (rn *run) lookedUp(a *attempt, info httptrace.DNSDoneInfo) {
 		rn.dialed(a, info.Err)
 		return
 	}
-	rn.s.lookedUp(a.m, info.Addrs)
 	rn.mu.Lock()
-	defer rn.mu.Unlock()
 	a.addrs = len(info.Addrs)
+	host := a.host
+	rn.mu.Unlock()
+	if isHostOf(a.m.name, host) {
+		rn.s.lookedUp(a.m, info.Addrs)
+	}
 }
 
 // dialed takes note of a connection made, or not made. A name may have several addresses, of

@@ -37,12 +37,13 @@ func isShared(config json.RawMessage) bool {
 		Source  string            `json:"source"`
 		Sources []json.RawMessage `json:"sources"` // of multi
 	}
-	if json.Unmarshal(config, &is) != nil {
+	var all any
+	if json.Unmarshal(config, &is) != nil || json.Unmarshal(config, &all) != nil {
 		return false
 	}
 	switch is.Source {
 	case "a", "srv":
-		return !placeholder.Match(config)
+		return !holdsPlaceholder(all)
 	case "multi":
 		return !slices.ContainsFunc(is.Sources, func(config json.RawMessage) bool { return !isShared(config) })
 	}
@@ -52,6 +53,19 @@ func isShared(config json.RawMessage) bool {
 	}
 	src, ok := info.New().(SharedSource)
 	return ok && json.Unmarshal(config, src) == nil && !src.DependsOnRequest()
+}
+
+// holdsPlaceholder says whether there may be a placeholder in the value of a JSON text. In that text it may be written in many ways.
+func holdsPlaceholder(value any) bool {
+	switch v := value.(type) {
+	case string:
+		return hasPlaceholder(v)
+	case []any:
+		return slices.ContainsFunc(v, holdsPlaceholder)
+	case map[string]any:
+		return slices.ContainsFunc(slices.Collect(maps.Values(v)), holdsPlaceholder)
+	}
+	return false
 }
 
 // source is where upstreams are discovered, if all requests share what is found there. Policies whose configs say the same of
@@ -158,7 +172,7 @@ func (src *source) hasLost(m *member) bool {
 	}
 	src.mu.Lock()
 	defer src.mu.Unlock()
-	return j.at > src.left[m.name].last
+	return !src.lastFound().names[m.name] && j.at > src.left[m.name].last // it may be back for another request
 }
 
 // discoverBy makes members of what a source found lately: sessions may be there.

@@ -49,6 +49,8 @@ func TestSharedSources(t *testing.T) {
 		`{"source":"a","name":"bokeh.internal","port":"5006"}`:                                             true,
 		`{"source":"a","name":"bokeh.internal","resolver":{"addresses":["127.0.0.1:53"]}}`:                 true,
 		`{"source":"a","name":"{http.request.host}.internal","port":"5006"}`:                               false,
+		`{"source":"a","name":"\u007bhttp.request.host\u007d.internal","port":"5006"}`:                     false,
+		`{"source":"a","name":"{http.vars.my site}.internal","port":"5006"}`:                               false,
 		`{"source":"srv","service":"bokeh","proto":"tcp","name":"internal"}`:                               true,
 		`{"source":"srv","name":"{labels.1}.internal"}`:                                                    false,
 		`{"source":"multi","sources":[{"source":"a","name":"a"},{"source":"srv","name":"b"}]}`:             true,
@@ -226,6 +228,18 @@ func TestWhoseAddressItIs(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// What the source has at present is not lost, though a request that came with an older answer does not have it.
+func TestAddressThatIsBack(t *testing.T) {
+	tb := newTable()
+	s, other := sourced(tb, sourceA), sourced(tb, sourceB)
+	newRequest(s, "/static/x.js").choose(testPool(2))
+	newRequest(other, "/static/x.js").choose(testPool(1))
+	newRequest(s, "/static/x.js").choose(testPool(2))
+	if s.members.source.hasLost(s.members.get("u0:80")) {
+		t.Error("an address that the source finds is said to be another server's")
 	}
 }
 

@@ -133,7 +133,7 @@ func (n *node) upstreams() []*upstreamStatus {
 	for _, st := range all {
 		switch {
 		case st.State != "":
-		case n.round == 0:
+		case n.round == 0 || !n.reached && n.failure != nil:
 			st.State = stateUnknown
 		case !st.inPool():
 			st.State = stateGone

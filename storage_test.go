@@ -557,3 +557,84 @@ func TestFarewellBeforeTheStorageCloses(t *testing.T) {
 		wantNoTrouble(t, a)
 	})
 }
+
+// A storage that hangs is told of as one that fails, once.
+func TestHangingStorageIsToldOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		pass(time.Minute)
+		release := a.door.hang()
+		pass(10 * time.Minute)
+		if got := a.logs.FilterMessageSnippet("the storage fails").Len(); got != 1 {
+			t.Errorf("it is logged %d times, want once", got)
+		}
+		if got := a.node.status().Storage; !strings.Contains(got, "has not answered") {
+			t.Errorf("the node tells of its storage: %q", got)
+		}
+		if a.storageErrors["load"].Load() <= 3 { // what the alert in examples/ asks for
+			t.Error("no metric tells of it")
+		}
+		release()
+		pass(10 * time.Second)
+		if got := a.logs.FilterMessageSnippet("well again").Len(); got != 1 || a.node.status().Storage != "" {
+			t.Errorf("that it is over is logged %d times, want once; the node tells of its storage: %q", got, a.node.status().Storage)
+		}
+	})
+}
+
+// A storage that can be read but not written is told of: nobody else knows of this node.
+func TestStorageThatCannotBeWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		startNode(t, v)
+		a := startTricked(t, &trick{door: v.door(), store: func() error { return errors.New("read-only file system") }}, 3)
+		for range 20 {
+			pass(7 * time.Second)
+			if got := a.node.status().Storage; !strings.Contains(got, "read-only") {
+				t.Fatalf("the node tells of its storage: %q", got)
+			}
+		}
+		if got := a.logs.FilterMessageSnippet("the storage fails").Len(); got != 1 {
+			t.Errorf("it is logged %d times, want once", got)
+		}
+		a.wantState(u0, stateReady, "with marks that can be read")
+	})
+}
+
+// Many upstreams before a storage that takes its time hold up neither the start nor what nodes tell each other.
+func TestManyUpstreamsAndASlowStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		const upstreams = 400
+		slow := func(string) error {
+			time.Sleep(20 * time.Millisecond)
+			return nil
+		}
+		for i := range upstreams { // each was drained once
+			name := testPool(upstreams)[i].Dial
+			m := word{state: stateReady}.follows(nil, name, "elsewhere", 0)
+			if err := storeRecord(t.Context(), v.door(), markKey(name), m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m := word{state: stateDraining}.follows(nil, u0, "elsewhere", 0)
+		if err := storeRecord(t.Context(), v.door(), markKey(u0), m); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		a := startTricked(t, &trick{door: v.door(), load: slow}, upstreams)
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("the start takes %v", took)
+		}
+		for range 50 {
+			if home, _ := a.visit(); home == u0 {
+				t.Fatal("a new session went to the draining upstream")
+			}
+		}
+		pass(time.Minute)
+		a.wantDrained(u0, true, "after a minute")
+		if logged := a.logs.FilterMessageSnippet("storage").All(); len(logged) > 0 {
+			t.Error("logged: ", logged)
+		}
+	})
+}

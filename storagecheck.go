@@ -48,7 +48,7 @@ type checkStep struct {
 	Note    string  `json:"note,omitempty"`
 }
 
-// checkStorage tries a storage with two records of its own, which it deletes.
+// checkStorage tries a storage with two records and a lock of its own, which it deletes.
 func checkStorage(ctx context.Context, st lockingStorage) *storageCheck {
 	c := &checker{st: st, a: checkKey(), b: checkKey()}
 	c.Storage = cmp.Or(caddy.GetModuleID(st), fmt.Sprintf("%T", st))
@@ -65,6 +65,7 @@ func checkStorage(ctx context.Context, st lockingStorage) *storageCheck {
 		{"overwrite", "Caddys read what others have said too late, or never: do not trust drained", c.overwrite},
 		{"two writers", "when two Caddys write at once, neither can be read", c.writeTwice},
 		{"list", "Caddys do not find each other: nothing is ever called drained", c.list},
+		{"list what is not there", "until a server is drained for the first time, Caddy takes this for a storage that fails", c.listMissing},
 		{"load what is not there", "draining a server for the first time fails", c.loadMissing},
 		{"lock", "each Caddy stamps with a key of its own, unless all have the same secret_key", c.lock},
 		{"delete", "Caddys that have ended, and drains of servers that are gone, are never forgotten", c.delete},
@@ -83,8 +84,14 @@ func checkKey() string { return checkFolder + randomName() + recordSuffix }
 type checker struct {
 	storageCheck
 	st   lockingStorage
-	a, b string // their keys
+	a, b string        // their keys
+	way  *wayOfListing // that shows them; nil if none does
+
+	saysMissing bool // what is not there can be told from what cannot be loaded
 }
+
+// lockName is that of the lock. No record has it, as no record has the name of any lock of this module.
+func (c *checker) lockName() string { return c.b + ".lock" }
 
 // step tries one thing, and says whether that worked.
 func (c *checker) step(ctx context.Context, name, means string, try func(context.Context) (string, error)) bool {
@@ -102,6 +109,10 @@ func (c *checker) step(ctx context.Context, name, means string, try func(context
 	case o = <-done:
 	case <-ctx.Done():
 		o.err = fmt.Errorf("the storage has not answered within %v", checkWait)
+		go func() { // what comes late leaves nothing behind either
+			<-done
+			c.cleanUp(ctx)
+		}()
 	}
 	s := checkStep{Name: name, OK: o.err == nil, Seconds: time.Since(began).Seconds(), Note: o.note}
 	if o.err != nil {
@@ -163,7 +174,17 @@ func (c *checker) list(ctx context.Context) (string, error) {
 	case !slices.Contains(keys, c.b):
 		return "", fmt.Errorf("of two records one is listed under %s", checkFolder)
 	}
+	c.way = way
 	return "asked " + way.String(), nil
+}
+
+// listMissing lists a folder that is not there, as that of the marks is until something is marked.
+func (c *checker) listMissing(ctx context.Context) (string, error) {
+	if c.way == nil {
+		return "not tried, for what is there is not listed", nil
+	}
+	_, err := c.way.list(ctx, c.st, checkFolder+randomName()+"/")
+	return "", err
 }
 
 func (c *checker) loadMissing(ctx context.Context) (string, error) {
@@ -173,20 +194,28 @@ func (c *checker) loadMissing(ctx context.Context) (string, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("the error is not fs.ErrNotExist, as it must be for what is not there: %w", err)
 	}
+	c.saysMissing = true
 	return "", nil
 }
 
-// lock locks the name of a record. Some storages keep the lock there; this module locks no name that has one.
+// lock takes a lock and gives it back. Its context does not end: some storages wait for ever then, see keeper.lock.
 func (c *checker) lock(ctx context.Context) (string, error) {
 	before, err := c.st.Load(ctx, c.b)
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(c.st.Lock(ctx, c.b), c.st.Unlock(ctx, c.b)); err != nil {
+	endless := context.WithoutCancel(ctx)
+	if err := c.st.Lock(endless, c.lockName()); err != nil {
+		return "", err
+	}
+	if err := c.st.Unlock(endless, c.lockName()); err != nil {
 		return "", err
 	}
 	if err := c.expect(ctx, c.b, string(before)); err != nil {
-		return "a lock overwrites the record of its name; no lock of this module has the name of a record", nil
+		return "", fmt.Errorf("the lock has changed the record beside it: %w", err)
+	}
+	if _, err := c.st.Load(ctx, c.lockName()); c.saysMissing && !errors.Is(err, fs.ErrNotExist) {
+		return "a lock is kept as the record of its name; no lock of this module has the name of a record", nil
 	}
 	return "", nil
 }
@@ -201,9 +230,9 @@ func (c *checker) delete(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// cleanUp deletes what is left of the records.
+// cleanUp deletes what is left of the records and of the lock.
 func (c *checker) cleanUp(ctx context.Context) {
 	_ = within(context.WithoutCancel(ctx), func(ctx context.Context) error {
-		return errors.Join(deleteRecord(ctx, c.st, c.a), deleteRecord(ctx, c.st, c.b))
+		return errors.Join(deleteRecord(ctx, c.st, c.a), deleteRecord(ctx, c.st, c.b), deleteRecord(ctx, c.st, c.lockName()))
 	})
 }

@@ -93,6 +93,15 @@ func TestCheckFinds(t *testing.T) {
 		"that a listing is refused": {func(l *lockable, d *door) {
 			l.recordStorage = &lists{d, func([]string, string, bool) ([]string, error) { return nil, refuses }}
 		}, "list"},
+		"that an empty folder is refused": {func(l *lockable, d *door) {
+			l.recordStorage = &lists{d, func(keys []string, prefix string, recursive bool) ([]string, error) {
+				found, err := byPrefix(keys, prefix+"/", recursive)
+				if len(found) == 0 {
+					err = errors.New("no such folder")
+				}
+				return found, err
+			}}
+		}, "list what is not there"},
 		"that a lock is refused":  {func(l *lockable, _ *door) { l.lock = func(string) error { return refuses } }, "lock"},
 		"that nothing is deleted": {func(l *lockable, _ *door) { l.delete = func(string) error { return nil } }, "delete"},
 		"that nothing is stored":  {func(_ *lockable, d *door) { d.fail(refuses) }, "store"}, // the rest would be the same
@@ -136,13 +145,21 @@ func TestCheckOfFiles(t *testing.T) {
 	}
 }
 
-// A lock that lies at the key of its name is said, and does no harm: no lock of ours has the name of a record.
+// A lock that lies at the key of its name is said, and does no harm: no lock of ours has the name of a record. Consul refuses
+// such a lock where a record is.
 func TestCheckOfLocksThatAreRecords(t *testing.T) {
 	d := newVault().door()
-	empty := func(name string) error { return d.Store(t.Context(), name, nil) }
-	c := checkStorage(t.Context(), &lockable{recordStorage: d, lock: empty, unlock: empty})
-	if !c.OK || !strings.Contains(c.Steps[len(c.Steps)-2].Note, "a lock overwrites") {
+	c := checkStorage(t.Context(), &lockable{recordStorage: d, lock: func(name string) error {
+		if d.holds(name) {
+			return errors.New("existing key does not match lock use")
+		}
+		return d.Store(t.Context(), name, []byte{})
+	}, unlock: func(name string) error { return d.Store(t.Context(), name, []byte{}) }})
+	if !c.OK || !strings.Contains(c.Steps[len(c.Steps)-2].Note, "a lock is kept as the record of its name") {
 		t.Errorf("%+v", c)
+	}
+	if len(d.values) > 0 {
+		t.Errorf("it leaves %v", d.values)
 	}
 }
 
@@ -157,4 +174,35 @@ func TestCheckOfAStorageThatHangs(t *testing.T) {
 			t.Errorf("after %v: %+v", took, c)
 		}
 	})
+}
+
+// What comes too late leaves nothing behind, neither a record nor a lock.
+func TestCheckOfWhatComesLate(t *testing.T) {
+	for _, late := range []string{"store", "lock"} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &trick{door: newVault().door()}
+			locked := 0
+			l := &lockable{recordStorage: d, unlock: func(string) error { locked--; return nil }}
+			l.lock = func(string) error {
+				if late == "lock" {
+					time.Sleep(time.Minute)
+				}
+				locked++
+				return nil
+			}
+			if late == "store" {
+				d.store = func() error {
+					time.Sleep(time.Minute)
+					return nil
+				}
+			}
+			if c := checkStorage(t.Context(), l); c.failed() != late {
+				t.Errorf("of what is late it finds %q: %+v", c.failed(), c)
+			}
+			pass(5 * time.Minute)
+			if len(d.values) > 0 || locked != 0 {
+				t.Errorf("a late %s leaves %v and %d locks", late, d.values, locked)
+			}
+		})
+	}
 }

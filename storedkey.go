@@ -62,7 +62,8 @@ type keeper struct {
 	first    sync.Once     // closes answered
 	answered chan struct{} // closed when the storage was looked at once, or has not answered for too long
 	stop     context.CancelFunc
-	users    int // guarded by held.mu
+	users    int         // guarded by held.mu
+	locking  atomic.Bool // somebody waits for the lock
 
 	// What only follow and what it calls touch.
 	read     bool      // the key was there once
@@ -179,19 +180,59 @@ func (k *keeper) put(ctx context.Context, found error) ([]byte, error) {
 // lock takes the lock under which the key is written, and returns what gives it back. Some storages refuse it while
 // another process has it. One that gives it to nobody costs no key: without it, two that start together may sign with
 // two keys for a moment.
+//
+// Some storages do not heed the context while they wait for a lock, and one tries again without a pause, for ever, once its
+// context has ended. So the context of a lock does not end; what waits for it does, and a lock that comes late is given back.
 func (k *keeper) lock(ctx context.Context) (locked bool, unlock func()) {
-	ctx, cancel := context.WithTimeout(ctx, keyLockTimeout)
-	for ctx.Err() == nil {
-		if err := k.st.Lock(ctx, storedKeyLock); err == nil {
-			return true, func() {
-				// A lock that cannot be given back expires by itself; the key counts.
-				_ = k.st.Unlock(context.WithoutCancel(ctx), storedKeyLock)
-				cancel()
+	over := time.NewTimer(keyLockTimeout)
+	defer over.Stop()
+	for ctx.Err() == nil && k.locking.CompareAndSwap(false, true) {
+		taken, late := make(chan error), make(chan struct{})
+		go func() {
+			defer k.locking.Store(false)
+			err := k.st.Lock(context.WithoutCancel(ctx), storedKeyLock)
+			select {
+			case taken <- err:
+			case <-late:
+				if err == nil {
+					k.unlock(ctx)
+				}
 			}
+		}()
+		select {
+		case err := <-taken:
+			if err == nil {
+				return true, func() { k.unlock(ctx) }
+			}
+		case <-over.C:
+			close(late)
+			return false, func() {}
+		case <-ctx.Done():
+			close(late)
+			return false, func() {}
 		}
-		rest(ctx, keyRetryInterval)
+		select {
+		case <-time.After(keyRetryInterval):
+		case <-over.C:
+			return false, func() {}
+		case <-ctx.Done():
+		}
 	}
-	return false, cancel
+	return false, func() {}
+}
+
+// unlock gives the lock back, and waits for that no longer than for the lock. One that cannot be given back expires by
+// itself; the key counts.
+func (k *keeper) unlock(ctx context.Context) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = k.st.Unlock(context.WithoutCancel(ctx), storedKeyLock)
+	}()
+	select {
+	case <-done:
+	case <-time.After(keyLockTimeout):
+	}
 }
 
 // rest waits for d, or until ctx ends.

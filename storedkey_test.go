@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,9 +29,11 @@ type memory struct {
 	lockIsRecord bool // a lock is the record of its name, and giving it back empties that
 	lockRefuses  bool // Lock fails while somebody has the lock, in place of waiting
 	lockFails    bool // Lock always fails
-	lockHangs    bool // Lock waits as long as it may: who had it has died
+	lockHangs    bool // Lock waits for long: who had it has died
+	lockIsDeaf   bool // Lock does not come back before that, whatever becomes of its context, and never if that ends
 
-	turn chan struct{} // holds one while the lock is taken
+	turn  chan struct{} // holds one while the lock is taken
+	spins atomic.Bool   // a Lock tries again and again without a pause
 
 	mu      sync.Mutex // guards all below
 	records map[string][]byte
@@ -48,9 +51,22 @@ func (m *memory) Lock(ctx context.Context, name string) error {
 	if m.lockFails {
 		return errLock
 	}
-	if m.lockHangs {
-		<-ctx.Done()
-		return ctx.Err()
+	if m.lockHangs || m.lockIsDeaf {
+		deaf := ctx.Done()
+		if m.lockIsDeaf {
+			deaf = nil
+		}
+		select {
+		case <-deaf:
+			return ctx.Err()
+		case <-time.After(20 * time.Second):
+		}
+		if ctx.Err() != nil {
+			m.spins.Store(true)
+		}
+		if m.lockHangs {
+			return errLock
+		}
 	}
 	select {
 	case m.turn <- struct{}{}:
@@ -193,6 +209,7 @@ var keyHabits = map[string]func(*memory){
 	"a lock that is refused":   func(m *memory) { m.lockRefuses = true },
 	"no lock is ever given":    func(m *memory) { m.lockFails = true },
 	"the lock of a dead":       func(m *memory) { m.lockHangs = true },
+	"a lock that comes late":   func(m *memory) { m.lockIsDeaf = true },
 	"an empty key of a lock":   func(m *memory) { m.lockIsRecord = true; m.put(storedKey, nil) },
 	"a key of nothing but NUL": func(m *memory) { m.put(storedKey, make([]byte, 44)) },
 }
@@ -221,6 +238,12 @@ func TestNodesAgreeOnTheStoredKey(t *testing.T) {
 				defer late.stop()
 				time.Sleep(time.Minute)
 				wantOneKey(t, m, before, "after a minute", append(nodes, late)...)
+				if m.spins.Load() {
+					t.Error("a lock is waited for whose context has ended")
+				}
+				if len(m.turn) > 0 {
+					t.Error("a lock is not given back")
+				}
 				for i, n := range nodes {
 					if n.logs.FilterLevelExact(zapcore.InfoLevel).Len() != n.logs.Len() {
 						t.Errorf("node %d logs %v", i, n.logs.All())
@@ -243,6 +266,7 @@ func TestStoredKeyIsLost(t *testing.T) {
 		for habitName, habit := range keyHabits {
 			t.Run(name+", "+habitName, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
+					defer time.Sleep(time.Minute) // a lock may come late
 					m := newMemory()
 					habit(m)
 					a, b := startKeyNode(t, m), startKeyNode(t, m)
@@ -500,6 +524,7 @@ func TestStoredKeyAnyOrder(t *testing.T) {
 			for _, n := range nodes {
 				n.stop()
 			}
+			time.Sleep(time.Minute) // a lock may come late
 		})
 	}
 }

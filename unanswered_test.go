@@ -147,6 +147,18 @@ func TestFilesGoWhereAnswersCome(t *testing.T) {
 			s.Select(s.static[:1], httptest.NewRequest(http.MethodPost, "/upload", strings.NewReader("x")), nil)
 			time.Sleep(time.Minute)
 		}, true},
+		"a websocket with a body that does not come": {func(_ *testing.T, s *Selection) {
+			r := httptest.NewRequest(http.MethodGet, "/any", strings.NewReader("x"))
+			r.Header.Set("Upgrade", "websocket")
+			s.Select(s.static[:1], r, nil)
+			time.Sleep(time.Minute)
+		}, true},
+		"a websocket over HTTP/2 that has no answer": {func(t *testing.T, s *Selection) {
+			socket := newSocket(s, makeToken(t, stampOf("u0:80"), nil))
+			socket.ProtoMajor, socket.ContentLength = 2, -1 // of the CONNECT that it was
+			socket.choose(s.static)
+			time.Sleep(time.Second)
+		}, false},
 		"a websocket that has no answer": {func(t *testing.T, s *Selection) {
 			socket := newSocket(s, makeToken(t, stampOf("u0:80"), nil))
 			socket.choose(s.static)

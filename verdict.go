@@ -206,6 +206,8 @@ func (n *node) waitsHere(u *upstream, since, now time.Duration) (waits []wait) {
 		say(true, "it cannot read the storage")
 	case n.listed == 0 || now-n.listed > staleAfter:
 		say(true, "it does not find its own report in the storage, nor may it find those of others (caddy bokeh storage-check)")
+	case !n.used.trusted: // since a reload a moment ago, which changes nothing about what was certain
+		say(false, "it has not found its own report in the storage that its config names now")
 	}
 	return waits
 }

@@ -15,7 +15,7 @@ import (
 
 func TestBokehAnswersForItself(t *testing.T) {
 	t.Parallel()
-	f := start(t, plan{})
+	f := start(t, plan{size: 1})
 	token := func(payload string) string { return base64.RawURLEncoding.EncodeToString([]byte(payload)) }
 	expired := token(`{"session_id": "x", "session_expiry": 1}`)
 	big := token(fmt.Sprintf(`{"session_id": %q}`, strings.Repeat("x", 20<<10)))

@@ -139,6 +139,26 @@ func (f *fleet) visit() *tab {
 	return f.visitIn(newTab(f.t))
 }
 
+// visits opens the app n times, one after the other, and clicks each time. Where everybody has to enter first, each is another
+// visitor; else it is somebody who comes again in the same tab, which costs a third of a tab for each.
+func (f *fleet) visits(n int) {
+	f.t.Helper()
+	if f.plan.enter != nil {
+		for range n {
+			b := f.visit()
+			b.click(1)
+			b.close()
+		}
+		return
+	}
+	b := newTab(f.t)
+	defer b.close()
+	for range n {
+		f.visitIn(b)
+		b.click(1)
+	}
+}
+
 // atWork opens the app in n tabs, clicks twice in each, and marks the documents.
 func (f *fleet) atWork(n int) (tabs []*tab) {
 	f.t.Helper()

@@ -56,13 +56,13 @@ func TestDrainByConfig(t *testing.T) {
 // newcomers visits n times, and never may be sent to the named server.
 func (f *fleet) newcomers(n int, never string) {
 	f.t.Helper()
+	b := newTab(f.t)
+	defer b.close()
 	for range n {
-		b := f.visit()
-		b.click(1)
+		f.visitIn(b).click(1)
 		if b.place() == never {
 			f.t.Error("a new visit went to the draining server")
 		}
-		b.close()
 	}
 }
 

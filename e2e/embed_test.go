@@ -32,12 +32,25 @@ func (f *fleet) pages(pulled *fleet, port int) *stack.Bokeh {
 // blocked opens a page of another site in a browser that refuses that site's cookies.
 func blocked(t *testing.T, url string) *tab {
 	t.Helper()
+	b := newBlocked(t)
+	b.opens(url)
+	return b
+}
+
+// newBlocked opens a tab in a browser that refuses the cookies of sites that are shown in pages of others.
+func newBlocked(t *testing.T) *tab {
+	t.Helper()
 	b := newVisitor(t)
 	b.blockCookies()
-	if status := b.goTo(url); status != http.StatusOK {
-		t.Fatalf("%s is answered with %d", url, status)
-	}
 	return b
+}
+
+// opens opens a page that is there.
+func (b *tab) opens(url string) {
+	b.t.Helper()
+	if status := b.goTo(url); status != http.StatusOK {
+		b.t.Fatalf("%s is answered with %d", url, status)
+	}
 }
 
 // site is another site with one page. To the browser 127.0.0.1 and localhost are two sites.
@@ -92,10 +105,11 @@ func TestEmbeddedWithCookiesBlocked(t *testing.T) {
 			s := newSite(t)
 			f := start(t, plan{policy: policy, origins: []string{s.origin()}})
 			s.embeds(f.url("/counter"))
+			b := newBlocked(t)
 			for range visits {
-				b := s.visit()
+				b.opens(s.URL)
+				b.ready()
 				b.clicks(2)
-				b.close()
 			}
 			if runs, by := f.appRuns(); wrong(runs) {
 				t.Errorf("%d visits ran the app %d times: %v", visits, runs, by)
@@ -133,17 +147,18 @@ func TestPulledSessions(t *testing.T) {
 				f.bokeh("drain", f.servers[0].Addr()).wait()
 				g.awaitLog("marked draining")
 			}
-			visit := func() *tab {
-				b := blocked(t, "http://"+flask.Addr()+"/session")
+			visitIn := func(b *tab) *tab {
+				b.opens("http://" + flask.Addr() + "/session")
 				b.ready()
 				b.await("it shows what was prepared", `model("count").text == "41"`)
 				return b
 			}
+			visit := func() *tab { return visitIn(newBlocked(t)) }
+			b := newBlocked(t)
 			for range visits {
-				b := visit()
-				b.click(1) // the app counts for itself
-				b.close()
+				visitIn(b).click(1) // the app counts for itself
 			}
+			b.close()
 			f.keepsDocument(visit())
 			f.wantRuns(visits + 1)
 			if _, by := f.appRuns(); trouble != "none" && by[fmt.Sprint(":", f.servers[0].Port)] > 0 {
@@ -165,17 +180,18 @@ func TestServerDocumentInFlask(t *testing.T) {
 	}
 	f := start(t, quick(plan{origins: []string{fmt.Sprint("127.0.0.1:", ports[0])}}))
 	flask := f.pages(f, ports[0])
-	visit := func() *tab {
-		b := blocked(t, "http://"+flask.Addr()+"/document")
+	visitIn := func(b *tab) *tab {
+		b.opens("http://" + flask.Addr() + "/document")
 		b.ready()
 		return b
 	}
+	visit := func() *tab { return visitIn(newBlocked(t)) }
 	const visits = 20
+	b := newBlocked(t)
 	for range visits {
-		b := visit()
-		b.clicks(2)
-		b.close()
+		visitIn(b).clicks(2)
 	}
+	b.close()
 	f.keepsDocument(visit())
 	f.wantRuns(visits + 1)
 	f.drainOne(visit)

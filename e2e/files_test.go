@@ -80,8 +80,8 @@ func TestFilesAreAskedForOnce(t *testing.T) {
 		}
 		want = n
 	}
-	// All else that these visits asked for is pages.
-	if got := f.metric(`caddy_bokeh_selections_total{decision="shared"`, "}"); got != want {
+	// All else that these visits asked for is pages. What a busy server has not answered in a second is asked of another one, too.
+	if got := f.metric(`caddy_bokeh_selections_total{decision="shared"`, "}") - f.metric("caddy_bokeh_hedged_requests_total", "}"); got != want {
 		t.Errorf("5 cold visits ask the servers for %d files, want %d", got, want)
 	}
 	for range 3 {

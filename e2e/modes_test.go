@@ -26,50 +26,59 @@ func externalID() string {
 
 func TestSessionIDs(t *testing.T) {
 	t.Parallel()
-	const visits = 7
-	signs := []string{"BOKEH_SECRET_KEY=" + secret}
 	for _, ids := range []string{"unsigned", "signed", "external-signed"} {
-		for name, policy := range map[string]string{
-			"told with the key": fmt.Sprintf("bokeh {\n\t\t\tsession_ids %s\n\t\t\tsecret_key \"%s\"\n\t\t}", ids, secret),
-			"told":              fmt.Sprintf("bokeh {\n\t\t\tsession_ids %s\n\t\t}", ids),
-			"not told":          "bokeh",
-		} {
-			t.Run(ids+", "+name, func(t *testing.T) {
-				t.Parallel()
-				p := plan{policy: policy, serve: []string{"--session-ids", ids}}
-				if ids != "unsigned" {
-					p.serveEnv = signs
-				}
-				f := start(t, p)
-				refused := 0
-				for range visits {
-					if !f.visitWith(ids) {
-						refused++
-					}
-				}
-				f.wantRuns(visits - refused)
-				// Each of three servers refuses one page, and no more.
-				most := 0
-				if ids == "signed" && name == "not told" {
-					most = len(f.servers)
-				}
-				if refused > most {
-					t.Errorf("%d visits were refused, want at most %d", refused, most)
-				}
-			})
+		t.Run(ids, func(t *testing.T) {
+			t.Parallel()
+			p := plan{serve: []string{"--session-ids", ids}, origins: []string{"*"}}
+			if ids != "unsigned" {
+				p.serveEnv = []string{"BOKEH_SECRET_KEY=" + secret}
+			}
+			f := start(t, p)
+			f.takesVisits("not told", ids)
+			for told, policy := range map[string]string{
+				"told with the key": fmt.Sprintf("bokeh {\n\t\t\tsession_ids %s\n\t\t\tsecret_key \"%s\"\n\t\t}", ids, secret),
+				"told":              fmt.Sprintf("bokeh {\n\t\t\tsession_ids %s\n\t\t}", ids),
+			} {
+				f.plan.policy = policy
+				f.another().takesVisits(told, ids)
+			}
+		})
+	}
+}
+
+// takesVisits visits servers that make session ids in a way of which the fleet's Caddy was told, or not.
+func (f *fleet) takesVisits(told, ids string) {
+	f.t.Helper()
+	const visits = 7
+	before, _ := f.appRuns()
+	refused := 0
+	b := newTab(f.t)
+	defer b.close()
+	for range visits {
+		if !f.visitWith(b, ids) {
+			refused++
 		}
+	}
+	if after, by := f.appRuns(); after != before+visits-refused {
+		f.t.Errorf("%s: %d visits of which %d were refused ran the app %d times: %v", told, visits, refused, after-before, by)
+	}
+	// Each of three servers refuses one page, and no more.
+	most := 0
+	if ids == "signed" && told == "not told" {
+		most = len(f.servers)
+	}
+	if refused > most {
+		f.t.Errorf("%s: %d visits were refused, want at most %d", told, refused, most)
 	}
 }
 
 // visitWith visits in the way that the servers want, reconnects once, and says whether it was let in.
-func (f *fleet) visitWith(ids string) bool {
+func (f *fleet) visitWith(b *tab, ids string) bool {
 	f.t.Helper()
 	url := f.url(f.plan.page)
 	if ids == "external-signed" {
 		url += "?bokeh-session-id=" + externalID()
 	}
-	b := newTab(f.t)
-	defer b.close()
 	if b.goTo(url) == http.StatusForbidden {
 		return false
 	}
@@ -100,18 +109,19 @@ func TestPackedHeaders(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p.quick = p.needs != ""
+			p.quick, p.size = p.needs != "", 2
 			f := start(t, p)
 			ids := "unsigned"
 			if len(p.serve) > 1 && p.serve[0] == "--session-ids" {
 				ids = p.serve[1]
 			}
+			b := newTab(t)
 			for range 6 {
-				f.visitWith(ids)
+				f.visitWith(b, ids)
 			}
 			f.wantRuns(6)
 			if p.needs != "" {
-				f.visit().click(1)
+				f.visitIn(b).click(1)
 				f.awaitSessions(1)
 			}
 		})
@@ -122,8 +132,9 @@ func TestPackedHeaders(t *testing.T) {
 func TestStampIsNotPacked(t *testing.T) {
 	t.Parallel()
 	f := start(t, underUvicorn("", "bokeh_fastapi_app", "INCLUDE_HEADERS=User-Agent").withTestFiles())
+	b := newTab(t)
 	for range 6 {
-		f.visitWith("unsigned")
+		f.visitWith(b, "unsigned")
 	}
 	if n, by := f.appRuns(); n < 8 {
 		t.Errorf("6 visits ran the app %d times: %v", n, by)

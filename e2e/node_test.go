@@ -145,7 +145,7 @@ func (f *fleet) awaitNodes(n int) {
 // On a terminal the waiting shows a bar, with what is left and how old it is.
 func TestDrainOnATerminal(t *testing.T) {
 	t.Parallel()
-	f := start(t, quick(plan{}))
+	f := start(t, quick(plan{size: 2}))
 	b := f.visit()
 	b.click(1)
 	ctx, cancel := stack.Patience(t.Context(), time.Minute)

@@ -20,14 +20,14 @@ func TestAppUnderAPath(t *testing.T) {
 			t.Run(name+", "+how, func(t *testing.T) {
 				t.Parallel()
 				f := start(t, p)
+				b := newTab(t)
 				for range 6 {
-					b := f.visit()
+					f.visitIn(b)
 					b.clicks(2)
 					b.mark()
 					f.front.cut()
 					b.reconnected()
 					b.click(3)
-					b.close()
 				}
 				f.wantRuns(6)
 			})

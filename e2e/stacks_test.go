@@ -144,11 +144,7 @@ func TestStacks(t *testing.T) {
 			p.origins = []string{elsewhere.origin()}
 			f := start(t, p)
 			const visits = 20
-			for range visits {
-				b := f.visit()
-				b.click(1)
-				b.close()
-			}
+			f.visits(visits)
 			spare := 0
 			if c.spare {
 				spare = len(f.servers)

@@ -201,7 +201,9 @@ func TestManyCookies(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			f := start(t, c.withTestFiles())
+			p := c.withTestFiles()
+			p.size = 1
+			f := start(t, p)
 			b := newVisitor(t)
 			for i := range 3 { // one has 4 KB at most
 				send(b, network.SetCookie, network.SetCookieParams{Name: fmt.Sprint("c", i), Value: noise(3000), URL: f.url("/")})
@@ -228,7 +230,7 @@ func TestManyCookies(t *testing.T) {
 func TestMistakesAreLogged(t *testing.T) {
 	t.Parallel()
 	life := stack.Stretch(10 * time.Second).Truncate(time.Second)
-	f := start(t, plan{serve: []string{"--session-token-expiration", fmt.Sprint(life.Seconds())}})
+	f := start(t, plan{size: 1, serve: []string{"--session-token-expiration", fmt.Sprint(life.Seconds())}})
 	b := f.visit()
 	b.click(1)
 	var tokens []string
@@ -250,7 +252,7 @@ func TestMistakesAreLogged(t *testing.T) {
 // A server that is told what the log says of a page at an IPv6 address lets that in.
 func TestAdviceOnIPv6Works(t *testing.T) {
 	t.Parallel()
-	f := start(t, plan{serveEnv: []string{"BOKEH_ALLOW_WS_ORIGIN=[2001:db8::1]:8080"}})
+	f := start(t, plan{size: 1, serveEnv: []string{"BOKEH_ALLOW_WS_ORIGIN=[2001:db8::1]:8080"}})
 	token := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"session_id":"x","session_expiry":%d}`, time.Now().Add(time.Hour).Unix()))
 	if got := status(t, f.url("/counter/ws"), with(socketHeader("bokeh, "+token), "Origin", "http://[2001:db8::1]:8080")); !strings.HasPrefix(got, "101") {
 		t.Errorf("the websocket of a page at an address that is allowed is answered with %s", got)

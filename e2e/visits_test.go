@@ -22,11 +22,7 @@ func TestTwentyVisits(t *testing.T) {
 				p.keepUnused(10 * time.Minute) // so that every session is there at the last visit, however long visits take
 			}
 			f := start(t, p)
-			for range 20 {
-				b := f.visit()
-				b.click(1)
-				b.close()
-			}
+			f.visits(20)
 			f.wantRuns(20)
 			if stock {
 				return
@@ -48,11 +44,7 @@ func TestControl(t *testing.T) {
 		t.Run(policy, func(t *testing.T) {
 			t.Parallel()
 			f := start(t, plan{policy: policy})
-			for range 20 {
-				b := f.visit()
-				b.click(1)
-				b.close()
-			}
+			f.visits(20)
 			n, by := f.appRuns()
 			if n <= 20 {
 				t.Errorf("20 visits ran the app %d times: %v", n, by)
@@ -83,12 +75,8 @@ func TestHTTP2(t *testing.T) {
 	for proto, env := range map[string][]string{"HTTP/1.1": nil, "HTTP/2.0": {"GODEBUG=http2xconnect=1"}} {
 		t.Run("websockets over "+proto, func(t *testing.T) {
 			t.Parallel()
-			f := start(t, plan{scheme: "https", site: "\ttls internal", env: env})
-			for range 6 {
-				b := f.visit()
-				b.clicks(2)
-				b.close()
-			}
+			f := start(t, plan{size: 2, scheme: "https", site: "\ttls internal", env: env})
+			f.visits(6)
 			f.wantRuns(6)
 			f.awaitLogged(6, `"uri":"/counter"`, `"proto":"HTTP/2.0"`)
 			f.awaitLogged(6, `"uri":"/counter/ws"`, fmt.Sprintf(`"proto":%q`, proto))

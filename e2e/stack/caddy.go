@@ -12,11 +12,12 @@ import (
 	"time"
 )
 
-// BuildCaddy builds Caddy from the project and returns the program.
+// BuildCaddy builds Caddy from the project, without C as xcaddy does, and returns the program.
 func BuildCaddy(ctx context.Context, root string) (string, error) {
 	program := filepath.Join(root, ".build", "caddy")
 	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", program, "./cmd/caddy")
 	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
 			return "", errors.New("go is missing, which builds Caddy")
