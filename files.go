@@ -38,9 +38,6 @@ const (
 	minFilesSize     = 1 << 20
 )
 
-// maxHunts is for how many files of a handler, at a time, further servers are asked.
-const maxHunts = 4
-
 // fileCaching is what browsers and proxies are told of a file that is what its address says. Not "public": a site may ask
 // who its visitors are.
 const fileCaching = "max-age=31536000, immutable"
@@ -58,7 +55,8 @@ const fileCaching = "max-age=31536000, immutable"
 // a segment `static` and the ending of a script, style sheet, source map, font or image. Everything else is
 // passed on.
 //
-// Files are found by the host and path at which this site's own servers have answered with them, so no site serves another one's.
+// Files are found by the host and path at which this site's own servers have answered with them, so no site serves another one's. Where the
+// upstreams of an `lb_policy bokeh` depend on the request nothing is kept; before another policy's do not use it then, unless they depend on host and path alone.
 // Where several sites have the same file it is in memory once. A file that takes more than an eighth of the size is passed on and not kept.
 // What is kept outlives no config: after a reload each file is asked for once more.
 //
@@ -70,7 +68,7 @@ type Files struct {
 
 	logger *zap.Logger
 	site   *contentcache.Site
-	hunts  chan struct{}
+	hunts  *hunts
 	wrong  pacer
 }
 
@@ -93,7 +91,7 @@ func (f *Files) Provision(ctx caddy.Context) error {
 		}
 	}
 	f.logger = ctx.Logger()
-	f.hunts = make(chan struct{}, maxHunts)
+	f.hunts = newHunts()
 	if err := registerOnce(ctx.GetMetricsRegistry(), fileMetrics{}); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
@@ -213,72 +211,86 @@ func (f *Files) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp
 		return f.serve(w, r, ask, file, filesHit)
 	}
 	file, turn := f.site.Join(r.Context(), ask.url, ask.sum)
-	if file != nil {
-		return f.serve(w, r, ask, file, filesShared)
+	result := filesShared
+	if file == nil {
+		var err error
+		if file, result, err = f.fetch(w, r, next, ask, turn); file == nil {
+			return err
+		}
 	}
-	defer turn.End()
-	return f.fetch(w, r, next, ask, turn)
+	return f.serve(w, r, ask, file, result)
 }
 
-// fetch asks next for the file, keeps it if it is the right one, and answers r.
-func (f *Files) fetch(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, ask fileAsk, turn *contentcache.Turn) error {
+// fetch asks next for the file, and keeps it if it is the right one. Where it returns none, r is answered. The turn ends before the visitor
+// is served, who may be slow.
+func (f *Files) fetch(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, ask fileAsk, turn *contentcache.Turn) (file *contentcache.File, result string, err error) {
+	defer turn.End()
 	asked := new(askedUpstreams)
 	first := newFileRecorder(w, ask, turn)
-	err := first.record(next, fileRequest(r, turn.Context(), asked))
-	if file := f.site.Get(ask.url, ask.sum); file != nil && !first.passing {
-		return f.serve(w, r, ask, file, filesShared) // another one was faster
+	err = first.record(next, fileRequest(r, turn.Context(), asked))
+	if first.passing {
+		fileResults.add(filesUnkept)
+		return nil, "", passedOn(err)
 	}
+	if file := turn.File(); file != nil {
+		return file, filesShared, nil // another one was faster
+	}
+	result = filesUnkept
 	switch {
-	case r.Context().Err() != nil && !first.passing:
-		first.pass(filesUnkept)
-		return err // this visitor has gone, and the next one in line goes on
-	case !first.passing && first.isRight():
-		if header, may := first.kept(); may {
-			return f.serve(w, r, ask, turn.Keep(first.body, header), filesMiss)
+	case first.isRight():
+		if header, may := first.kept(); may && !asked.vary {
+			return turn.Keep(first.body, header), filesMiss, nil
 		}
-	case !first.passing && first.isWrong():
+	case first.isWrong():
 		if file := f.hunt(r, next, ask, turn, asked); file != nil {
-			return f.serve(w, r, ask, file, filesElsewhere)
+			return file, filesElsewhere, nil
 		}
+		result = filesWrong
+	}
+	if r.Context().Err() != nil { // this visitor has gone, and the next one in line goes on
+		first.pass(filesUnkept)
+		return nil, "", passedOn(err)
+	}
+	if result == filesWrong {
 		f.tellWrong(r)
-		turn.GiveUp()
-		fileResults.add(filesWrong)
-		first.pass(filesWrong)
-		return err
 	}
 	turn.GiveUp()
-	fileResults.add(filesUnkept)
-	first.pass(filesUnkept)
+	fileResults.add(result)
+	if !turn.HandOn() {
+		first.drop()
+		return nil, "", askAgain(w, r, next, ask, turn, result)
+	}
+	first.pass(result)
+	return nil, "", passedOn(err)
+}
+
+// passedOn is how a request ends whose answer was handed on.
+func passedOn(err error) error {
 	if errors.Is(err, errAborted) {
 		panic(http.ErrAbortHandler) // so that the visitor sees that the answer is not whole
 	}
 	return err
 }
 
-// hunt asks the upstreams that have not been asked, one after another, and keeps the file of the first that has it.
-func (f *Files) hunt(r *http.Request, next caddyhttp.Handler, ask fileAsk, turn *contentcache.Turn, asked *askedUpstreams) *contentcache.File {
-	select {
-	case f.hunts <- struct{}{}:
-		defer func() { <-f.hunts }()
-	default:
-		return nil
-	}
-	for asked.left && turn.Context().Err() == nil {
-		rec := newFileRecorder(nil, ask, turn)
-		_ = rec.record(next, fileRequest(r, turn.Context(), asked)) // it was about this server alone
-		header, may := rec.kept()
-		if may && rec.isRight() {
-			return turn.Keep(rec.body, header)
-		}
-	}
-	return f.site.Get(ask.url, ask.sum)
+// askAgain hands on the next answer as it comes. So much is being handed on to others that nothing more can be held.
+func askAgain(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, ask fileAsk, turn *contentcache.Turn, result string) error {
+	rec := newFileRecorder(w, ask, turn)
+	rec.only = result
+	err := rec.record(next, fileRequest(r, r.Context(), nil))
+	rec.pass(result) // if it has no header
+	return passedOn(err)
 }
 
-// fileRequest returns a request for the whole file, which does not depend on what r's browser has or can do.
+// fileRequest returns a request for the whole file, which does not depend on what r's browser has or can do, nor on a body, of which nobody
+// knows over HTTP/3 whether it ends. Whom it was asked of is written down unless that is nil.
 func fileRequest(r *http.Request, ctx context.Context, asked *askedUpstreams) *http.Request {
-	asked.left = false
-	whole := r.Clone(context.WithValue(ctx, askedKey{}, asked))
+	if asked != nil {
+		asked.left = false
+		ctx = context.WithValue(ctx, askedKey{}, asked)
+	}
+	whole := r.Clone(ctx)
 	whole.Method = http.MethodGet
+	whole.Body, whole.ContentLength, whole.Trailer = http.NoBody, 0, nil
 	for _, name := range []string{"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
 		whole.Header.Del(name)
 	}
@@ -290,8 +302,11 @@ func fileRequest(r *http.Request, ctx context.Context, asked *askedUpstreams) *h
 func (f *Files) serve(w http.ResponseWriter, r *http.Request, ask fileAsk, file *contentcache.File, result string) error {
 	fileResults.add(result)
 	h := w.Header()
+	if file.Header["Server"] != nil {
+		h.Del("Server") // as the proxy does
+	}
 	for name, values := range file.Header {
-		h[name] = slices.Clone(values)
+		h[name] = slices.Concat(h[name], values)
 	}
 	h.Set("Content-Type", fileTypes[ask.ending])
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -340,25 +355,6 @@ func (f *Files) tellWrong(r *http.Request) {
 			zap.String("site", r.Host), zap.String("path", r.URL.Path))
 	}
 }
-
-// askedKey is the key of askedUpstreams in the context of a request.
-type askedKey struct{}
-
-// askedUpstreams are those that were asked for a file. The policy writes them down and passes over them; the handler
-// reads when that is over.
-type askedUpstreams struct {
-	members []*member
-	left    bool // the last one asked left another one that could be
-}
-
-// askedOf returns the upstreams that were asked for what r asks for, or nil if nobody wants to know.
-func askedOf(ctx context.Context) *askedUpstreams {
-	a, _ := ctx.Value(askedKey{}).(*askedUpstreams)
-	return a
-}
-
-// has says whether m was asked.
-func (a *askedUpstreams) has(m *member) bool { return a != nil && slices.Contains(a.members, m) }
 
 // The results of asking for a file, as the metrics have them.
 const (

@@ -259,6 +259,16 @@ func TestSitesHaveTheirOwnFiles(t *testing.T) {
 	s.fetch(t, "GET", addressOf(evil.script)).want(t, 200, "bokeh-files; fwd=uri-miss; detail=wrong", aScript)
 }
 
+// Where each user has a server, no user's file is served to another one.
+func TestUsersHaveTheirOwnServers(t *testing.T) {
+	evil, good := newFileServer(t, "alert(document.cookie)"), newFileServer(t, aScript)
+	s := serve(t, "bokeh_proxy {http.request.header.Server-Of-User}")
+	for range 2 {
+		s.fetch(t, "GET", addressOf(evil.script), "Server-Of-User", evil.addr()).want(t, 200, "bokeh-files; fwd=uri-miss; detail=unkept", evil.script)
+	}
+	s.fetch(t, "GET", addressOf(evil.script), "Server-Of-User", good.addr()).want(t, 200, "bokeh-files; fwd=uri-miss; detail=wrong", aScript)
+}
+
 func TestWhatIsNoSuchFile(t *testing.T) {
 	a := newFileServer(t, aScript)
 	s := serve(t, "bokeh_proxy "+a.addr())
@@ -279,7 +289,7 @@ func TestWhatIsNoSuchFile(t *testing.T) {
 // What is meant for one visitor is not kept for all.
 func TestPersonalFiles(t *testing.T) {
 	for _, line := range []string{
-		"Set-Cookie: a=b", "Cache-Control: private, max-age=5", "Cache-Control: no-store", "Vary: Cookie", "Vary: Accept-Encoding, Origin",
+		"Set-Cookie: a=b", "Cache-Control: private, max-age=5", "Cache-Control: no-store", "Cache-Control: public, no-transform", "Vary: Cookie", "Vary: Accept-Encoding, Origin",
 		"Access-Control-Allow-Origin: https://a.example", "Content-Encoding: identity2",
 	} {
 		t.Run(line, func(t *testing.T) {
@@ -293,7 +303,7 @@ func TestPersonalFiles(t *testing.T) {
 			for range 2 {
 				f := s.fetch(t, "GET", addressOf(aScript))
 				f.want(t, 200, "bokeh-files; fwd=uri-miss; detail=unkept", aScript)
-				if name != "Cache-Control" && f.header.Get(name) != value {
+				if f.header.Get(name) != value {
 					t.Errorf("%s is lost: %v", line, f.header)
 				}
 			}
@@ -315,6 +325,25 @@ func TestHeadersOfKeptFiles(t *testing.T) {
 		}
 		first = f
 	}
+}
+
+// What the site says to one visitor is not said to the next, also where the server says something of the kind.
+func TestHeadersOfOneVisitor(t *testing.T) {
+	a := newFileServer(t, aScript)
+	a.instead(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Own", "the server's")
+		a.send(w, r)
+	})
+	s := serve(t, "header X-Own {http.request.uuid}\n\tbokeh_proxy "+a.addr())
+	seen := map[string]bool{}
+	for range 3 {
+		own := s.fetch(t, "GET", addressOf(aScript)).header["X-Own"]
+		if len(own) != 2 || own[1] != "the server's" || seen[own[0]] {
+			t.Errorf("one is told %q, others were told %v", own, seen)
+		}
+		seen[own[0]] = true
+	}
+	wantAsks(t, []*fileServer{a}, 1)
 }
 
 // Errors are what they were.
@@ -434,7 +463,7 @@ func TestCrowdAsksOnce(t *testing.T) {
 // Whose server does not answer gets what another one has fetched meanwhile, whatever the proxy makes of the end of its own request.
 func TestFileFetchedMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &Files{site: new(contentcache.Cache).Open(defaultFilesSize), hunts: make(chan struct{}, maxHunts), logger: zap.NewNop()}
+		f := &Files{site: new(contentcache.Cache).Open(defaultFilesSize), hunts: newHunts(), logger: zap.NewNop()}
 		var later atomic.Bool
 		next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 			if later.Swap(true) {
@@ -457,6 +486,188 @@ func TestFileFetchedMeanwhile(t *testing.T) {
 		}
 		all.Wait()
 	})
+}
+
+// A reload in the middle of that cuts off nobody.
+func TestFileFetchedWhileTheConfigEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTestFiles()
+		cache := new(contentcache.Cache)
+		f.site = cache.Open(defaultFilesSize)
+		cache.Open(defaultFilesSize) // the next config's
+		var later atomic.Bool
+		next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+			if later.Swap(true) {
+				f.site.Close()
+				io.WriteString(w, aScript)
+				return nil
+			}
+			<-r.Context().Done()
+			w.WriteHeader(499) // as reverse_proxy does
+			return nil
+		})
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				if w := askFor(t, f, addressOf(aScript), next); w.Code != 200 || w.Body.String() != aScript {
+					t.Errorf("got %d and %d bytes", w.Code, w.Body.Len())
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
+// A visitor who is slow to read holds up nobody else's files.
+func TestSlowReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTestFiles()
+		f.site = new(contentcache.Cache).Open(minFilesSize)
+		next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+			io.WriteString(w, strings.Repeat(aScript, 7)) // of the 128 KiB that a file may take
+			return nil
+		})
+		right := strings.Repeat(aScript, 7)
+		ctx, leave := context.WithCancel(t.Context())
+		var slow sync.WaitGroup
+		for i := range 10 {
+			for _, v := range []string{right, "gone"} {
+				slow.Go(func() {
+					r := httptest.NewRequest(http.MethodGet, fmt.Sprint("/", i, addressOf(v)), nil)
+					_ = f.ServeHTTP(slowReader{httptest.NewRecorder(), ctx}, r.WithContext(ctx), next)
+				})
+				synctest.Wait()
+			}
+		}
+		if w := askFor(t, f, addressOf(right), next); w.Header().Get("Cache-Status") != isMiss || w.Body.String() != right {
+			t.Errorf("a file is not kept: %v", w.Header())
+		}
+		leave()
+		slow.Wait()
+	})
+}
+
+// slowReader is a visitor who reads nothing of an answer.
+type slowReader struct {
+	*httptest.ResponseRecorder
+	ctx context.Context
+}
+
+func (s slowReader) Write([]byte) (int, error) {
+	<-s.ctx.Done()
+	return 0, s.ctx.Err()
+}
+
+// An answer of unknown length is held no longer than it may be a file.
+func TestEndlessAnswer(t *testing.T) {
+	w := &counted{}
+	next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		chunk := make([]byte, 32<<10)
+		for range 64 << 20 / len(chunk) {
+			_, _ = w.Write(chunk)
+		}
+		return nil
+	})
+	f := newTestFiles()
+	if err := f.ServeHTTP(w, httptest.NewRequest(http.MethodGet, addressOf("gone"), nil), next); err != nil {
+		t.Fatal(err)
+	}
+	if most := defaultFilesSize / 8; w.largest > most {
+		t.Errorf("%d bytes were held, %d are allowed", w.largest, most)
+	}
+}
+
+// counted is a visitor who tells what came at once.
+type counted struct {
+	httptest.ResponseRecorder
+	largest int
+}
+
+func (c *counted) Write(p []byte) (int, error) {
+	c.largest = max(c.largest, len(p))
+	return len(p), nil
+}
+
+// Over HTTP/3 nobody knows whether a request has a body that never ends. No server waits for it, nor those who ask for the same file.
+func TestFileAskedForWithABody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newTestFiles()
+		next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+			if _, err := io.Copy(io.Discard, r.Body); err != nil || r.ContentLength != 0 {
+				t.Errorf("the server is sent a body of %d bytes, %v", r.ContentLength, err)
+			}
+			io.WriteString(w, aScript)
+			return nil
+		})
+		body, end := io.Pipe()
+		defer end.Close()
+		r := httptest.NewRequest(http.MethodGet, addressOf(aScript), body)
+		r.ProtoMajor, r.ContentLength = 3, -1
+		done := make(chan struct{})
+		go func() {
+			_ = f.ServeHTTP(httptest.NewRecorder(), r, next)
+			close(done)
+		}()
+		select {
+		case <-done:
+		case <-time.After(time.Minute):
+			t.Error("the server waits for the rest of the request")
+			end.Close()
+			<-done
+		}
+	})
+}
+
+// The end of a visitor who has left is no error of ours.
+func TestVisitorLeavesInTheMiddle(t *testing.T) {
+	f := newTestFiles()
+	ctx, leave := context.WithCancel(t.Context())
+	next := caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		io.WriteString(w, aScript[:1000])
+		leave()
+		panic(http.ErrAbortHandler) // as reverse_proxy does
+	})
+	defer func() {
+		if p := recover(); p != http.ErrAbortHandler { //nolint:errorlint // net/http compares it so, too
+			t.Error("it ends with", p)
+		}
+	}()
+	err := f.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, addressOf(aScript), nil).WithContext(ctx), next)
+	t.Error("Caddy is told of", err)
+}
+
+// A server knows its files by what they were when it read them first. What it sends by now is not to be kept for ten years under the old name.
+func TestFileThatWasReplacedUnderItsServer(t *testing.T) {
+	a := newFileServer(t, aScript)
+	a.instead(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Etag", `"`+hashOf("before")+`"`)
+		w.Header().Set("Cache-Control", "max-age=315360000")
+		io.WriteString(w, aScript)
+	})
+	s := serve(t, "bokeh_proxy "+a.addr())
+	f := s.fetch(t, "GET", addressOf("before"))
+	f.want(t, 200, "bokeh-files; fwd=uri-miss; detail=wrong", aScript)
+	if f.header.Get("Cache-Control") != "no-store" {
+		t.Errorf("it may be kept: %v", f.header)
+	}
+}
+
+// What the server calls text does not become a document that runs scripts.
+func TestPictureThatIsCalledText(t *testing.T) {
+	picture := `<svg xmlns="http://www.w3.org/2000/svg"><script>alert(document.domain)</script></svg>`
+	a := newFileServer(t, picture)
+	s := serve(t, "bokeh_proxy "+a.addr())
+	for typ, cache := range map[string]string{"text/plain": "bokeh-files; fwd=uri-miss; detail=unkept", "image/svg+xml; charset=utf-8": isMiss} {
+		a.instead(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", typ)
+			io.WriteString(w, picture)
+		})
+		f := s.fetch(t, "GET", "/uploads/static/a.svg?v="+hashOf(picture))
+		f.want(t, 200, cache, picture)
+		if got := f.header.Get("Content-Type"); !strings.HasPrefix(typ, got) {
+			t.Errorf("%s is called %s", typ, got)
+		}
+	}
 }
 
 // A reload asks once more, and keeps nothing of what was before.

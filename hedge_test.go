@@ -290,3 +290,19 @@ func TestCanHedge(t *testing.T) {
 		t.Error("hedge_after 1ms is let in")
 	}
 }
+
+// A file that is the same everywhere is asked of another server, too, whatever its browser has.
+func TestHedgeOfAFileThatIsTheSameEverywhere(t *testing.T) {
+	pool := testPool(2)
+	s := newTestSelection(pool)
+	s.Cookie, s.hedges = defaultCookie, true
+	for _, asked := range []*askedUpstreams{nil, {}} {
+		r := newRequest(s, addressOf(aScript), "Cookie", defaultCookie+"=AAAAAAAA")
+		if asked != nil {
+			r.Request = r.WithContext(context.WithValue(r.Context(), askedKey{}, asked))
+		}
+		if got, want := r.run().mayHedge, asked != nil; got != want {
+			t.Errorf("it may be asked twice: %v, want %v", got, want)
+		}
+	}
+}

@@ -140,7 +140,7 @@ type Selection struct {
 	// The name of a cookie that tells where a browser's newest page is, for what a session has made and a link does not
 	// name it: files that an app writes to its server's disk, results in its memory. Requests that name no session go to
 	// that server as long as it is well and takes new sessions. Pages, `autoload.js` and websockets do not depend on it;
-	// only the first page of an app since Caddy's start may be built there. It is set with pages alone, names the server by a
+	// only the first page of an app since Caddy's start may be built there. It is set with HTML that may be a page, names the server by a
 	// keyed hash, lives as long as the browser, and is `HttpOnly`, `SameSite=Lax` and, over HTTPS, `Secure`. Where two
 	// sites share a host each needs a name of its own. It needs the `http` transport. In the Caddyfile the name may be
 	// left out: `bokeh_server`. Default: no cookie.
@@ -330,6 +330,9 @@ func (s *Selection) each(yield func(m *member, inPool bool)) {
 func (s *Selection) knowsPool() bool {
 	return s.static != nil || len(s.members.source.lastFound().dials) > 0
 }
+
+// poolVaries says whether the upstreams depend on the request.
+func (s *Selection) poolVaries() bool { return s.static == nil && s.members.source == nil }
 
 // isUnloaded says whether the config has been replaced.
 func (s *Selection) isUnloaded() bool {

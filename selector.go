@@ -276,9 +276,12 @@ func (s *Selection) run(r *http.Request) *run {
 	if rn.unknown {
 		s.unknownStamp(rn.kind)
 	}
+	if asked := askedOf(r.Context()); asked != nil && s.poolVaries() {
+		asked.vary = true
+	}
 	// A websocket over HTTP/2 has the unknown length of the CONNECT that it was, and no body.
 	rn.hasBody = bringsBody(r) && (r.ProtoMajor < 2 || !isWebsocket(r.Header))
-	rn.mayHedge = s.hedges && rn.isShared() && isFile(r) && !s.table.hasPages(rn.terms.app)
+	rn.mayHedge = s.hedges && rn.isShared(r.Context()) && isFile(r) && !s.table.hasPages(rn.terms.app)
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
 		rn.odd = rn.hasBody || size > plainHeader
@@ -321,9 +324,10 @@ func appPath(path string) string {
 	return path
 }
 
-// isShared says whether any server may answer the run: nothing in it names a session, or the server of one.
-func (rn *run) isShared() bool {
-	return (rn.kind == other || rn.kind == maybePage) && rn.id == "" && rn.stamp == "" && rn.cookie == ""
+// isShared says whether any server may answer the run: nothing in it names a session, or the server of one, or its content is the same
+// wherever it is.
+func (rn *run) isShared(ctx context.Context) bool {
+	return (rn.kind == other || rn.kind == maybePage) && (askedOf(ctx) != nil || rn.id == "" && rn.stamp == "" && rn.cookie == "")
 }
 
 // choose returns the place of the upstream for this attempt, or -1 if there is none.

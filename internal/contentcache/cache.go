@@ -24,6 +24,9 @@ const (
 	maxFileShare = 8
 	// fetchingShare is the part of the limit that may be held, beside what is kept, by all that is being fetched.
 	fetchingShare = 4
+	// handedOnShare is the part of the limit that may be held, beside that, by answers that turned out not to be the file and are being
+	// read by those who asked.
+	handedOnShare = 8
 	// entryCost is about what an entry takes beside its address and header.
 	entryCost = 512
 )
@@ -34,7 +37,8 @@ type Cache struct {
 	sites    map[*Site]bool
 	limit    int64
 	used     int64 // by the entries and their contents
-	fetching int64 // held by turns
+	fetching int64 // held by turns, of what is being fetched
+	handedOn int64 // held by turns, of what is being handed on
 	recent   list.List
 	entries  map[key]*list.Element // each holds an *entry
 	contents map[Sum]*content

@@ -57,7 +57,7 @@ func (s *Site) keep(t *testing.T, url string, data []byte) *File {
 		return f
 	}
 	defer turn.End()
-	if !turn.Reserve(int64(len(data))) {
+	if !turn.Reserve(0, int64(len(data))) {
 		turn.GiveUp()
 		return nil
 	}
@@ -199,19 +199,52 @@ func TestRoomForFetching(t *testing.T) {
 		return turn
 	}
 	a, b, d := turn("/a"), turn("/b"), turn("/d")
-	if a.Reserve(1<<20+1) || !a.Reserve(1<<20) || a.Reserve(1) {
+	if a.Reserve(0, 1<<20+1) || !a.Reserve(0, 1<<20) || a.Reserve(1<<20, 1) {
 		t.Error("a file may take other than an eighth")
 	}
-	if !b.Reserve(1<<20) || d.Reserve(1) {
+	if !b.Reserve(0, 1<<20) || d.Reserve(0, 1) {
 		t.Error("what is fetched may take other than a quarter")
 	}
 	a.End()
-	if !d.Reserve(1 << 20) {
+	if !d.Reserve(0, 1<<20) {
 		t.Error("room is not given back")
+	}
+	d.Release(1 << 20)
+	if !d.Reserve(0, 1<<20) {
+		t.Error("what is not needed is not given back")
 	}
 	b.End()
 	d.End()
 	c.check(t)
+}
+
+// Who reads slowly what is not the file takes no room from what is being fetched, and has not all the memory there is.
+func TestRoomForHandingOn(t *testing.T) {
+	var c Cache
+	s := c.Open(8 << 20)
+	turn := func(url string) *Turn {
+		_, turn := s.Join(t.Context(), url, Sum{})
+		return turn
+	}
+	slow, second, third := turn("/a"), turn("/b"), turn("/c")
+	if !slow.Reserve(0, 1<<20) || !second.Reserve(0, 1<<20) || third.Reserve(0, 1) {
+		t.Error("what is fetched may take other than a quarter")
+	}
+	if !slow.HandOn() || second.HandOn() {
+		t.Error("what is handed on may take other than an eighth")
+	}
+	if !third.Reserve(0, 1<<20) {
+		t.Error("a slow reader holds the room for fetching")
+	}
+	slow.End()
+	if !second.HandOn() {
+		t.Error("room is not given back")
+	}
+	second.End()
+	third.End()
+	if c.fetching != 0 || c.handedOn != 0 {
+		t.Errorf("%d and %d bytes are held by nobody", c.fetching, c.handedOn)
+	}
 }
 
 func TestHeaderCounts(t *testing.T) {

@@ -3,6 +3,7 @@
 package contentcache
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha512"
 	"net/http"
@@ -21,6 +22,7 @@ type flight struct {
 	land   context.CancelFunc // ends kept, when there is the file
 	askers int                // guarded by Cache.mu
 	isOver bool               // guarded by Cache.mu
+	file   *File              // that somebody has fetched, kept for good or not; guarded by Cache.mu
 }
 
 // Turn is the right to fetch a file.
@@ -31,7 +33,8 @@ type Turn struct {
 	fl    *flight
 	next  *time.Timer // gives another one a turn
 	stop  func() bool // keeps ctx from ending when another one has fetched the file
-	held  int64       // bytes
+	held  int64       // bytes of what is being fetched
+	given int64       // bytes of what is being handed on
 	done  bool        // nobody waits for this turn
 }
 
@@ -51,11 +54,14 @@ func (s *Site) Join(ctx context.Context, url string, sum Sum) (*File, *Turn) {
 	case <-fl.over:
 	case <-ctx.Done():
 	}
-	if f := s.Get(url, sum); f != nil {
+	t := &Turn{cache: c, fl: fl, done: alone, stop: func() bool { return true }}
+	if f := t.File(); f != nil {
+		if !alone {
+			fl.offer() // the token is not used
+		}
 		c.leave(fl)
 		return f, nil
 	}
-	t := &Turn{cache: c, fl: fl, done: alone, stop: func() bool { return true }}
 	t.ctx, t.end = context.WithCancel(ctx)
 	if !alone {
 		t.next = time.AfterFunc(patience, fl.offer)
@@ -113,12 +119,24 @@ func (fl *flight) offer() {
 // Context is the asker's, and ends as well when another one has fetched the file.
 func (t *Turn) Context() context.Context { return t.ctx }
 
-// Reserve asks for room for n bytes more, of a file that has held what was reserved before. Who gets none has to do without keeping it.
-func (t *Turn) Reserve(n int64) bool {
+// File returns the file if anybody has fetched it meanwhile, or nil. It is there for those who have asked at the same time also where it
+// is not kept: the site may have been closed, or the room been needed for others.
+func (t *Turn) File() *File {
 	c := t.cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if t.held+n > c.maxFile() || c.fetching+n > c.limit/fetchingShare {
+	if t.fl.file != nil {
+		return t.fl.file
+	}
+	return c.get(t.fl.key)
+}
+
+// Reserve asks for room for n bytes more of an answer for which so many are held. Who gets none has to do without keeping it.
+func (t *Turn) Reserve(held, n int64) bool {
+	c := t.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if held+n > c.maxFile() || c.fetching+n > c.limit/fetchingShare {
 		return false
 	}
 	t.held += n
@@ -126,15 +144,53 @@ func (t *Turn) Reserve(n int64) bool {
 	return true
 }
 
+// Release gives back n bytes, of an answer that is not needed any more.
+func (t *Turn) Release(n int64) {
+	c := t.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.held -= n
+	c.fetching -= n
+}
+
+// HandOn frees the room for fetching: what is held is all fetched, and goes to somebody who may be slow to read it. It returns false
+// where too much is being handed on already.
+func (t *Turn) HandOn() bool {
+	c := t.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t.held > 0 && c.handedOn+t.held > c.limit/handedOnShare {
+		return false
+	}
+	c.handedOn += t.held
+	c.fetching -= t.held
+	t.given, t.held = t.given+t.held, 0
+	return true
+}
+
+// ReleaseAll gives back all that was reserved.
+func (t *Turn) ReleaseAll() {
+	c := t.cache
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fetching -= t.held
+	c.handedOn -= t.given
+	t.held, t.given = 0, 0
+}
+
 // Matches says whether data is what the address names.
 func (t *Turn) Matches(data []byte) bool { return sha512.Sum512(data) == t.fl.key.sum }
 
 // Keep keeps data, which matches, and the header that it is to be served with. It hands the file to those who wait.
 func (t *Turn) Keep(data []byte, h http.Header) *File {
+	if cap(data) > len(data)+len(data)/16 {
+		data = bytes.Clone(data) // it has grown into more than is counted
+	}
 	c := t.cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f := c.put(t.fl.key, data, h)
+	t.fl.file = f
 	t.done = true
 	c.finish(t.fl)
 	t.fl.land()
@@ -166,11 +222,8 @@ func (t *Turn) End() {
 	if !t.done {
 		t.fl.offer()
 	}
+	t.stop() // or the flight would remember all turns there were
 	t.end()
-	c := t.cache
-	c.mu.Lock()
-	c.fetching -= t.held
-	t.held = 0
-	c.mu.Unlock()
-	c.leave(t.fl)
+	t.ReleaseAll()
+	t.cache.leave(t.fl)
 }

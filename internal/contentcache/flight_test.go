@@ -207,3 +207,58 @@ func TestClosedMeanwhile(t *testing.T) {
 		a.wantNothingLeft(t)
 	})
 }
+
+// What somebody has fetched is there for those who have asked meanwhile, also where it is kept for nobody else.
+func TestFetchedThoughNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAsker()
+		_, slow := a.site.Join(t.Context(), "/f.js", a.sum)
+		go func() {
+			_, quick := a.site.Join(t.Context(), "/f.js", a.sum) // after a second
+			time.Sleep(patience / 2)
+			a.site.Close()
+			quick.Keep(a.data, nil)
+			quick.End()
+		}()
+		time.Sleep(patience + patience/4)
+		waiting := make(chan *File)
+		go func() {
+			f, _ := a.site.Join(t.Context(), "/f.js", a.sum)
+			waiting <- f
+		}()
+		<-slow.Context().Done()
+		if slow.File() == nil || <-waiting == nil {
+			t.Error("somebody is cut off and gets nothing")
+		}
+		slow.End()
+		synctest.Wait()
+		a.wantNothingLeft(t)
+	})
+}
+
+// Where one that was told to fetch for itself has kept the file, those who have begun to wait again have it too, though the one they
+// wait for hangs.
+func TestKeptByOneThatGaveUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAsker()
+		_, first := a.site.Join(t.Context(), "/f.js", a.sum)
+		first.GiveUp()
+		_, hangs := a.site.Join(t.Context(), "/f.js", a.sum)
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				begun := time.Now()
+				if f, _ := a.site.Join(t.Context(), "/f.js", a.sum); f == nil || time.Since(begun) > patience {
+					t.Errorf("one gets %v after %v", f, time.Since(begun))
+				}
+			})
+		}
+		synctest.Wait()
+		first.Keep(a.data, nil)
+		first.End()
+		time.Sleep(2 * patience)
+		hangs.End()
+		all.Wait()
+		a.wantNothingLeft(t)
+	})
+}
