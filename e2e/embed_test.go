@@ -45,7 +45,7 @@ func newBlocked(t *testing.T) *tab {
 	return b
 }
 
-// opens opens a page that is there.
+// opens goes to a page, which must be there.
 func (b *tab) opens(url string) {
 	b.t.Helper()
 	if status := b.goTo(url); status != http.StatusOK {
