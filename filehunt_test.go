@@ -74,13 +74,13 @@ func askFor(t *testing.T, f *Files, path string, next caddyhttp.Handler) *httpte
 func TestHuntThroughALargeFleet(t *testing.T) {
 	large := strings.Repeat(aScript, 3) // of 128 KiB that a file may take
 	servers := []*fileServer{newFileServer(t, large)}
-	addrs := servers[0].addr()
+	addrs := []string{servers[0].addr()}
 	for i := range 6 {
 		servers = append(servers, newFileServer(t, large[i+1:]))
-		addrs += " " + servers[i+1].addr()
+		addrs = append(addrs, servers[i+1].addr())
 	}
 	for range 5 {
-		s := serve(t, "bokeh_proxy "+addrs+" {\n\t\tfiles 1MiB\n\t}")
+		s := serve(t, "bokeh_proxy "+strings.Join(addrs, " ")+" {\n\t\tfiles 1MiB\n\t}")
 		if f := s.fetch(t, "GET", addressOf(large)); f.body != large {
 			t.Fatalf("it is not found: %v", f.header)
 		}
