@@ -144,7 +144,7 @@ func TestStampIsNotPacked(t *testing.T) {
 // A new key comes first, the old one stays until its tokens have expired.
 func TestKeyRotation(t *testing.T) {
 	t.Parallel()
-	f := start(t, plan{policy: "bokeh {\n\t\t\tsecret_key old\n\t\t}"})
+	f := start(t, plan{size: 2, policy: "bokeh {\n\t\t\tsecret_key old\n\t\t}"})
 	tabs := f.atWork(3)
 	f.plan.policy = "bokeh {\n\t\t\tsecret_key new old\n\t\t}"
 	f.restartCaddy()

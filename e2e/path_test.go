@@ -13,6 +13,7 @@ func TestAppUnderAPath(t *testing.T) {
 		"Bokeh": {page: "/dash/counter"},
 		"Panel": panel,
 	} {
+		p.size = 2
 		knows, stripped := p, p
 		knows.serve, knows.ready = append([]string{"--prefix", "/dash"}, p.serve...), "/dash/static/js/bokeh.min.js"
 		stripped.site = "\turi strip_prefix /dash"

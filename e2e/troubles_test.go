@@ -19,7 +19,7 @@ import (
 
 func TestReconnect(t *testing.T) {
 	t.Parallel()
-	f := start(t, plan{})
+	f := start(t, plan{size: 2})
 	for range 3 {
 		b := f.visit()
 		b.clicks(2)
@@ -41,7 +41,7 @@ func TestCaddyRestarts(t *testing.T) {
 	for name, policy := range map[string]string{"stored key": "", "own key": "bokeh {\n\t\t\tsecret_key ours\n\t\t}"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := start(t, plan{policy: policy})
+			f := start(t, plan{size: 2, policy: policy})
 			tabs := f.atWork(4)
 			f.restartCaddy()
 			for _, b := range tabs {
@@ -58,7 +58,7 @@ func TestReload(t *testing.T) {
 	for name, keep := range map[string]bool{"with stream_close_delay": true, "without": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := start(t, plan{keepAlive: keep})
+			f := start(t, plan{size: 2, keepAlive: keep})
 			tabs := f.atWork(3)
 			f.reload()
 			for _, b := range tabs {

@@ -56,7 +56,7 @@ func TestControl(t *testing.T) {
 
 func TestTabsOfOneBrowser(t *testing.T) {
 	t.Parallel()
-	f := start(t, plan{})
+	f := start(t, plan{size: 2})
 	one, two := f.visit(), f.visit()
 	if one.place() == two.place() {
 		t.Errorf("both tabs are on server %s", one.place())
