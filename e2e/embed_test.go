@@ -140,7 +140,7 @@ func TestPulledSessions(t *testing.T) {
 			visits := 8
 			switch trouble {
 			case "none":
-				visits = 20
+				visits = 12
 			case "a server is down":
 				f.servers[0].Stop()
 			case "a server drains":
@@ -186,7 +186,7 @@ func TestServerDocumentInFlask(t *testing.T) {
 		return b
 	}
 	visit := func() *tab { return visitIn(newBlocked(t)) }
-	const visits = 20
+	const visits = 12
 	b := newBlocked(t)
 	for range visits {
 		visitIn(b).clicks(2)

@@ -143,7 +143,7 @@ func TestStacks(t *testing.T) {
 			p.directive, p.size = true, 2
 			p.origins = []string{elsewhere.origin()}
 			f := start(t, p)
-			visits := 20
+			visits := 12
 			if c.enter != nil { // each in a browser of its own
 				visits = 8
 			}
