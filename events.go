@@ -18,8 +18,8 @@ const (
 	// restart of Caddy, and when a session has been there since.
 	eventDrained = "bokeh_drained"
 
-	// eventMoved tells that a session has left its upstream: from, to, reason (unreachable, unhealthy or
-	// closed) and session, a short keyed hash.
+	// eventMoved tells that a session has left its upstream: from, to, reason (unreachable, unhealthy,
+	// closed or reassigned) and session, a short keyed hash.
 	eventMoved = "bokeh_session_moved"
 )
 

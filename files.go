@@ -51,9 +51,9 @@ const fileCaching = "max-age=31536000, immutable"
 // is never kept. Then each other upstream of an `lb_policy bokeh` is asked for the file as well, as while servers with two versions
 // of Bokeh run. If none has it, the first answer is passed on, and browsers are told not to store it.
 //
-// It looks at a `GET` or `HEAD` whose query is `v=` and 128 hexadecimal digits and nothing else, and whose path has
-// a segment `static` and the ending of a script, style sheet, source map, font or image. Everything else is
-// passed on.
+// It looks at a `GET` or `HEAD` with no body whose query is `v=` and 128 hexadecimal digits in lower case and nothing else, and
+// whose path has a segment `static` and the ending of a script, style sheet, source map, JSON or WebAssembly file, font or image.
+// Everything else is passed on.
 //
 // Files are found by the host and path at which this site's own servers have answered with them, so no site serves another one's. Where the
 // upstreams of an `lb_policy bokeh` depend on the request nothing is kept; before another policy's do not use it then, unless they depend on host and path alone.
@@ -63,7 +63,7 @@ const fileCaching = "max-age=31536000, immutable"
 // What became of a request is in the `Cache-Status` header of the answer (RFC 9211), as that of the cache `bokeh-files`.
 type Files struct {
 	// The most memory that files may take, in bytes, with their compressed forms. All sites of this process share it:
-	// the largest value of the loaded config counts. At least 1 MiB. Default: 64 MiB.
+	// the largest value of the loaded config counts, with the default for those that have none. At least 1 MiB. Default: 64 MiB.
 	Size int64 `json:"size,omitempty"`
 
 	logger *zap.Logger
@@ -363,7 +363,7 @@ const (
 	filesMiss      = "miss"      // it was fetched
 	filesElsewhere = "elsewhere" // it was fetched, not from the first server that was asked
 	filesWrong     = "wrong"     // no server that was asked has it
-	filesUnkept    = "unkept"    // it cannot be kept
+	filesUnkept    = "unkept"    // it cannot be kept, or no server answered well
 )
 
 // cacheStatus is what the Cache-Status header says of each (RFC 9211).
@@ -384,7 +384,7 @@ type fileMetrics struct{}
 
 var (
 	descFiles = newDesc("files_total", "Requests for files whose address names their content, by what became of them: hit (it was kept), shared (another request was fetching it),"+
-		" miss (fetched and kept), elsewhere (fetched and kept, not from the first server that was asked), wrong (no server that was asked has it), unkept (it cannot be kept).", "result")
+		" miss (fetched and kept), elsewhere (fetched and kept, not from the first server that was asked), wrong (no server that was asked has it), unkept (it cannot be kept, or no server answered well).", "result")
 	descFileBytes = newDesc("files_bytes", "Memory that the kept files take, with their compressed forms.")
 )
 

@@ -149,10 +149,11 @@ type Selection struct {
 	// After how long without a byte of an answer a second server is asked for the same file as well, once; the first good
 	// answer is served, and the other request is cancelled. That is for a `GET` or `HEAD` without a body and without a session, for a script,
 	// a style sheet or a font by its `Sec-Fetch-Dest` header, or a file by its extension in a folder named `static` or `components`. Pages,
-	// websockets, logins and whatever else an app answers are asked for once, and so is what brings the cookie of `cookie`. No server is
+	// websockets, logins and whatever else an app answers are asked for once, and so is what brings the cookie of `cookie`, unless
+	// `bokeh_files` asks for it. No server is
 	// asked in addition that has itself answered nothing for a moment, drains or fails. An answer of 4xx or 5xx, or an error, of
-	// the second server is passed over. It needs the `http` transport without `proxy_protocol`, and upstreams, request
-	// headers and TLS server names that do not depend on the request or name the upstream. Caddy's own
+	// the second server is passed over. It needs the `http` transport without `proxy_protocol`, upstreams and TLS
+	// server names without placeholders, and request headers that do not name the upstream. Caddy's own
 	// numbers (`num_requests`, passive health checks) count such a request at the first server. At least 100ms. Default: 0, which is off; `bokeh_proxy` sets 1s.
 	HedgeAfter caddy.Duration `json:"hedge_after,omitempty"`
 
