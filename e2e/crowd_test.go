@@ -44,12 +44,14 @@ func (f *fleet) gather(n int) *crowd {
 	c := &crowd{f: f, quit: make(chan struct{})}
 	for i := range n {
 		c.wg.Go(func() {
+			b := newTab(f.t)
+			defer b.close()
 			for {
 				select {
 				case <-c.quit:
 					return
 				default:
-					c.visit(4 + 2*i)
+					c.visit(b, 4+2*i)
 				}
 			}
 		})
@@ -92,10 +94,8 @@ func (c *crowd) String() string {
 	return fmt.Sprintf("%d visits, %d failed pages, %d lost counters, %d sockets closed", c.visits, c.failed, c.lost, c.closed)
 }
 
-// visit is one visit: a page, its websocket, and some clicks, each of which must be counted.
-func (c *crowd) visit(clicks int) {
-	b := newTab(c.f.t)
-	defer b.close()
+// visit is one visit in somebody's tab: a page, its websocket, and some clicks, each of which must be counted.
+func (c *crowd) visit(b *tab, clicks int) {
 	err := c.use(b, clicks)
 	c.mu.Lock()
 	defer c.mu.Unlock()
