@@ -110,6 +110,7 @@ func TestLimitsBehindATier(t *testing.T) {
 		if addr, _ := newPage().choose(s.static); addr != "" {
 			t.Errorf("one too many goes to %s", addr)
 		}
+		synctest.Wait() // until the pages have ended, each of which says that its server is well
 		s.MaxSessions = 0
 		s.members.get("u0:80").dialed(s.table.now(), s.table.now(), firstPause, fmt.Errorf("connection refused"))
 		if addr, _ := newPage().choose(s.static); addr != "u1:80" {
