@@ -34,6 +34,7 @@ type bokeh struct {
 	status atomic.Int64  // answered to page requests instead of a page, if not 0
 	hold   chan struct{} // page requests wait until it is closed, if not nil
 	drip   chan struct{} // a page's last byte waits until it is closed, if not nil
+	died   atomic.Bool   // a request has taken the server down
 
 	mu      sync.Mutex // guards all below
 	docs    map[string]int
@@ -80,6 +81,14 @@ func (b *bokeh) stop() {
 	b.Close()
 }
 
+// die ends the server in the middle of a request.
+func (b *bokeh) die() {
+	b.died.Store(true)
+	b.Listener.Close()
+	b.Config.Close()
+	panic(http.ErrAbortHandler)
+}
+
 // cut closes all sockets.
 func (b *bokeh) cut() {
 	b.mu.Lock()
@@ -91,6 +100,8 @@ func (b *bokeh) cut() {
 
 func (b *bokeh) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
+	case r.URL.Query().Has("die"):
+		b.die()
 	case strings.HasSuffix(r.URL.Path, "/ws"):
 		b.serveSocket(w, r)
 	case strings.HasSuffix(r.URL.Path, "/app"), strings.HasSuffix(r.URL.Path, "/autoload.js"), slices.Contains(b.apps, r.URL.Path):

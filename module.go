@@ -236,6 +236,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		s.knowPool(h)
 		s.warnOfStrangers(h)
 		s.warnOfBuffers(h)
+		s.restrictRetries(h)
 		if err := s.watchTransport(ctx, h); err != nil {
 			return err
 		}

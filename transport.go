@@ -28,10 +28,11 @@ func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		send = func(r *http.Request) (*http.Response, error) { return t.roundTripHedged(rn, r) }
 	}
 	res, err := send(r)
-	if err == nil {
-		rn.hasAnswer(res)
+	if err != nil {
+		return nil, rn.asSent(err)
 	}
-	return res, err
+	rn.hasAnswer(res)
+	return res, nil
 }
 
 // watchTransport puts itself before the handler's HTTP transport, and makes that where the config has none: Caddy would do

@@ -76,8 +76,8 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// A server that dies while people visit costs no visit with retries; without, the one that it had
-// begun and the one that finds it dead. Its own visitors get a fresh document on another server.
+// A server that dies while people visit costs the visit that it had begun, which may be what it died of; without retries
+// also the one that finds it dead. Its own visitors get a fresh document on another server.
 func TestServerDies(t *testing.T) {
 	t.Parallel()
 	for name, proxy := range map[string]string{"with retries": "\t\tlb_try_duration 5s", "without": ""} {
@@ -98,7 +98,7 @@ func TestServerDies(t *testing.T) {
 				}
 				b.close()
 			}
-			if most := map[string]int{"with retries": 0, "without": 2}[name]; failed > most {
+			if most := map[string]int{"with retries": 1, "without": 2}[name]; failed > most {
 				t.Errorf("%d visits failed, want at most %d", failed, most)
 			}
 			tabs[0].reconnected()

@@ -1,0 +1,48 @@
+// This file holds which requests are sent to another server where their connection has broken.
+
+package caddybokeh
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// restrictRetries keeps the reverse proxy from sending a request again that may have reached a server, but for a file. Caddy repeats
+// every GET: one page that takes its server down took down all, and an app could run more than once for a visit. What has
+// certainly reached nobody, as after a refused dial, Caddy repeats whatever we say, and lb_retry_match of the config stands.
+func (s *Selection) restrictRetries(h *reverseproxy.Handler) {
+	if h.LoadBalancing != nil && len(h.LoadBalancing.RetryMatchRaw) == 0 {
+		h.LoadBalancing.RetryMatch = caddyhttp.MatcherSets{{repeatable{s}}}
+	}
+}
+
+// repeatable matches the requests that may reach two servers.
+type repeatable struct{ s *Selection }
+
+// MatchWithError implements caddyhttp.RequestMatcherWithError.
+func (m repeatable) MatchWithError(r *http.Request) (bool, error) {
+	rn, ok := r.Context().Value(runKey(m)).(*run)
+	return ok && rn.isForFile(r), nil
+}
+
+// isForFile says whether the run's request is for a file and no app, whatever its headers say.
+func (rn *run) isForFile(r *http.Request) bool {
+	return (rn.kind == other || rn.kind == maybePage) && isFile(r) && hasFileEnding(r.URL.Path) && !rn.s.table.hasPages(rn.terms.app)
+}
+
+// asSent returns the error of a request in such a form that the reverse proxy takes it for one of a dial only where nothing can have
+// reached a server. Where a connection breaks that was kept, Go sends what it may once more on a new one, and tells of that alone.
+func (rn *run) asSent(err error) error {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	if _, atDial := errors.AsType[reverseproxy.DialError](err); atDial && rn.attempt.connected {
+		return errors.New(err.Error())
+	}
+	return err
+}
+
+// Interface guard
+var _ caddyhttp.RequestMatcherWithError = repeatable{}
