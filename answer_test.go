@@ -230,7 +230,7 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 			status.choose(pool)
 			rn := status.run()
 			rn.connected(rn.attempt)
-			rn.answered(rn.attempt)
+			rn.firstByteCame(rn.attempt)
 			rn.hasAnswer(&http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: http.NoBody})
 			if n := m.sessions.Load(); n != 0 {
 				t.Errorf("%d sessions, though the answer is no page", n)

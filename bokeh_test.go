@@ -32,9 +32,10 @@ type bokeh struct {
 	files http.Handler // answers what is neither a page nor a socket, if not nil
 
 	status atomic.Int64  // answered to page requests instead of a page, if not 0
+	hints  bool          // a page is announced by 103 Early Hints
 	hold   chan struct{} // page requests wait until it is closed, if not nil
-	drip   chan struct{} // a page's last byte waits until it is closed, if not nil
 	died   atomic.Bool   // a request has taken the server down
+	drip   chan struct{} // a page's last byte waits until it is closed, if not nil
 
 	mu      sync.Mutex // guards all below
 	docs    map[string]int
@@ -118,6 +119,9 @@ func (b *bokeh) servePage(w http.ResponseWriter, r *http.Request) {
 	b.mu.Lock()
 	b.headers = append(b.headers, r.Header.Clone())
 	b.mu.Unlock()
+	if b.hints {
+		w.WriteHeader(http.StatusEarlyHints)
+	}
 	if b.hold != nil {
 		select {
 		case <-b.hold:

@@ -3,6 +3,8 @@
 package caddybokeh
 
 import (
+	"context"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -12,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
@@ -290,5 +293,48 @@ func TestTurnBackwards(t *testing.T) {
 	}
 	if slowness := u.slowness.or(asUsual); slowness != asUsual {
 		t.Errorf("a page that took less than no time makes the upstream %v", slowness)
+	}
+}
+
+// One visitor alone cannot teach that a server is slow: only new sessions tell, and of each client one a second.
+func TestLessons(t *testing.T) {
+	for name, tc := range map[string]struct {
+		client, query string
+		most          int64 // of 30 slow pages in three seconds that are learned from
+	}{
+		"new sessions of whoever":    {most: 30},
+		"new sessions of one client": {client: "192.0.2.1", most: 4},
+		"reloads of a session":       {query: "?bokeh-session-id=given", most: 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(1)
+			s := newTestSelection(pool)
+			visit := func(client, query string, takes time.Duration) {
+				r := newRequest(s, "/app"+query)
+				if client != "" {
+					vars := map[string]any{caddyhttp.ClientIPVarKey: client}
+					r.Request = r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, vars))
+				}
+				r.choose(pool)
+				time.Sleep(takes)
+				r.answer(http.StatusOK)
+				synctest.Wait()
+			}
+			for i := range 40 {
+				visit(fmt.Sprint("192.0.2.", 10+i), "", 10*time.Millisecond)
+			}
+			u := s.index.Load().members[0]
+			before := u.slowness.or(0)
+			learned := int64(0)
+			for range 30 {
+				visit(tc.client, tc.query, 100*time.Millisecond)
+				if now := u.slowness.or(0); now != before {
+					learned, before = learned+1, now
+				}
+			}
+			if learned > tc.most || learned < min(tc.most, 3) {
+				t.Errorf("%s: %d pages were learned from, want at most %d", name, learned, tc.most)
+			}
+		})
 	}
 }

@@ -235,7 +235,7 @@ func (rn *run) awaitAnswer(a *attempt) {
 	time.AfterFunc(answerPatience, func() {
 		rn.mu.Lock()
 		defer rn.mu.Unlock()
-		if a.connected && !a.firstByte && !a.settled {
+		if a.connected && !a.answered && !a.settled {
 			rn.s.headerTooLong(a.m, rn, 0)
 		}
 	})

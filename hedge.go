@@ -207,7 +207,7 @@ func (rn *run) second(v *view) int {
 func (rn *run) beginSecond(a *attempt) bool {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
-	if rn.over || rn.hedged || rn.attempt.firstByte {
+	if rn.over || rn.hedged || rn.attempt.answered {
 		return false
 	}
 	rn.hedged = true

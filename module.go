@@ -177,6 +177,7 @@ type Selection struct {
 
 	pacers pacers
 
+	watches   bool                        // whether each run hears of its answer
 	hedges    bool                        // whether a file may be asked of a second server
 	transport *reverseproxy.HTTPTransport // made by this policy for its handler, which had none; or nil
 }

@@ -275,7 +275,7 @@ func (c *caddyNode) socket(token string) (addr string, hangUp func()) {
 	}
 	rn := r.run()
 	rn.connected(rn.attempt)
-	rn.answered(rn.attempt)
+	rn.firstByteCame(rn.attempt)
 	r.repl.Set(placeholderStatus, http.StatusSwitchingProtocols)
 	// As the reverse proxy does, it ends when the context ends that Select has put on the request.
 	context.AfterFunc(r.Context(), r.end)
@@ -944,7 +944,7 @@ func TestGracePeriodWhileASocketOpens(t *testing.T) {
 		}
 		rn := r.run()
 		rn.connected(rn.attempt)
-		rn.answered(rn.attempt)
+		rn.firstByteCame(rn.attempt)
 		pass(tunnelRest - time.Millisecond)
 		if r.Context().Err() != nil {
 			t.Error("it was ended before the browser had the answer")

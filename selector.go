@@ -89,6 +89,7 @@ const varRun = "http.reverse_proxy.bokeh.run"
 func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	run := s.run(r)
 	run.failed()
+	run.receive(r)
 	v := s.view(pool, run)
 	s.discovered(pool, v)
 	for {
@@ -199,6 +200,7 @@ type run struct {
 	repl       *caddy.Replacer
 	ctx        context.Context // of the request, with this run in it
 	host, path string
+	client     string // its address, or nothing where Caddy does not know
 	terms      terms
 	cookie     string                    // that names the upstream of the browser's newest page, as the browser has it
 	secure     bool                      // it came by HTTPS
@@ -207,6 +209,7 @@ type run struct {
 	mayHedge   bool
 	hedged     bool               // another server was asked too; guarded by mu
 	hasBody    bool               // so its client has a hand in when it is answered
+	body       body               // of a page or a websocket
 	odd        bool               // it has a body or a long header
 	tier       bool               // it is a page whose session a Caddy in front of this one has begun
 	mayFail    bool               // by its own fault, so its errors count for nothing, and it tries no upstream that has failed
@@ -240,18 +243,20 @@ type run struct {
 type attempt struct {
 	m         *member
 	begun     time.Duration // on the table's clock
+	ahead     int64         // pages that m had to build before this one
 	address   string        // of m, as the reverse proxy has it
 	question  question
 	load      load
-	stamp     string // that a GET was sent with, if it was
-	asID      bool   // it was sent as the session's id
-	noPage    bool   // the answer to a page request is none
-	connected bool   // the request went out on a connection
-	host      string // that was looked up last
-	addrs     int    // that it has, 0 if it needed no look-up
-	failures  int    // of dials
-	dialErr   error  // of the last dial that failed, while none has succeeded
-	firstByte bool
+	count     func() load // when it is answered; nil if that was done at once, or is not to be
+	stamp     string      // that a GET was sent with, if it was
+	asID      bool        // it was sent as the session's id
+	noPage    bool        // the answer to a page request is none
+	connected bool        // the request went out on a connection
+	host      string      // that was looked up last
+	addrs     int         // that it has, 0 if it needed no look-up
+	failures  int         // of dials
+	dialErr   error       // of the last dial that failed, while none has succeeded
+	answered  bool
 	answer    int           // status of the answer, 0 if it has none or came by a transport that is not watched
 	took      time.Duration // m, to build the page
 	others    []*member     // where none was well
@@ -271,6 +276,7 @@ func (s *Selection) run(r *http.Request) *run {
 		rn.entry = s.table.key(rn.id)
 	}
 	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
+	rn.client, _ = caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	rn.readCookie(r)
 	r.Header.Del(stampHeader) // a client's own is never passed on
 	if rn.unknown {
@@ -284,9 +290,9 @@ func (s *Selection) run(r *http.Request) *run {
 	rn.mayHedge = s.hedges && rn.isShared(r.Context()) && isFile(r) && !s.table.hasPages(rn.terms.app)
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
-		rn.odd = rn.hasBody || size > plainHeader
+		rn.odd = size > plainHeader
 		rn.mayFail = rn.gaveID || rn.odd
-		// The first byte says that a page is built, and "100 Continue" is none. Go's server sends that by itself.
+		// Where the first byte says that a page is built, "100 Continue" must be none. Go's server sends that by itself.
 		r.Header.Del("Expect")
 	}
 	rn.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
@@ -546,8 +552,13 @@ func (rn *run) begin(a *attempt, count func() load) {
 	if !rn.hasBody {
 		a.m.unanswered.ask(&a.question, a.begun)
 	}
-	if count != nil {
+	switch {
+	case count == nil:
+	case rn.body.whole:
+		a.ahead = a.m.queue()
 		a.load = count()
+	default:
+		a.count = count
 	}
 }
 
@@ -560,7 +571,7 @@ func (rn *run) trace(a *attempt) *httptrace.ClientTrace {
 		DNSDone:              func(info httptrace.DNSDoneInfo) { rn.lookedUp(a, info) },
 		TLSHandshakeDone:     func(_ tls.ConnectionState, err error) { a.m.shookHands(rn.s.table.now(), err) },
 		GotConn:              func(httptrace.GotConnInfo) { rn.connected(a) },
-		GotFirstResponseByte: func() { rn.answered(a) },
+		GotFirstResponseByte: func() { rn.firstByteCame(a) },
 	}
 }
 
@@ -615,16 +626,29 @@ func (rn *run) connected(a *attempt) {
 	}
 }
 
-// answered takes note of the first byte of an answer: a page is built.
-func (rn *run) answered(a *attempt) {
-	rn.mu.Lock()
-	defer rn.mu.Unlock()
-	if a.firstByte || a.settled {
+// firstByteCame takes note of the first byte of an answer. Of a page it says nothing where the answer itself is seen: it may be
+// that of an informational one, as 103 Early Hints, which is no page yet.
+func (rn *run) firstByteCame(a *attempt) {
+	if rn.kind == pageRequest && rn.s.watches {
 		return
 	}
-	a.firstByte = true
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	rn.isAnswered(a)
+}
+
+// isAnswered takes note of an answer to an attempt: a page is built. rn.mu is locked.
+func (rn *run) isAnswered(a *attempt) {
+	if a.answered || a.settled {
+		return
+	}
+	a.answered = true
 	now := rn.s.table.now()
 	a.m.unanswered.answered(&a.question, now)
+	a.m.leftPages.outlived(a.begun)
+	if a.count != nil {
+		a.load = a.count()
+	}
 	switch rn.kind {
 	case pageRequest:
 		a.load.built()
@@ -643,6 +667,7 @@ func (rn *run) answered(a *attempt) {
 func (rn *run) hasAnswer(res *http.Response) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
+	rn.isAnswered(rn.attempt)
 	rn.attempt.answer = res.StatusCode
 	rn.learn(rn.attempt, res)
 	rn.setCookie(rn.attempt, res)
@@ -660,7 +685,7 @@ func (rn *run) failed() {
 // retried returns the status of an attempt that another one follows: of the answer, if it is that which is retried
 // (lb_retry_match), 0 if that was no error, else of the proxy's own error. rn.mu is locked.
 func (rn *run) retried(a *attempt) int {
-	if a.firstByte {
+	if a.answered {
 		if status := rn.status(a); status >= http.StatusBadRequest {
 			return status
 		} else if status != 0 {
@@ -698,7 +723,7 @@ func (rn *run) status(a *attempt) int {
 	if a.answer != 0 {
 		return a.answer
 	}
-	if !a.firstByte {
+	if !a.answered {
 		return rn.proxyError()
 	}
 	if address, _ := rn.repl.GetString(placeholderUpstream); address != a.address {
@@ -735,15 +760,15 @@ func (rn *run) settle(a *attempt, status int) {
 	defer rn.tellTrouble(a.m, a.dialErr)
 	now, hasPage := rn.s.table.now(), status == http.StatusOK && !a.noPage
 	a.m.unanswered.givenUp(&a.question, now)
-	if a.dialErr != nil && a.failures < a.addrs && !a.firstByte {
+	if a.dialErr != nil && a.failures < a.addrs && !a.answered {
 		a.m.dialed(a.begun, now, rn.s.pause, a.dialErr)
 	}
 	switch rn.kind {
 	case pageRequest:
-		a.load.pageEnded(a.firstByte, hasPage)
+		a.load.pageEnded(a.answered, hasPage)
 		switch {
 		case hasPage:
-			rn.s.table.pageBuilt(a.m.upstream, rn.terms.app, a.took)
+			rn.s.table.pageBuilt(a.m.upstream, rn.terms.app, rn.lesson(a, now))
 			a.m.answeredAs(rn.repl)
 			if a.asID {
 				rn.s.took(a.m, (*rn.ring)[0])
@@ -751,8 +776,11 @@ func (rn *run) settle(a *attempt, status int) {
 		case status == http.StatusForbidden && a.asID:
 			text, _ := rn.repl.GetString(placeholderStatusText)
 			rn.s.refused(a.m, rn, text == refusal)
-		case a.connected && (!a.firstByte || status >= http.StatusInternalServerError):
-			a.m.failedPages.add(now)
+		case !a.connected || a.load.s == nil:
+		case !a.answered && status < http.StatusInternalServerError:
+			a.m.leftPages.add(now, rn.s.table.leftWork(a, rn.terms.app, now))
+		case !a.answered || status >= http.StatusInternalServerError:
+			a.m.failedPages.add(now, failedPageWeight)
 		}
 		switch {
 		case hasPage:
@@ -777,7 +805,7 @@ func (rn *run) settle(a *attempt, status int) {
 		case http.StatusBadRequest, http.StatusRequestHeaderFieldsTooLarge:
 			rn.s.headerTooLong(a.m, rn, status)
 		case http.StatusBadGateway:
-			if a.connected && !a.firstByte { // it hung up
+			if a.connected && !a.answered { // it hung up
 				rn.s.headerTooLong(a.m, rn, status)
 			}
 		}

@@ -95,7 +95,7 @@ func (r *request) run() *run { return r.s.run(r.Request) }
 func (r *request) answer(status int) {
 	rn := r.run()
 	rn.connected(rn.attempt)
-	rn.answered(rn.attempt)
+	rn.firstByteCame(rn.attempt)
 	r.repl.Set(placeholderStatus, status)
 	r.end()
 }
@@ -809,14 +809,14 @@ func TestLateHooks(t *testing.T) {
 		first := r.run().attempt
 		r.refuse()
 		r.choose(pool)
-		r.run().answered(first)
+		r.run().firstByteCame(first)
 		r.run().dialed(first, fmt.Errorf("late"))
 		if second := r.run().attempt.m; second.failing(s.table.now()) || second.counts[building].Load() != 1 {
 			t.Error("a late hook of the first attempt tells on the second")
 		}
 		r.answer(200)
 		synctest.Wait()
-		r.run().answered(r.run().attempt)
+		r.run().firstByteCame(r.run().attempt)
 		time.Sleep(testLifetime + 2*time.Second)
 		wantEmpty(t, s.table, 2)
 	})

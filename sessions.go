@@ -25,11 +25,6 @@ const (
 	// tries again 2 s after a first failed reconnect, so a session whose dial is not retried
 	// finds another upstream on its second request.
 	dialPause = 10 * time.Second
-
-	// failedPageWeight is how long a page that failed counts as being built when upstreams are
-	// compared. A server goes on building what nobody waits for any more, and one that fails fast
-	// must not look idle.
-	failedPageWeight = 10 * time.Second
 )
 
 // sessionKey stands for a session id in the table. Ids are capabilities and can be long: the
@@ -41,7 +36,7 @@ type state uint8
 
 const (
 	ended     state = iota
-	building        // page requested, no byte of the answer yet
+	building        // page requested, not answered yet
 	waiting         // page served, no socket yet
 	connected       // one socket or more
 	unused          // last socket closed, the server still keeps the session
@@ -96,7 +91,7 @@ type session struct {
 	until    time.Duration // when it ends if no socket comes, on the table's clock; 0 if it does not wait
 	timer    *time.Timer   // pending while until is not 0
 	pages    int32         // being built
-	served   int32         // with their first byte sent, but not their last
+	served   int32         // answered, with their last byte not sent yet
 	sockets  int32
 	hadOne   bool // a socket, once
 	claimed  bool // counted elsewhere from now on: under the id of its socket, or where it moved
@@ -115,8 +110,9 @@ type upstream struct {
 	counts      [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
 	sessions    atomic.Int64            // all that have not ended
 	unanswered  unanswered
-	failedPages failedPages
-	slowness    average // of its pages, asUsual where they take what they usually do
+	failedPages pastPages // that were answered with an error, or not at all
+	leftPages   pastPages // whose visitors have gone before an answer came
+	slowness    average   // of its pages, asUsual where they take what they usually do
 	trouble     trouble
 	draining    draining
 
@@ -144,6 +140,7 @@ type past struct {
 	hedged   counters     // files that another one was asked for as well, by outcome
 	moved    counters     // sessions that left it, by reason
 	silent   atomic.Int64 // pages whose socket never came
+	lessons  lessons
 }
 
 // counters count by a fixed set of names.
@@ -253,7 +250,7 @@ func (t *table) find(k sessionKey, yield func(*upstream, app)) {
 	}
 }
 
-// load is what one request weighs: a page being built or a socket, in a session.
+// load is what one request weighs: a page being built or a socket, in a session. Without a session it weighs nothing.
 type load struct {
 	t        *table
 	s        *session
@@ -266,18 +263,25 @@ func (t *table) page(k sessionKey, u *upstream, by terms) load {
 	return load{t: t, lifetime: by.lifetime, s: t.change(k, u, by.app, func(s *session) { s.pages++ })}
 }
 
-// built tells that the first byte of the page has come.
+// update lets f change the session, if the request weighs anything.
+func (l load) update(f func(*session)) {
+	if l.s != nil {
+		l.t.update(l.s, f)
+	}
+}
+
+// built tells that the page has been answered.
 func (l load) built() {
-	l.t.update(l.s, func(s *session) {
+	l.update(func(s *session) {
 		s.pages--
 		s.served++
 	})
 }
 
-// pageEnded tells that the page request is over: built says whether its first byte had come, ok
+// pageEnded tells that the page request is over: built says whether it had been answered, ok
 // whether the browser has the page, so that its socket will come.
 func (l load) pageEnded(built, ok bool) {
-	l.t.update(l.s, func(s *session) {
+	l.update(func(s *session) {
 		if built {
 			s.served--
 		} else {
@@ -363,7 +367,7 @@ func (t *table) stopWaiting(sh *shard, s *session) {
 
 // socketEnded tells that a socket is closed, or failed to open.
 func (l load) socketEnded(opened bool) {
-	l.t.update(l.s, func(s *session) {
+	l.update(func(s *session) {
 		s.sockets--
 		s.hadOne = s.hadOne || opened
 		if (opened || l.claimed) && !s.claimed {
@@ -597,47 +601,10 @@ func justFailed(at *atomic.Int64, now time.Duration) bool {
 	return t != 0 && now-time.Duration(t) < dialPause
 }
 
-// failedPages are those that ended less than failedPageWeight ago and may still be at work.
-type failedPages struct {
-	n atomic.Int64
-
-	mu     sync.Mutex    // guards all below, and the change of n
-	round  int           // of which all are
-	newest time.Duration // when the last of them ended, on the table's clock
-}
-
-// add takes note of a page that was not built: no answer came, or an error.
-func (f *failedPages) add(now time.Duration) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.n.Add(1)
-	f.newest = now
-	round := f.round
-	time.AfterFunc(failedPageWeight, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		if f.round == round {
-			f.n.Add(-1)
-		}
-	})
-}
-
-// outlived takes note of a page that was asked for at a time and has been built: what was asked for before
-// that is done.
-func (f *failedPages) outlived(asked time.Duration) {
-	if f.n.Load() == 0 {
-		return
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if asked >= f.newest {
-		f.round++
-		f.n.Store(0)
-	}
-}
-
 // queue is what a new page would wait for at u.
-func (u *upstream) queue() int64 { return u.counts[building].Load() + u.failedPages.n.Load() }
+func (u *upstream) queue() int64 {
+	return u.counts[building].Load() + u.failedPages.n.Load() + u.leftPages.n.Load()
+}
 
 // pageBuilt takes note of a page of an app that took u a time. The first one of a process takes longer
 // than any that follow.

@@ -189,7 +189,7 @@ func TestWhoseAddressItIs(t *testing.T) {
 				open := newSocket(a, token)
 				open.choose(u(0, 1))
 				open.run().connected(open.run().attempt)
-				open.run().answered(open.run().attempt)
+				open.run().firstByteCame(open.run().attempt)
 				open.repl.Set(placeholderStatus, http.StatusSwitchingProtocols)
 				time.Sleep(time.Second)
 				do(c.meanwhile, a)
@@ -348,7 +348,7 @@ func TestAddressModel(t *testing.T) {
 					s.at, s.server = at, now
 					rn := r.run()
 					rn.connected(rn.attempt)
-					rn.answered(rn.attempt)
+					rn.firstByteCame(rn.attempt)
 					r.repl.Set(placeholderStatus, http.StatusSwitchingProtocols)
 					s.hangUp = r.end
 				}

@@ -52,6 +52,7 @@ func (s *Selection) watchTransport(ctx caddy.Context, h *reverseproxy.Handler) e
 		h.Transport = watchedTransport{t, s}
 		s.hedges = s.HedgeAfter > 0 && canHedge(h, t)
 	}
+	_, s.watches = h.Transport.(watchedTransport)
 	return nil
 }
 

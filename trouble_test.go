@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -176,9 +177,12 @@ func TestNamedPagesCauseNoTrouble(t *testing.T) {
 // A request that may fail by its own fault takes no server from others, nor the turn to try one from those who would.
 func TestRequestsThatMayFail(t *testing.T) {
 	for name, odd := range map[string]func(r *request){
-		"a body of unknown length": func(r *request) { r.ContentLength = -1 },
-		"a body":                   func(r *request) { r.ContentLength = 1 << 20 },
-		"a large header":           func(r *request) { r.Header.Set("Cookie", strings.Repeat("x", plainHeader)) },
+		"a body of unknown length": func(r *request) { r.Body, r.ContentLength = io.NopCloser(strings.NewReader("x")), -1 },
+		"a body":                   func(r *request) { r.Body, r.ContentLength = io.NopCloser(strings.NewReader("x")), 1 },
+		"a long body": func(r *request) {
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(strings.Repeat("x", 2*mostBody))), 2*mostBody
+		},
+		"a large header": func(r *request) { r.Header.Set("Cookie", strings.Repeat("x", plainHeader)) },
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			pool := testPool(2)
@@ -307,7 +311,7 @@ func TestRetriedAnswers(t *testing.T) {
 				r := newRequest(s, "/app")
 				r.choose(pool)
 				r.run().connected(r.run().attempt)
-				r.run().answered(r.run().attempt)
+				r.run().firstByteCame(r.run().attempt)
 				if status != 0 {
 					r.repl.Set(placeholderStatus, status)
 				}
@@ -583,7 +587,7 @@ func TestTrialEndsAtTheFirstByte(t *testing.T) {
 			t.Fatal("it is tried at ", addr)
 		}
 		long.run().connected(long.run().attempt)
-		long.run().answered(long.run().attempt)
+		long.run().firstByteCame(long.run().attempt)
 		tryPage(s, pool, func(addr string, r *request) {
 			if addr != "u0:80" {
 				t.Errorf("while a long answer goes on, nobody else tries")

@@ -140,7 +140,7 @@ func TestFilesGoWhereAnswersCome(t *testing.T) {
 		}, true},
 		"an answer whose end does not come": {func(_ *testing.T, s *Selection) {
 			f := fileAt0(s).run()
-			f.answered(f.attempt)
+			f.firstByteCame(f.attempt)
 			time.Sleep(time.Minute)
 		}, true},
 		"a body that does not end": {func(_ *testing.T, s *Selection) {

@@ -1,0 +1,66 @@
+// This file holds the bodies of page requests: no server hears of a page before it is asked for completely.
+
+package caddybokeh
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+)
+
+// mostBody bounds the body of a page request that is waited for. What a browser asks for as a page has none, and Bokeh reads
+// no more of one than a form with a session's id.
+const mostBody = 64 << 10
+
+// body is what came with a request for a page or a websocket.
+type body struct {
+	read  bool // as far as it is waited for
+	whole bool // and that is all of it
+	bytes []byte
+	rest  io.ReadCloser // of one that is too long or has broken
+}
+
+// receive waits for the body of a request that may begin a session. A server begins a page when it has all of the request
+// (Tornado reads the body before it runs a handler), so half a request is no work. It would weigh like a page if it was sent
+// on, for the price of an open connection. A page whose body is too long weighs nothing until it is answered.
+func (rn *run) receive(r *http.Request) {
+	if rn.kind != pageRequest && rn.kind != socket {
+		return
+	}
+	b := &rn.body
+	if !b.read {
+		b.read = true
+		b.readFrom(r.Body)
+		rn.begun = rn.s.table.now()
+		rn.hasBody = len(b.bytes) > 0 || !b.whole
+		rn.odd = rn.odd || rn.hasBody
+		rn.mayFail = rn.mayFail || rn.hasBody
+	}
+	b.putBack(r)
+}
+
+func (b *body) readFrom(from io.ReadCloser) {
+	if b.whole = from == nil || from == http.NoBody; b.whole {
+		return
+	}
+	var err error
+	b.bytes, err = io.ReadAll(io.LimitReader(from, mostBody+1))
+	b.whole = err == nil && len(b.bytes) <= mostBody
+	b.rest = from
+}
+
+// putBack gives the request a body to read, for each attempt anew.
+func (b *body) putBack(r *http.Request) {
+	switch {
+	case b.rest == nil: // it never had one
+	case !b.whole:
+		r.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(bytes.NewReader(b.bytes), b.rest), b.rest}
+	case len(b.bytes) == 0:
+		r.Body, r.ContentLength, r.TransferEncoding = http.NoBody, 0, nil
+	default:
+		r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(b.bytes)), int64(len(b.bytes)), nil
+	}
+}
