@@ -352,7 +352,7 @@ func (n *node) unreachable() map[*upstream]bool {
 	found := make(map[*upstream]bool)
 	n.eachPool(func(p pool) {
 		p.each(func(m *member, inPool bool) {
-			if inPool && m.failedAt.Load() != 0 {
+			if inPool && (m.failedAt.Load() != 0 || m.lateSince.Load() != 0) {
 				found[m.upstream] = true
 			}
 		})

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -212,6 +213,52 @@ func TestHealthTouchesNewSessionsFirst(t *testing.T) {
 		socketAt("50 s later", "bound")
 		time.Sleep(11 * time.Second)
 		socketAt("lost", "moved")
+	})
+}
+
+// A server that takes no connection in time may be busy with a page, while more than its system lets wait. New sessions go elsewhere at
+// once, its own only when that has lasted for a minute.
+func TestBusyServerIsNotLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		home, token := landed(t, s, pool)
+		late := func(r *request) {
+			r.run().dialed(r.run().attempt, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded})
+			r.badGateway()
+			synctest.Wait()
+		}
+		socketAt := func(when, want string) {
+			t.Helper()
+			r := newSocket(s, token)
+			if addr, why := r.choose(pool); (addr == home) != (want == "bound") || why != want {
+				t.Errorf("%s: %s at %s, home is %s", when, why, addr, home)
+			}
+			late(r)
+		}
+		socketAt("before", "bound")
+		for range 20 {
+			r := newRequest(s, "/app")
+			if addr, _ := r.choose(pool); addr == home {
+				t.Fatal("a new session went to an upstream that takes no connection")
+			}
+			r.end()
+		}
+		for i := range 11 {
+			time.Sleep(5 * time.Second)
+			socketAt(fmt.Sprint("for ", 5*(i+1), " s"), "bound")
+		}
+		there := newSocket(s, token)
+		there.choose(pool)
+		there.run().connected(there.run().attempt)
+		there.end()
+		synctest.Wait()
+		for i := range 12 {
+			time.Sleep(5 * time.Second)
+			socketAt(fmt.Sprint("for ", 5*i, " s since it was there"), "bound")
+		}
+		time.Sleep(6 * time.Second)
+		socketAt("for a minute", "moved")
 	})
 }
 

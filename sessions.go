@@ -116,7 +116,9 @@ type upstream struct {
 	trouble     trouble
 	draining    draining
 
-	failedAt atomic.Int64 // when a dial failed last, on the table's clock in nanoseconds; 0 if one succeeded since
+	failedAt  atomic.Int64 // when a dial failed last, but for those that took too long, on the table's clock in nanoseconds; 0 if one succeeded since
+	lateSince atomic.Int64 // since when dials take too long, on the same clock; 0 if one succeeded since
+	lateAt    atomic.Int64 // when one did last
 
 	pool      atomic.Pointer[joining] // that took it up last
 	configs   atomic.Int64            // policies in use whose config names it
@@ -585,12 +587,33 @@ func (u *upstream) dialed(begun, now, pause time.Duration, err error) {
 		if u.failedAt.Load() != 0 {
 			u.failedAt.Store(0)
 		}
+		if u.lateSince.Load() != 0 {
+			u.lateSince.Store(0)
+		}
 		u.trouble.connected()
-	case isUpstreamsFault(err):
+	case !isUpstreamsFault(err):
+	case isTimeout(err):
+		u.lateSince.CompareAndSwap(0, int64(now))
+		u.lateAt.Store(int64(now))
+		u.trouble.failed(begun, now, pause)
+	default:
 		u.failedAt.Store(int64(now))
 		u.coldSince.Store(int64(now))
 		u.trouble.failed(begun, now, pause)
 	}
+}
+
+// isTimeout says whether an error is that nothing has come in time.
+func isTimeout(err error) bool {
+	timeout, ok := errors.AsType[net.Error](err)
+	return ok && timeout.Timeout()
+}
+
+// silent says whether no connection to u has come about in time for so long that it is no busy server any more. A server that is
+// busy takes none either, as soon as so many wait that its system drops those that come.
+func (u *upstream) silent(now time.Duration) bool {
+	since := time.Duration(u.lateSince.Load())
+	return since != 0 && now-since > unhealthyGrace && justFailed(&u.lateAt, now)
 }
 
 // failing says whether the last dial of u failed, not long ago.

@@ -411,7 +411,7 @@ func TestDialed(t *testing.T) {
 	}{
 		"refused":              {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}, true},
 		"no route":             {syscall.EHOSTUNREACH, true},
-		"timeout":              {os.ErrDeadlineExceeded, true},
+		"timeout":              {os.ErrDeadlineExceeded, false},
 		"no such socket file":  {fs.ErrNotExist, true},
 		"no such name":         {&net.DNSError{IsNotFound: true}, true},
 		"resolver fails":       {&net.DNSError{IsTemporary: true}, false},

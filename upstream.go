@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// unhealthyGrace is how long a session stays with an upstream that health checks call down.
+	// unhealthyGrace is how long a session stays with an upstream that health checks call down, or that takes no connection in time.
 	// The browser gives up reconnecting after about 30 s; a server may be busy with somebody
 	// else's page for longer than any health check waits.
 	unhealthyGrace = time.Minute
@@ -114,7 +114,7 @@ type member struct {
 
 // failing says whether the last connection to m could not be made, not long ago.
 func (m *member) failing(now time.Duration) bool {
-	return m.upstream.failing(now) || justFailed(&m.noTLS, now)
+	return m.upstream.failing(now) || m.silent(now) || justFailed(&m.noTLS, now)
 }
 
 // troubled says whether new sessions should go elsewhere, as long as there is another upstream.
@@ -123,7 +123,9 @@ func (m *member) troubled(now time.Duration) bool {
 }
 
 // unreachable says whether the last connection to m could not be made, however long ago.
-func (m *member) unreachable() bool { return m.failedAt.Load() != 0 || m.noTLS.Load() != 0 }
+func (m *member) unreachable() bool {
+	return m.failedAt.Load() != 0 || m.lateSince.Load() != 0 || m.noTLS.Load() != 0
+}
 
 // shookHands tells how a TLS handshake with m ended. A server that is slow at it may be building
 // a page.
@@ -134,7 +136,7 @@ func (m *member) shookHands(now time.Duration, err error) {
 		}
 		return
 	}
-	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() || errors.Is(err, context.Canceled) {
+	if isTimeout(err) || errors.Is(err, context.Canceled) {
 		return
 	}
 	m.noTLS.Store(int64(now))
