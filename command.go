@@ -96,9 +96,9 @@ mark is kept in Caddy's storage: it outlives reloads and restarts, and holds on
 every Caddy that shares the storage. 'caddy bokeh undrain' takes it back.
 
 With --grace-period upstreams are closed when that is over: nothing goes there
-any more, and the websockets that are still open are closed, over 30 seconds.
-Their browsers reconnect to other servers, which run the app anew. Without it
-nobody is ever cut off.
+any more, and what is still under way there ends, over 30 seconds. Browsers
+reconnect to other servers, which run the app anew. Without it nobody is ever
+cut off.
 
 With --wait the command returns when every one of them is drained: no session
 is left there, through any Caddy, and none can come. Then the server can be

@@ -3,7 +3,6 @@
 package caddybokeh
 
 import (
-	"context"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -24,7 +23,7 @@ type draining struct {
 	alone   atomic.Int64         // until when it is certain that no other node has sessions there, on the same clock
 
 	reopened atomic.Int64 // when it was opened again last after it was closed, on the same clock; 0 if never
-	sockets  sockets
+	requests requests
 
 	mu sync.Mutex // guards ended, and the change of is
 	// ended are the sessions that have ended since it drains. Their stamps still name the
@@ -73,7 +72,7 @@ func (d *draining) set(m *mark) {
 	d.mark.Store(m)
 	d.empty.Store(0) // that was said of another mark
 	if !m.closes() {
-		d.sockets.reopen()
+		d.requests.reopen()
 	}
 	d.changed()
 }
@@ -137,74 +136,98 @@ func (d *draining) hasEnded(now time.Duration, keys ...sessionKey) bool {
 	return false
 }
 
-// sockets are the open websockets of an upstream, so that they can be closed.
-type sockets struct {
+// requests are those that an upstream has not done with, so that they can be ended.
+type requests struct {
 	mu   sync.Mutex // guards all below
-	open map[*tunnel]struct{}
-	late time.Time // by when all are closed; zero if they are not to be
+	open map[*openRequest]struct{}
+	late time.Time // by when all are ended; zero if they are not to be
 }
 
-// tunnel is an open websocket.
-type tunnel struct {
-	opened time.Time
-	end    context.CancelFunc
+// openRequest is one of them.
+type openRequest struct {
+	tunnel time.Time // since when it is one; zero for what is no websocket, or is not answered yet
+	end    func()    // ends it, and what is counted of it
 }
 
-// tunnelRest is how long a websocket is let be after its first byte: before the browser has that, the
+// tunnelRest is how long a websocket is let be after its answer: before the browser has that, the
 // end of it would be a failed request.
 const tunnelRest = time.Second
 
-// add takes note of a websocket that has been opened, and of what closes it.
-func (s *sockets) add(end context.CancelFunc) *tunnel {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.open == nil {
-		s.open = make(map[*tunnel]struct{})
+// add takes note of a request that was sent, and of what ends it.
+func (rs *requests) add(end func()) *openRequest {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if rs.open == nil {
+		rs.open = make(map[*openRequest]struct{})
 	}
-	tn := &tunnel{time.Now(), end}
-	s.open[tn] = struct{}{}
-	if !s.late.IsZero() {
-		// It was being opened when the others were told to close.
-		s.closeIn(tn, rand.N(max(time.Until(s.late), 1)))
+	r := &openRequest{end: end}
+	rs.open[r] = struct{}{}
+	if !rs.late.IsZero() {
+		// It was on its way when the others were told to end.
+		rs.endIn(r, rand.N(max(time.Until(rs.late), 1)))
 	}
-	return tn
+	return r
 }
 
-// remove forgets a websocket that is closed.
-func (s *sockets) remove(tn *tunnel) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.open, tn)
+// opened takes note that a request has become a websocket.
+func (rs *requests) opened(r *openRequest) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	r.tunnel = time.Now()
 }
 
-// closeAll closes all, evenly spread over a span, and says how many they are.
-func (s *sockets) closeAll(span time.Duration) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.late = time.Now().Add(span)
-	n, i := len(s.open), 0
-	for tn := range s.open {
-		s.closeIn(tn, span/time.Duration(n)*time.Duration(i))
+// remove forgets a request that is over.
+func (rs *requests) remove(r *openRequest) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	delete(rs.open, r)
+}
+
+// endAll ends all, evenly spread over a span, and says how many they are, and how many of them are websockets.
+func (rs *requests) endAll(span time.Duration) (all, tunnels int) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	rs.late = time.Now().Add(span)
+	all = len(rs.open)
+	i := 0
+	for r := range rs.open {
+		if !r.tunnel.IsZero() {
+			tunnels++
+		}
+		rs.endIn(r, span/time.Duration(all)*time.Duration(i))
 		i++
 	}
-	return n
+	return all, tunnels
 }
 
-// closeIn closes one in a while, unless that is not to be any more. s.mu is locked.
-func (s *sockets) closeIn(tn *tunnel, d time.Duration) {
-	late := s.late
-	time.AfterFunc(max(d, time.Until(tn.opened.Add(tunnelRest))), func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if _, open := s.open[tn]; open && s.late.Equal(late) {
-			tn.end()
+// endIn ends a request in a while, unless that is not to be any more. rs.mu is locked.
+func (rs *requests) endIn(r *openRequest, d time.Duration) {
+	late := rs.late
+	time.AfterFunc(d, func() {
+		if rs.isDue(r, late) {
+			r.end()
 		}
 	})
 }
 
+// isDue says whether a request is to end now. One that has just become a websocket is put off.
+func (rs *requests) isDue(r *openRequest, late time.Time) bool {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	_, open := rs.open[r]
+	if !open || !rs.late.Equal(late) {
+		return false
+	}
+	if rest := time.Until(r.tunnel.Add(tunnelRest)); rest > 0 {
+		rs.endIn(r, rest)
+		return false
+	}
+	return true
+}
+
 // reopen lets those be that are still open.
-func (s *sockets) reopen() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.late = time.Time{}
+func (rs *requests) reopen() {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	rs.late = time.Time{}
 }

@@ -453,3 +453,35 @@ func TestReloadTakesAnUpstreamOut(t *testing.T) {
 		t.Errorf("the app ran %d times", n)
 	}
 }
+
+// In Caddy, too, what never ends by itself is ended: the server is let go of, and who waits for a page is told that none comes.
+func TestRequestsAreEnded(t *testing.T) {
+	b := newBokeh(t, "")
+	b.hold = make(chan struct{})
+	let := make(chan error, 1)
+	b.files = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		for {
+			if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+				let <- err
+				return
+			}
+		}
+	})
+	s := serve(t, "bokeh_proxy "+b.addr()+" {\n unused_session_lifetime 1s\n check_unused_sessions 1s\n}")
+	got := make(chan page, 1)
+	go func() { got <- s.get("/app") }()
+	reader := s.halfAsked("/endless", "")
+	if _, err := reader.Write([]byte("0123456789")); err != nil {
+		t.Fatal(err)
+	}
+	soonCounts(t, "one is built, one is not read", b.addr(), tally{1, 1, 0, 0})
+	u := sessions().hold(upstreamName(b.addr()))
+	defer sessions().release(u)
+	u.draining.requests.endAll(time.Nanosecond)
+	if p := <-got; p.status != http.StatusBadGateway {
+		t.Errorf("who waited for a page got %d", p.status)
+	}
+	<-let
+	soonCounts(t, "both have ended", b.addr(), tally{0, 0, 0, 0})
+}

@@ -114,7 +114,7 @@ const (
 	// off for long may still know of the drain.
 	readyFor = 24 * time.Hour
 
-	// defaultSpan is over which the sockets of a closed upstream are closed: browsers reconnect at
+	// defaultSpan is over which the requests to a closed upstream are ended, most of which are websockets: browsers reconnect at
 	// once, and every one of them lets another server run the app.
 	defaultSpan = 30 * time.Second
 )
@@ -396,13 +396,13 @@ func (n *node) set(m *mark) {
 	}
 }
 
-// evict closes the sockets of a closed upstream. n.mu is locked.
+// evict ends what a closed upstream still has. n.mu is locked.
 func (n *node) evict(md *marked) {
 	n.t.abandon(md.u)
 	span := cmp.Or(md.Span, defaultSpan)
-	if sockets := md.u.draining.sockets.closeAll(span); sockets > 0 {
-		n.logger.Warn("grace period is over; closing the remaining websockets",
-			zap.String("upstream", md.u.name), zap.Int("websockets", sockets), zap.Duration("over", span))
+	if all, tunnels := md.u.draining.requests.endAll(span); all > 0 {
+		n.logger.Warn("grace period is over; closing the remaining websockets, and ending other requests",
+			zap.String("upstream", md.u.name), zap.Int("websockets", tunnels), zap.Int("others", all-tunnels), zap.Duration("over", span))
 	}
 }
 

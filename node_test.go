@@ -927,34 +927,66 @@ func TestGracePeriodWithoutTheStorage(t *testing.T) {
 	})
 }
 
-// A websocket that is being opened when the upstream is closed is closed later, not failed.
-func TestGracePeriodWhileASocketOpens(t *testing.T) {
+// A websocket that has just been opened when its turn to end comes is let be for a moment.
+func TestSocketIsLetBeForAMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := startNode(t, newVault())
-		token := a.visitAt(u0)
-		r := newSocket(a.s, token)
-		if addr, _ := r.choose(a.pool); addr != u0 {
-			t.Fatal("it went to ", addr)
+		var rs requests
+		var mu sync.Mutex
+		ended := make(map[string]time.Duration)
+		begun := time.Now()
+		add := func(name string) *openRequest {
+			return rs.add(func() {
+				mu.Lock()
+				defer mu.Unlock()
+				ended[name] = time.Since(begun)
+			})
 		}
-		moment, span := time.Nanosecond, time.Second
-		a.tell(u0, word{state: stateDraining, grace: &moment, span: &span})
+		rs.opened(add("long open"))
 		pass(time.Minute)
-		if r.Context().Err() != nil {
-			t.Fatal("it was ended before it was open")
+		rs.opened(add("just open"))
+		add("page")
+		rs.remove(add("page that is over"))
+		rs.endAll(time.Nanosecond)
+		rs.opened(add("late"))
+		pass(time.Hour)
+		want := map[string]time.Duration{"long open": time.Minute, "just open": time.Minute + tunnelRest, "page": time.Minute, "late": time.Minute + tunnelRest}
+		if !maps.Equal(ended, want) {
+			t.Errorf("they ended after %v, want %v", ended, want)
 		}
-		rn := r.run()
-		rn.connected(rn.attempt)
-		rn.firstByteCame(rn.attempt)
-		pass(tunnelRest - time.Millisecond)
-		if r.Context().Err() != nil {
-			t.Error("it was ended before the browser had the answer")
-		}
-		pass(2 * time.Millisecond)
-		if r.Context().Err() == nil {
-			t.Error("it was not ended")
-		}
-		r.end()
 	})
+}
+
+// What never ends by itself keeps no closed upstream from being drained: pages that its server does not build, answers that
+// a client does not read, websockets that are not answered.
+func TestGracePeriodOfWhatNeverEnds(t *testing.T) {
+	for name, tc := range map[string]struct {
+		socket, answered bool
+	}{"page": {}, "page that is not read": {answered: true}, "socket": {socket: true}} {
+		synctest.Test(t, func(t *testing.T) {
+			a := startNode(t, newVault())
+			pass(time.Minute)
+			r := newRequest(a.s, "/app")
+			if tc.socket {
+				r = newSocket(a.s, a.visitAt(u0))
+			}
+			addr, _ := r.choose(a.pool)
+			rn := r.run()
+			rn.connected(rn.attempt)
+			if tc.answered {
+				rn.firstByteCame(rn.attempt)
+			}
+			grace := 5 * time.Second
+			a.tell(addr, word{state: stateDraining, grace: &grace})
+			pass(grace + nodePause)
+			a.wantState(addr, stateClosed, name)
+			pass(defaultSpan + 5*time.Second)
+			a.wantDrained(addr, true, name)
+			if r.Context().Err() == nil {
+				t.Errorf("%s: it goes on", name)
+			}
+			r.end()
+		})
+	}
 }
 
 // A node that is starting has read no mark, and nobody has read of it: for a moment nothing new is called drained.

@@ -38,11 +38,17 @@ func (rn *run) isForFile(r *http.Request) bool {
 func (rn *run) asSent(err error) error {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
+	if rn.cut {
+		return errCut
+	}
 	if _, atDial := errors.AsType[reverseproxy.DialError](err); atDial && rn.attempt.connected {
 		return errors.New(err.Error())
 	}
 	return err
 }
+
+// errCut is that of a request that was ended. As a request of its client's own it would look as if that had gone.
+var errCut = errors.New("the upstream was closed meanwhile, for its grace period is over")
 
 // Interface guard
 var _ caddyhttp.RequestMatcherWithError = repeatable{}

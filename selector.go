@@ -213,7 +213,8 @@ type run struct {
 	odd        bool               // it has a body or a long header
 	tier       bool               // it is a page whose session a Caddy in front of this one has begun
 	mayFail    bool               // by its own fault, so its errors count for nothing, and it tries no upstream that has failed
-	hangUp     context.CancelFunc // ends a websocket; nil for all else
+	hangUp     context.CancelFunc // ends the request
+	cut        bool               // it was ended because the grace period of its upstream is over; guarded by mu
 	origin     string             // of the page that opens it
 	headerSize int                // of a websocket, in bytes
 	longest    int                // line of that header, in bytes
@@ -261,8 +262,8 @@ type attempt struct {
 	took      time.Duration // m, to build the page
 	others    []*member     // where none was well
 	settled   bool
-	trial     bool    // whether it tries if its upstream is well again
-	tunnel    *tunnel // of a websocket that was answered
+	trial     bool         // whether it tries if its upstream is well again
+	open      *openRequest // until it is settled
 }
 
 // run returns the run that r is part of; the first Select for a request in a handler begins it.
@@ -307,9 +308,8 @@ func (s *Selection) run(r *http.Request) *run {
 	}
 	// The request's context ends when its handler returns, upgraded or not, and by panic too.
 	context.AfterFunc(r.Context(), rn.end)
-	rn.ctx = context.WithValue(r.Context(), runKey{s}, rn)
+	rn.ctx, rn.hangUp = context.WithCancel(context.WithValue(r.Context(), runKey{s}, rn))
 	if rn.kind == socket {
-		rn.ctx, rn.hangUp = context.WithCancel(rn.ctx)
 		rn.origin = r.Header.Get("Origin")
 		s.examine(r, rn)
 	}
@@ -549,6 +549,7 @@ func (rn *run) begin(a *attempt, count func() load) {
 		}
 		return
 	}
+	a.open = a.m.draining.requests.add(rn.cutOff)
 	if !rn.hasBody {
 		a.m.unanswered.ask(&a.question, a.begun)
 	}
@@ -658,7 +659,7 @@ func (rn *run) isAnswered(a *attempt) {
 			a.m.trouble.endTrial(a.begun)
 		}
 	case socket:
-		a.tunnel = a.m.draining.sockets.add(rn.hangUp)
+		a.m.draining.requests.opened(a.open)
 	case maybePage, other: // weigh nothing
 	}
 }
@@ -713,6 +714,15 @@ func (rn *run) end() {
 	rn.settle(rn.attempt, rn.status(rn.attempt))
 }
 
+// cutOff ends the request and what is counted of it, also where its client does not read the answer.
+func (rn *run) cutOff() {
+	rn.mu.Lock()
+	rn.cut = true
+	rn.mu.Unlock()
+	rn.hangUp()
+	rn.end()
+}
+
 // status returns the status of the answer to an attempt, or that of the proxy's own error, or 0 if none
 // is known: the client has gone. Where a response route asked another upstream, what the proxy last set
 // is that one's. rn.mu is locked.
@@ -758,6 +768,7 @@ func (rn *run) settle(a *attempt, status int) {
 		defer a.m.trouble.endTrial(a.begun)
 	}
 	defer rn.tellTrouble(a.m, a.dialErr)
+	a.m.draining.requests.remove(a.open)
 	now, hasPage := rn.s.table.now(), status == http.StatusOK && !a.noPage
 	a.m.unanswered.givenUp(&a.question, now)
 	if a.dialErr != nil && a.failures < a.addrs && !a.answered {
@@ -797,7 +808,6 @@ func (rn *run) settle(a *attempt, status int) {
 			a.m.trouble.pageFailed(a.begun, now)
 		}
 	case socket:
-		a.m.draining.sockets.remove(a.tunnel)
 		a.load.socketEnded(status == http.StatusSwitchingProtocols)
 		switch status {
 		case http.StatusForbidden:
