@@ -4,6 +4,8 @@ package caddybokeh
 
 import (
 	"bytes"
+	"cmp"
+	"crypto/rand"
 	"io"
 	"net/http"
 	"path"
@@ -18,7 +20,7 @@ const tokenMark = `"token":`
 // only the body will tell. Where nobody can tell it is what its name says. rn.mu is locked.
 func (rn *run) learn(a *attempt, res *http.Response) {
 	switch {
-	case rn.kind != pageRequest && rn.kind != maybePage:
+	case rn.kind == socket || rn.kind == other && (res.Request == nil || res.Request.Method != http.MethodGet):
 	case res.StatusCode >= http.StatusMultipleChoices:
 		// What becomes of an error, or where a redirect leads, is soon known.
 	case res.StatusCode == http.StatusOK && isEmbedded(path.Base(rn.path)):
@@ -43,7 +45,7 @@ func (rn *run) readAnswer(a *attempt, found bool) {
 	switch {
 	case !found:
 		rn.isNoPage(a, http.StatusOK)
-	case rn.kind == maybePage:
+	case rn.kind != pageRequest:
 		rn.isPage(a)
 	}
 }
@@ -55,14 +57,15 @@ func (rn *run) isNoPage(a *attempt, status int) {
 	rn.settle(a, status)
 }
 
-// isPage counts the session of a page that has a name like a file. The browser does not have it yet. rn.mu is locked.
+// isPage counts the session of a page that has a name like a file, or was said to be one. The browser does not have it yet.
+// rn.mu is locked.
 func (rn *run) isPage(a *attempt) {
-	if a.settled || a.stamp == "" {
+	if a.settled {
 		return
 	}
 	k := rn.entry
 	if rn.id == "" {
-		k = rn.s.table.key(a.stamp)
+		k = rn.s.table.key(cmp.Or(a.stamp, rand.Text()))
 	}
 	a.load = rn.s.table.page(k, a.m.upstream, rn.terms)
 	a.load.built()

@@ -249,3 +249,55 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 		}
 	})
 }
+
+// Whatever a client says that it wants an app's address for, the app runs: so it has a place, and whoever has none is turned away.
+func TestEveryRunOfAnAppIsCounted(t *testing.T) {
+	upgrade := []string{"Connection", "Upgrade", "Upgrade", "websocket"}
+	for name, header := range map[string][]string{
+		"a page":                    nil,
+		"an image":                  {"Sec-Fetch-Dest", "image"},
+		"a script":                  {"Sec-Fetch-Dest", "script"},
+		"a websocket, but no token": upgrade,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBokeh(t, "")
+			s := serve(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh {\n max_sessions 2\n}\n}")
+			// The first one may tell that there is an app at all.
+			for i := range 2 {
+				if p := s.get("/app", header...); p.status != http.StatusOK {
+					t.Errorf("the first are answered with %d", p.status)
+				}
+				soonSessions(t, []*bokeh{b}, i+1)
+			}
+			for range 3 {
+				if p := s.get("/app", header...); p.status != http.StatusServiceUnavailable {
+					t.Errorf("without a place it is answered with %d", p.status)
+				}
+			}
+			if got := b.appRuns(); got != 2 {
+				t.Errorf("the app ran %d times for 2 places", got)
+			}
+		})
+	}
+}
+
+// A websocket that brings no token of Bokeh's is not taken for a page where it is none.
+func TestForeignWebsockets(t *testing.T) {
+	b := newBokeh(t, "")
+	b.files = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "websocket")
+		w.Header().Set("X-Server", b.addr())
+		w.WriteHeader(http.StatusSwitchingProtocols)
+	})
+	s := serve(t, "bokeh_proxy "+b.addr()+" {\n max_sessions 1\n}")
+	s.visit()
+	for _, path := range []string{"/api/stream", "/app/data"} {
+		w, err := s.tryOpen(path, "graphql-ws")
+		if err != nil || w.status != http.StatusSwitchingProtocols {
+			t.Errorf("%s is answered with %d, error %v", path, w.status, err)
+		}
+		w.Close()
+	}
+	soonCounts(t, "only the visitor", b.addr(), tally{0, 0, 1, 0})
+}

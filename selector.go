@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptrace"
+	"path"
 	"reflect"
 	"slices"
 	"strings"
@@ -263,7 +264,7 @@ type attempt struct {
 	others    []*member     // where none was well
 	settled   bool
 	trial     bool         // whether it tries if its upstream is well again
-	open      *openRequest // until it is settled
+	open      *openRequest // until it is over
 }
 
 // run returns the run that r is part of; the first Select for a request in a handler begins it.
@@ -277,6 +278,11 @@ func (s *Selection) run(r *http.Request) *run {
 		rn.entry = s.table.key(rn.id)
 	}
 	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
+	if rn.kind == maybePage || rn.kind == other && r.Method == http.MethodGet && path.Base(r.URL.Path) != "ws" {
+		if s.table.hasPages(rn.terms.app) {
+			rn.kind = pageRequest // whatever the client says that it wants it for
+		}
+	}
 	rn.client, _ = caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	rn.readCookie(r)
 	r.Header.Del(stampHeader) // a client's own is never passed on
@@ -678,8 +684,9 @@ func (rn *run) hasAnswer(res *http.Response) {
 func (rn *run) failed() {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
-	if rn.attempt != nil {
-		rn.settle(rn.attempt, rn.retried(rn.attempt))
+	if a := rn.attempt; a != nil {
+		rn.settle(a, rn.retried(a))
+		a.m.draining.requests.remove(a.open)
 	}
 }
 
@@ -712,6 +719,7 @@ func (rn *run) end() {
 		return
 	}
 	rn.settle(rn.attempt, rn.status(rn.attempt))
+	rn.attempt.m.draining.requests.remove(rn.attempt.open)
 }
 
 // cutOff ends the request and what is counted of it, also where its client does not read the answer.
@@ -768,7 +776,6 @@ func (rn *run) settle(a *attempt, status int) {
 		defer a.m.trouble.endTrial(a.begun)
 	}
 	defer rn.tellTrouble(a.m, a.dialErr)
-	a.m.draining.requests.remove(a.open)
 	now, hasPage := rn.s.table.now(), status == http.StatusOK && !a.noPage
 	a.m.unanswered.givenUp(&a.question, now)
 	if a.dialErr != nil && a.failures < a.addrs && !a.answered {
@@ -819,12 +826,11 @@ func (rn *run) settle(a *attempt, status int) {
 				rn.s.headerTooLong(a.m, rn, status)
 			}
 		}
-	case maybePage:
+	case maybePage, other:
 		if a.load.s != nil {
 			a.load.pageEnded(true, true)
 			rn.s.table.pageBuilt(a.m.upstream, rn.terms.app, 0)
 		}
-	case other: // weighs nothing
 	}
 }
 

@@ -236,11 +236,7 @@ type claim struct {
 
 // readClaim reads what r says of its session.
 func readClaim(r *http.Request, ks keyring) claim {
-	if isWebsocket(r.Header) {
-		token, ok := subprotocolToken(r.Header)
-		if !ok {
-			return claim{}
-		}
+	if token, ok := subprotocolToken(r.Header); ok && isWebsocket(r.Header) {
 		c := readToken(token, ks)
 		if c.id != "" {
 			c.kind = socket
@@ -310,7 +306,7 @@ func isWebsocket(h http.Header) bool {
 // lacksUpgrade says whether r is the request of a websocket that has lost its Upgrade header on the way, as all do through a proxy that
 // was not told to hand that on. The headers by which we know it are none that a page's script can set.
 func lacksUpgrade(r *http.Request) bool {
-	return r.Method == http.MethodGet && path.Base(r.URL.Path) == "ws" &&
+	return r.Method == http.MethodGet && path.Base(r.URL.Path) == "ws" && !isWebsocket(r.Header) &&
 		(r.Header.Get("Sec-Websocket-Key") != "" || r.Header.Get("Sec-Websocket-Version") != "" || r.Header.Get("Sec-Websocket-Protocol") != "")
 }
 
@@ -330,7 +326,7 @@ func subprotocolToken(h http.Header) (string, bool) {
 	return token, true
 }
 
-// kindOf says what r, which is no websocket, means to a Bokeh server, as far as its name and what the browser
+// kindOf says what r, which is no websocket of Bokeh's, means to a Bokeh server, as far as its name and what the browser
 // says of it tell. In doubt it is a page: a wrong guess costs a count until the answer comes.
 func kindOf(r *http.Request) kind {
 	last := path.Base(r.URL.Path)
@@ -339,6 +335,10 @@ func kindOf(r *http.Request) kind {
 		return other
 	case isEmbedded(last):
 		return pageRequest
+	case isWebsocket(r.Header) && last == "ws": // without a token Bokeh refuses it
+		return other
+	case isWebsocket(r.Header): // of somebody else's, unless it is the address of an app, which pays no attention to that
+		return maybePage
 	}
 	switch r.Header.Get("Sec-Fetch-Dest") {
 	case "script", "style", "image", "font":
