@@ -244,7 +244,7 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 		if !m.trouble.on() {
 			t.Error("a server all of whose pages fail is taken for well")
 		}
-		if m.warm() || s.table.hasPages(s.table.app("example.com", "/rest/status")) {
+		if m.warm() || s.table.hasPages(s.table.app("example.com", 0, "/rest/status")) {
 			t.Error("an answer that is no page counts as one")
 		}
 	})

@@ -173,6 +173,7 @@ type Selection struct {
 	unloaded    <-chan struct{}           // closed when the config is replaced; nil in tests
 	static      reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
 	index       atomic.Pointer[index]     // of the static pool
+	owner       *owner                    // by which its sessions are known from those of other policies
 	fallback    reverseproxy.UpstreamPool // of the config, for when discovery fails
 
 	pacers pacers
@@ -228,10 +229,13 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	events := app.(*caddyevents.App)
 	s.raise = func(name string, data map[string]any) { events.Emit(ctx, name, data) }
-	if app, ok := innermost[*caddyhttp.App](ctx); ok && isFirstOf(app) {
-		s.warnOfHeaderLimit(app)
-		s.warnOfUnreached(app)
-		whenStopped(app, thisNode().serversStopped)
+	servers, ok := innermost[*caddyhttp.App](ctx)
+	first := ok && isFirstOf(servers)
+	s.owner = s.table.newOwner(first)
+	if first {
+		s.warnOfHeaderLimit(servers)
+		s.warnOfUnreached(servers)
+		whenStopped(servers, thisNode().serversStopped)
 	}
 	if h, ok := innermost[*reverseproxy.Handler](ctx); ok {
 		s.knowPool(h)

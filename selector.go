@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"path"
@@ -277,7 +278,7 @@ func (s *Selection) run(r *http.Request) *run {
 	if rn.id != "" {
 		rn.entry = s.table.key(rn.id)
 	}
-	rn.terms = terms{s.lifetime, s.table.app(r.Host, appPath(r.URL.Path))}
+	rn.terms = terms{s.lifetime, s.table.app(r.Host, portOf(r), appPath(r.URL.Path)), s.owner}
 	if rn.kind == maybePage || rn.kind == other && r.Method == http.MethodGet && path.Base(r.URL.Path) != "ws" {
 		if s.table.hasPages(rn.terms.app) {
 			rn.kind = pageRequest // whatever the client says that it wants it for
@@ -324,6 +325,17 @@ func (s *Selection) run(r *http.Request) *run {
 	}
 	*r = *r.WithContext(rn.ctx)
 	return rn
+}
+
+// portOf returns the port at which r was asked, or 0 for a unix socket.
+func portOf(r *http.Request) int {
+	switch addr := r.Context().Value(http.LocalAddrContextKey).(type) {
+	case *net.TCPAddr:
+		return addr.Port
+	case *net.UDPAddr: // HTTP/3
+		return addr.Port
+	}
+	return 0
 }
 
 // appPath returns the path of the app that a page or a socket belongs to.
@@ -407,9 +419,9 @@ func (rn *run) maker(v *view) int {
 func (rn *run) home(v *view) int {
 	var room [4]int
 	places := room[:0]
-	rn.s.table.find(rn.entry, func(u *upstream, of app) {
+	rn.s.table.find(rn.entry, func(u *upstream, of app, by *owner) {
 		i := v.at(u)
-		if i < 0 && of == rn.terms.app { // or a session with that id may be of another site
+		if i < 0 && of == rn.terms.app && rn.s.inherits(by) {
 			i = v.left(u)
 		}
 		if i >= 0 {
@@ -435,6 +447,13 @@ func (rn *run) home(v *view) int {
 		}
 	}
 	return places[alive]
+}
+
+// inherits says whether sessions of an owner are looked for where they were, though that is not in the pool: those of other configs
+// are, for a reload may have taken an upstream off, or is about to. Those of another policy of this config have a site of their own, which
+// may let in other visitors; and where each request has a pool of its own, an upstream may be somebody else's.
+func (s *Selection) inherits(of *owner) bool {
+	return !s.poolVaries() && (of == s.owner || of.config != s.owner.config)
 }
 
 // named returns the place of the upstream that the stamp names, or -1. Where that drains or is gone,

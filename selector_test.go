@@ -48,6 +48,7 @@ func newTestSelectionWith(t *table, pool reverseproxy.UpstreamPool) *Selection {
 	s.setDefaults()
 	s.ring.Store(&testRing)
 	s.attach(t)
+	s.owner = t.newOwner(true)
 	s.knowPool(&reverseproxy.Handler{Upstreams: pool})
 	return s
 }
@@ -532,6 +533,7 @@ func TestOneForeignIDOnTwoSites(t *testing.T) {
 	inner, outer := testPool(1), reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: "public:80"}}
 	a, b := newTestSelection(inner), newTestSelection(outer)
 	b.attach(a.table)
+	b.owner = a.table.newOwner(false)
 	b.knowPool(&reverseproxy.Handler{Upstreams: outer})
 	token := makeToken(t, "shared-id", nil)
 	if addr, _ := newSocket(a, token).choose(inner); addr != "u0:80" {
@@ -545,11 +547,35 @@ func TestOneForeignIDOnTwoSites(t *testing.T) {
 	}
 }
 
+// A reload that takes an upstream off loses no session there: not while the config before is still ending, nor where another
+// site has the upstream.
+func TestReloadThatTakesOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		before := newTestSelection(pool)
+		_, token := landed(t, before, pool[:1])
+		after := newTestSelectionWith(before.table, pool[1:])
+		other := newTestSelection(pool[:1])
+		other.attach(before.table)
+		other.owner = before.table.newOwner(false)
+		other.knowPool(&reverseproxy.Handler{Upstreams: pool[:1]})
+		for range 3 {
+			r := newSocket(after, token)
+			if addr, why := r.choose(pool[1:]); addr != u0 || why != "bound" {
+				t.Errorf("after the reload it is %s at %s", why, addr)
+			}
+			r.answer(http.StatusSwitchingProtocols)
+			synctest.Wait()
+		}
+	})
+}
+
 // Also where the sites share some upstreams: each finds its own session, the same on every node.
 func TestOneForeignIDOnTwoSitesThatShare(t *testing.T) {
 	both, one := testPool(2), testPool(2)[1:]
 	a, b := newTestSelection(both), newTestSelection(one)
 	b.attach(a.table)
+	b.owner = a.table.newOwner(false)
 	b.knowPool(&reverseproxy.Handler{Upstreams: one})
 	moved := 0
 	for i := range 50 {

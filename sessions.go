@@ -43,14 +43,18 @@ const (
 	numStates
 )
 
-// app is the app that a session belongs to, as visitors name it: a hash of the site's host and a
-// path.
+// app is the app that a session belongs to, as visitors name it: a hash of the site's host, the port that
+// it was asked at, and a path.
 type app uint64
+
+// owner is one policy of one config, whose sessions are its own.
+type owner struct{ config int64 } // by the table's count
 
 // terms are what a session is counted by.
 type terms struct {
 	lifetime time.Duration // without a socket
 	app      app
+	owner    *owner
 }
 
 // pagePlaces bounds what is kept of paths, and is enough for two to share a place seldom.
@@ -63,9 +67,10 @@ type table struct {
 	start  time.Time
 	shards [tableShards]shard
 
-	nobody        counters // requests for which there was no upstream, by reason
-	unknownStamps counters // requests with a stamp that no key of their policy has signed, by kind
-	line          line     // in which visits wait for a place
+	configs       atomic.Int64 // that there ever were
+	nobody        counters     // requests for which there was no upstream, by reason
+	unknownStamps counters     // requests with a stamp that no key of their policy has signed, by kind
+	line          line         // in which visits wait for a place
 
 	pageTimes [1 << 10]average        // by app; two that share one are taken for one
 	havePages [pagePlaces]atomic.Bool // apps of which a page has come; two that share a place are taken for one
@@ -98,6 +103,7 @@ type session struct {
 	previous state
 	began    time.Duration // on the table's clock
 	app      app           // that it belongs to
+	owner    *owner        // through which it was asked for last
 }
 
 // upstream is one server by its name, in whatever handler or config it appears.
@@ -182,14 +188,22 @@ func (t *table) key(id string) sessionKey {
 	return sessionKey(sum[:16])
 }
 
-// app returns what stands for the app at a path of a host.
-func (t *table) app(host, path string) app {
+// app returns what stands for the app at a path of a host. A client can say any host, but not at which port it is asked.
+func (t *table) app(host string, port int, path string) app {
 	var h maphash.Hash
 	h.SetSeed(t.seed)
 	h.WriteString(host)
-	h.WriteByte(0)
+	h.Write([]byte{0, byte(port), byte(port >> 8)})
 	h.WriteString(path)
 	return app(h.Sum64())
+}
+
+// newOwner returns the owner of the sessions of a policy of the config that is loading, of which it may be the first.
+func (t *table) newOwner(first bool) *owner {
+	if first {
+		t.configs.Add(1)
+	}
+	return &owner{t.configs.Load()}
 }
 
 // shard returns the shard that holds k.
@@ -241,14 +255,14 @@ func (t *table) release(u *upstream) {
 	}
 }
 
-// find calls yield with the upstream and the app of each live session with the key, the last used
+// find calls yield with the upstream, the app and the owner of each live session with the key, the last used
 // first. It must not call back into the table.
-func (t *table) find(k sessionKey, yield func(*upstream, app)) {
+func (t *table) find(k sessionKey, yield func(*upstream, app, *owner)) {
 	sh := t.shard(k)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	for s := sh.sessions[k]; s != nil; s = s.next {
-		yield(s.at, s.app)
+		yield(s.at, s.app, s.owner)
 	}
 }
 
@@ -262,7 +276,7 @@ type load struct {
 
 // page counts a page request for the session at u.
 func (t *table) page(k sessionKey, u *upstream, by terms) load {
-	return load{t: t, lifetime: by.lifetime, s: t.change(k, u, by.app, func(s *session) { s.pages++ })}
+	return load{t: t, lifetime: by.lifetime, s: t.change(k, u, by, func(s *session) { s.pages++ })}
 }
 
 // update lets f change the session, if the request weighs anything.
@@ -298,7 +312,7 @@ func (l load) pageEnded(built, ok bool) {
 // socket counts a socket for the session at u. If the page began the session under another key,
 // page, that one is over: the two are one session.
 func (t *table) socket(k, page sessionKey, u *upstream, by terms) load {
-	l := load{t: t, lifetime: by.lifetime, s: t.change(k, u, by.app, func(s *session) {
+	l := load{t: t, lifetime: by.lifetime, s: t.change(k, u, by, func(s *session) {
 		s.sockets++
 		s.claimed = false
 	})}
@@ -415,8 +429,8 @@ func (t *table) expire(s *session) {
 	}
 }
 
-// change finds the session with key k at u, or makes one of the given app, and lets f change it.
-func (t *table) change(k sessionKey, u *upstream, of app, f func(*session)) *session {
+// change finds the session with key k at u, or makes one, and lets f change it.
+func (t *table) change(k sessionKey, u *upstream, by terms, f func(*session)) *session {
 	sh := t.shard(k)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -427,12 +441,13 @@ func (t *table) change(k sessionKey, u *upstream, of app, f func(*session)) *ses
 	}
 	switch {
 	case s == nil:
-		s = &session{key: k, at: t.again(u), app: of}
+		s = &session{key: k, at: t.again(u), app: by.app}
 		sh.push(s)
 	case s != first:
 		sh.remove(s)
 		sh.push(s)
 	}
+	s.owner = by.owner
 	f(s)
 	t.settle(sh, s)
 	return s

@@ -281,7 +281,6 @@ func (ms *members) add(dial string, now time.Duration) any {
 	}
 	ms.swept = now
 	ms.byDial.Store(dial, m)
-	m.policies.Add(1)
 	ms.n++
 	return m
 }
@@ -299,7 +298,6 @@ func (ms *members) forget(before time.Duration) {
 func (ms *members) drop(dial any, m *member) {
 	m.dropped.Store(true)
 	ms.byDial.Delete(dial)
-	m.policies.Add(-1)
 	if m.inUse {
 		m.configs.Add(-1)
 	}
@@ -400,13 +398,11 @@ func (v *view) named(k *key, t tag) int {
 	return v.add(m)
 }
 
-// left returns the place of an upstream that has left the pool, or -1 if it is another pool's alone, for a session that
-// lives there. It is lost where its address is most likely that of another server by now.
+// left returns the place of an upstream that has left the pool, for a session of this site that lives there. It is lost where
+// its address is most likely that of another server by now.
 func (v *view) left(u *upstream) int {
 	m := v.gone(func(m *member) bool { return m.upstream == u })
 	switch {
-	case m == nil && u.policies.Load() > 0:
-		return -1
 	case m == nil:
 		return v.add(&member{upstream: u}) // since a reload
 	case v.known.source.hasLost(m):
