@@ -5,7 +5,6 @@ package caddybokeh
 import (
 	"cmp"
 	"encoding/binary"
-	"hash/maphash"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -216,20 +215,10 @@ func (a *average) add(x int64) {
 // or returns the average, or x if there is none.
 func (a *average) or(x int64) int64 { return cmp.Or(a.of.Load(), x) }
 
-// lessons bound what one client teaches about how slow an upstream is: a page a second. Clients that share a place share that.
-type lessons struct{ last [64]atomic.Int64 } // by client, on the table's clock
-
-// take says whether a page that the client has now got is to be learned from.
-func (l *lessons) take(client uint64, now time.Duration) bool {
-	last := &l.last[client%uint64(len(l.last))]
-	before := last.Load()
-	return (before == 0 || now-time.Duration(before) >= time.Second) && last.CompareAndSwap(before, int64(now))
-}
-
 // lesson returns how long a page took that its upstream is to be judged by, or 0. Only new sessions tell: those whose page names
-// one may go where somebody wants to have them.
+// one may go where somebody wants to have them. And each client tells once a second.
 func (rn *run) lesson(a *attempt, now time.Duration) time.Duration {
-	if rn.mayFail || rn.client != "" && !a.m.past.lessons.take(maphash.String(rn.s.table.seed, rn.client), now) {
+	if rn.mayFail || !rn.hasTurn(&a.m.past.lessons, time.Second, now) {
 		return 0
 	}
 	return a.took

@@ -263,6 +263,7 @@ type attempt struct {
 	answer    int           // status of the answer, 0 if it has none or came by a transport that is not watched
 	took      time.Duration // m, to build the page
 	others    []*member     // where none was well
+	peers     []*member     // m, and those of its pool
 	settled   bool
 	trial     bool         // whether it tries if its upstream is well again
 	open      *openRequest // until it is over
@@ -518,7 +519,7 @@ func (rn *run) elsewhere(v *view, home int) int {
 func (rn *run) try(r *http.Request, v *view, i int) {
 	m := v.members[i]
 	rn.tried = append(rn.tried, m)
-	a := &attempt{m: m, begun: v.now, trial: rn.trial == m, others: rn.noneIsWell}
+	a := &attempt{m: m, begun: v.now, trial: rn.trial == m, others: rn.noneIsWell, peers: v.members[:v.present]}
 	rn.trial, rn.noneIsWell = nil, nil
 	if rn.repl != nil && rn.attempt != nil {
 		rn.repl.Delete(placeholderStatus) // is the last attempt's
@@ -814,24 +815,20 @@ func (rn *run) settle(a *attempt, status int) {
 			text, _ := rn.repl.GetString(placeholderStatusText)
 			rn.s.refused(a.m, rn, text == refusal)
 		case !a.connected || a.load.s == nil:
-		case !a.answered && status < http.StatusInternalServerError:
+		case status >= http.StatusInternalServerError:
+			rn.weighFailed(a, now)
+		case !a.answered:
 			a.m.leftPages.add(now, rn.s.table.leftWork(a, rn.terms.app, now))
-		case !a.answered || status >= http.StatusInternalServerError:
-			a.m.failedPages.add(now, failedPageWeight)
 		}
-		switch {
-		case hasPage:
+		if hasPage {
 			a.m.trouble.pageCame()
 			a.m.failedPages.outlived(a.begun)
+			rn.clear(a, now)
 			for _, m := range a.others {
 				// It may be over for them, too, and whoever tries first is not to have all that follow.
 				m.trouble.tryNow(now)
 				m.failedPages.outlived(now)
 			}
-		case a.connected && status >= http.StatusInternalServerError && !rn.blames && !rn.mayFail:
-			// Where one fails at several upstreams, it may be the request's fault.
-			rn.blames = true
-			a.m.trouble.pageFailed(a.begun, now)
 		}
 	case socket:
 		a.load.socketEnded(status == http.StatusSwitchingProtocols)

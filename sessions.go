@@ -116,7 +116,7 @@ type upstream struct {
 	counts      [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
 	sessions    atomic.Int64            // all that have not ended
 	unanswered  unanswered
-	failedPages pastPages // that were answered with an error, or not at all
+	failedPages pastPages // that it failed at
 	leftPages   pastPages // whose visitors have gone before an answer came
 	slowness    average   // of its pages, asUsual where they take what they usually do
 	trouble     trouble
@@ -128,7 +128,6 @@ type upstream struct {
 
 	pool      atomic.Pointer[joining] // that took it up last
 	configs   atomic.Int64            // policies in use whose config names it
-	policies  atomic.Int64            // that have it in their pool, or had it lately
 	holders   atomic.Int64            // policies that know it, sessions on it and its mark; it is forgotten at 0
 	builtAt   atomic.Int64            // when it last answered a page request with 200
 	turnedAt  atomic.Int64            // when it last had a page ready, whatever became of that
@@ -148,7 +147,9 @@ type past struct {
 	hedged   counters     // files that another one was asked for as well, by outcome
 	moved    counters     // sessions that left it, by reason
 	silent   atomic.Int64 // pages whose socket never came
-	lessons  lessons
+	lessons  seldom       // who has taught how slow it is
+	failures seldom       // who has met failures
+	failing  failingApps
 }
 
 // counters count by a fixed set of names.
@@ -193,7 +194,7 @@ func (t *table) app(host string, port int, path string) app {
 	var h maphash.Hash
 	h.SetSeed(t.seed)
 	h.WriteString(host)
-	h.Write([]byte{0, byte(port), byte(port >> 8)})
+	maphash.WriteComparable(&h, port)
 	h.WriteString(path)
 	return app(h.Sum64())
 }

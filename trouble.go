@@ -18,7 +18,7 @@ const (
 	longestPause = time.Minute
 
 	// pagesInARow is how many page requests in a row must fail, after a connection, before that is
-	// taken for the server's fault. One app, or one visitor's request, may always fail.
+	// taken for the server's fault, where they fail nowhere else. One app, or one visitor's request, may always fail.
 	pagesInARow = 3
 )
 
@@ -26,10 +26,11 @@ const (
 // dead server looks idle, and draws all visits. What a client can cause, as by going away or asking for
 // what is not there, does not count.
 type trouble struct {
-	until atomic.Int64 // when it is tried again, on the table's clock; 0 if all is well
-	trial atomic.Int64 // since when a visit is trying it, on the table's clock: one at a time; 0 if none is
-	pages atomic.Int64 // that failed in a row
-	told  atomic.Bool  // it was last logged that the upstream fails
+	until   atomic.Int64 // when it is tried again, on the table's clock; 0 if all is well
+	trial   atomic.Int64 // since when a visit is trying it, on the table's clock: one at a time; 0 if none is
+	pages   atomic.Int64 // that failed in a row, each of another client
+	byPages atomic.Bool  // for these it is in trouble
+	told    atomic.Bool  // it was last logged that the upstream fails
 
 	mu       sync.Mutex // guards all below, and the change of until
 	failures int        // in a row
@@ -78,14 +79,16 @@ func (tr *trouble) failed(begun, now, first time.Duration) {
 
 // connected takes note of a connection. Where pages fail it says nothing.
 func (tr *trouble) connected() {
-	if tr.until.Load() != 0 && tr.pages.Load() < pagesInARow {
+	if tr.until.Load() != 0 && !tr.byPages.Load() {
 		tr.end()
 	}
 }
 
-// pageFailed takes note of a page request, begun at a time, that was answered with an error, or not at all.
-func (tr *trouble) pageFailed(begun, now time.Duration) {
-	if tr.pages.Add(1) >= pagesInARow {
+// pageFailed takes note of a page request, begun at a time, that was answered with an error, or not at all, and of how many in a
+// row mean trouble. Once it is in trouble, each that follows does.
+func (tr *trouble) pageFailed(begun, now time.Duration, row int64) {
+	if tr.pages.Add(1) >= row || tr.byPages.Load() {
+		tr.byPages.Store(true)
 		tr.failed(begun, now, firstPause)
 	}
 }
@@ -113,5 +116,6 @@ func (tr *trouble) end() {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	tr.failures = 0
+	tr.byPages.Store(false)
 	tr.until.Store(0)
 }

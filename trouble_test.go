@@ -407,7 +407,7 @@ func TestClientsCauseNoTrouble(t *testing.T) {
 				if name == "dial that was cancelled" {
 					r.end()
 				}
-				s.members.get("u0:80").trouble.pages.Store(pagesInARow) // pages fail, not dials
+				s.members.get("u0:80").trouble.byPages.Store(true) // pages fail, not dials
 				c(r)
 			})
 			if after := s.members.get("u0:80").trouble.until.Load(); after != before {

@@ -1,0 +1,155 @@
+// This file holds whether pages that fail speak against their upstream, or against their app, or against one client.
+
+package caddybokeh
+
+import (
+	"hash/maphash"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// failuresOf is how long a client that has met a failure at an upstream says no more of it by the next ones.
+	failuresOf = 10 * time.Second
+
+	// byChance is how likely so many failures in a row may be, by how often the app fails elsewhere, if they are to
+	// count for nothing.
+	byChance = 1e-6
+
+	// maxFailingApps bounds the apps of an upstream of which failures are kept.
+	maxFailingApps = 64
+
+	// forgiven is the share of failures that is none any more.
+	forgiven = 1.0 / 64
+)
+
+// seldom lets each client have its turn once in a while. Clients that share a place share the turn.
+type seldom struct{ last [64]atomic.Int64 } // by client, on the table's clock
+
+// lets says whether it is the client's turn.
+func (s *seldom) lets(client uint64, every, now time.Duration) bool {
+	last := &s.last[client%uint64(len(s.last))]
+	before := last.Load()
+	return (before == 0 || now-time.Duration(before) >= every) && last.CompareAndSwap(before, int64(now))
+}
+
+// hasTurn says whether the run's client has its turn. One whose address Caddy does not know always has.
+func (rn *run) hasTurn(s *seldom, every, now time.Duration) bool {
+	return rn.client == "" || s.lets(maphash.String(rn.s.table.seed, rn.client), every, now)
+}
+
+// failingApps is how often the pages of apps fail at an upstream.
+type failingApps struct {
+	n atomic.Int64 // how many there are, so that where nothing fails no lock is taken
+
+	mu    sync.Mutex      // guards shares, and the change of n
+	share map[app]float64 // of the last pages, roughly averageOf, that failed
+}
+
+// failed takes note of a page that failed.
+func (f *failingApps) failed(of app) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.share == nil {
+		f.share = make(map[app]float64)
+	}
+	for old := range f.share {
+		if _, known := f.share[of]; known || len(f.share) < maxFailingApps {
+			break
+		}
+		delete(f.share, old)
+	}
+	f.share[of] += (1 - f.share[of]) / averageOf
+	f.n.Store(int64(len(f.share)))
+}
+
+// came takes note of a page that came.
+func (f *failingApps) came(of app) {
+	if f.n.Load() == 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.share[of] -= f.share[of] / averageOf; f.share[of] < forgiven {
+		delete(f.share, of)
+	}
+	f.n.Store(int64(len(f.share)))
+}
+
+// of returns the share of an app's pages that failed lately.
+func (f *failingApps) of(a app) float64 {
+	if f.n.Load() == 0 {
+		return 0
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.share[a]
+}
+
+// blame takes note of a page that m has failed at, and says how long it weighs there. A client that goes on asking for what
+// fails is heard once in a while, and where the app fails elsewhere as well, m is in trouble only when that can be no chance.
+func (rn *run) blame(a *attempt, now time.Duration) (weighs time.Duration) {
+	m, of := a.m, rn.terms.app
+	if rn.mayFail || rn.blames || !rn.hasTurn(&m.past.failures, failuresOf, now) {
+		return 0
+	}
+	// Where one fails at several upstreams, it may be the request's fault.
+	rn.blames = true
+	m.past.failing.failed(of)
+	elsewhere := meanShare(a.peers, m, of)
+	m.trouble.pageFailed(a.begun, now, rowBeyondChance(elsewhere))
+	if m.past.failing.of(of) <= elsewhere {
+		return 0
+	}
+	return failedPageWeight
+}
+
+// clear takes note of a page that has come where pages of its app failed. Where they failed elsewhere about as often, it may be
+// over there, too, and whoever is well first is not to have all that follow.
+func (rn *run) clear(a *attempt, now time.Duration) {
+	of := rn.terms.app
+	here := a.m.past.failing.of(of)
+	if here == 0 {
+		return
+	}
+	a.m.past.failing.came(of)
+	for _, m := range a.peers {
+		if m.past.failing.of(of) < 2*here {
+			m.failedPages.outlived(now)
+		}
+	}
+}
+
+// weighFailed lets a page weigh that has failed: as one that the server does not do well, or else as long as it may be at it.
+func (rn *run) weighFailed(a *attempt, now time.Duration) {
+	weighs := rn.blame(a, now)
+	if !a.answered {
+		weighs = max(weighs, rn.s.table.leftWork(a, rn.terms.app, now))
+	}
+	if weighs > 0 {
+		a.m.failedPages.add(now, weighs)
+	}
+}
+
+// meanShare is the share of an app's pages that fail at the others of a pool.
+func meanShare(pool []*member, but *member, of app) float64 {
+	sum, n := 0.0, 0
+	for _, m := range pool {
+		if m != but {
+			sum += m.past.failing.of(of)
+			n++
+		}
+	}
+	return sum / float64(max(n, 1))
+}
+
+// rowBeyondChance returns how many pages in a row must fail at one upstream, where such a share of them fails elsewhere.
+func rowBeyondChance(share float64) int64 {
+	if share <= 0 {
+		return pagesInARow
+	}
+	row := math.Ceil(math.Log(byChance) / math.Log(min(share, 0.999)))
+	return max(int64(row), pagesInARow)
+}

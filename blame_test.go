@@ -1,0 +1,132 @@
+// This file tests that pages which fail speak against whoever it is: a server, an app, or one client.
+
+package caddybokeh
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// from makes a request one of a client with an address.
+func (r *request) from(client string) *request {
+	vars := map[string]any{caddyhttp.ClientIPVarKey: client}
+	r.Request = r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, vars))
+	return r
+}
+
+// An address that every server answers with an error takes no server from those who ask for something else, whether one client asks or many do. One
+// that fails at everything is found all the same.
+func TestAddressThatAlwaysFails(t *testing.T) {
+	for name, clients := range map[string]int{"asked for by one client": 1, "asked for by many clients": 1000} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(4)
+			s := newTestSelection(pool)
+			rnd := rand.New(rand.NewPCG(1, 2))
+			broken := ""
+			ask := func(target, client string) (addr string, ok bool) {
+				r := newRequest(s, target).from(client)
+				addr, _ = r.choose(pool)
+				if addr == broken || target != "/app" {
+					r.answer(http.StatusInternalServerError)
+					return addr, false
+				}
+				go func() {
+					time.Sleep(100 * time.Millisecond)
+					r.answer(http.StatusOK)
+				}()
+				return addr, true
+			}
+			play := func(span time.Duration) (visits, failed, troubled int) {
+				for end := time.Now().Add(span); time.Now().Before(end); time.Sleep(time.Duration(rnd.ExpFloat64() * float64(time.Second/64))) {
+					if rnd.IntN(64) < 40 {
+						ask("/app?boom", fmt.Sprint("192.0.2.", rnd.IntN(clients)))
+						continue
+					}
+					visits++
+					if _, ok := ask("/app", fmt.Sprint("198.51.100.", rnd.IntN(1000))); !ok {
+						failed++
+					}
+					for _, u := range pool {
+						if s.members.get(u.Dial).troubled(s.table.now()) {
+							troubled++
+							break
+						}
+					}
+				}
+				return visits, failed, troubled
+			}
+			if visits, _, troubled := play(5 * time.Minute); troubled > 0 {
+				t.Errorf("%s: a server is kept off for %d of %d visits", name, troubled, visits)
+			}
+			broken = "u0:80"
+			if visits, failed, _ := play(time.Minute); failed > visits/20 {
+				t.Errorf("%s: a server that fails is met by %d of %d visits", name, failed, visits)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+// Whose requests fail by themselves may be sent to one server. That keeps nobody off it.
+func TestClientThatAlwaysFails(t *testing.T) {
+	for name, ask := range map[string]func(s *Selection) *request{
+		"names a session": func(s *Selection) *request { return newRequest(s, "/app?boom&bokeh-session-id=given") },
+		"is of one group": func(s *Selection) *request { return newRequest(s, "/app?boom") },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(2)
+			s := newTestSelection(pool)
+			for i := range 200 {
+				r := ask(s).from("192.0.2.1")
+				r.choose(pool[:1])
+				r.answer(http.StatusInternalServerError)
+				synctest.Wait()
+				if i%10 == 0 { // others have their pages there
+					r = newRequest(s, "/app").from(fmt.Sprint("198.51.100.", i))
+					r.choose(pool[:1])
+					r.answer(http.StatusOK)
+				}
+				time.Sleep(25 * time.Millisecond)
+			}
+			m := s.members.get("u0:80")
+			if m.trouble.on() || m.queue() > 1 {
+				t.Errorf("%s: in trouble %v, %d pages weigh", name, m.trouble.on(), m.queue())
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+func TestRowBeyondChance(t *testing.T) {
+	for share, want := range map[float64]int64{0: 3, 0.001: 3, 0.1: 6, 0.25: 10, 0.5: 20, 0.9: 132, 1: 13809} {
+		if got := rowBeyondChance(share); got != want {
+			t.Errorf("where %v fail elsewhere, %d in a row are needed, want %d", share, got, want)
+		}
+	}
+}
+
+// What is kept of apps that fail is bounded, and goes when they do not fail any more.
+func TestFailingAppsAreBounded(t *testing.T) {
+	var f failingApps
+	for i := range app(10 * maxFailingApps) {
+		f.failed(i)
+	}
+	if n := len(f.share); n != maxFailingApps {
+		t.Errorf("%d apps are kept", n)
+	}
+	for a := range f.share {
+		for range 10 * averageOf {
+			f.came(a)
+		}
+	}
+	if n := f.n.Load(); n != 0 || len(f.share) != 0 {
+		t.Errorf("%d apps are kept that do not fail", n)
+	}
+}
