@@ -146,27 +146,27 @@ type requests struct {
 // openRequest is one of them.
 type openRequest struct {
 	tunnel time.Time // since when it is one; zero for what is no websocket, or is not answered yet
-	end    func()    // ends it, and what is counted of it
+	run    interface {
+		cutOff() // ends it, and what is counted of it
+	}
 }
 
 // tunnelRest is how long a websocket is let be after its answer: before the browser has that, the
 // end of it would be a failed request.
 const tunnelRest = time.Second
 
-// add takes note of a request that was sent, and of what ends it.
-func (rs *requests) add(end func()) *openRequest {
+// add takes note of a request that was sent.
+func (rs *requests) add(r *openRequest) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	if rs.open == nil {
 		rs.open = make(map[*openRequest]struct{})
 	}
-	r := &openRequest{end: end}
 	rs.open[r] = struct{}{}
 	if !rs.late.IsZero() {
 		// It was on its way when the others were told to end.
 		rs.endIn(r, rand.N(max(time.Until(rs.late), 1)))
 	}
-	return r
 }
 
 // opened takes note that a request has become a websocket.
@@ -205,7 +205,7 @@ func (rs *requests) endIn(r *openRequest, d time.Duration) {
 	late := rs.late
 	time.AfterFunc(d, func() {
 		if rs.isDue(r, late) {
-			r.end()
+			r.run.cutOff()
 		}
 	})
 }

@@ -235,7 +235,7 @@ func (rn *run) adopt(a *attempt, both bool) {
 	defer rn.mu.Unlock()
 	first := rn.attempt
 	rn.settle(first, 0)
-	first.m.draining.requests.remove(first.open)
+	first.m.draining.requests.remove(&first.open)
 	rn.attempt = a
 	rn.tried = append(rn.tried, a.m)
 	if asked := askedOf(rn.ctx); asked != nil {

@@ -927,6 +927,11 @@ func TestGracePeriodWithoutTheStorage(t *testing.T) {
 	})
 }
 
+// whenCut is called when a request is cut off.
+type whenCut func()
+
+func (f whenCut) cutOff() { f() }
+
 // A websocket that has just been opened when its turn to end comes is let be for a moment.
 func TestSocketIsLetBeForAMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -935,11 +940,13 @@ func TestSocketIsLetBeForAMoment(t *testing.T) {
 		ended := make(map[string]time.Duration)
 		begun := time.Now()
 		add := func(name string) *openRequest {
-			return rs.add(func() {
+			r := &openRequest{run: whenCut(func() {
 				mu.Lock()
 				defer mu.Unlock()
 				ended[name] = time.Since(begun)
-			})
+			})}
+			rs.add(r)
+			return r
 		}
 		rs.opened(add("long open"))
 		pass(time.Minute)

@@ -265,8 +265,8 @@ type attempt struct {
 	others    []*member     // where none was well
 	peers     []*member     // m, and those of its pool
 	settled   bool
-	trial     bool         // whether it tries if its upstream is well again
-	open      *openRequest // until it is over
+	trial     bool        // whether it tries if its upstream is well again
+	open      openRequest // until it is over
 }
 
 // run returns the run that r is part of; the first Select for a request in a handler begins it.
@@ -575,7 +575,8 @@ func (rn *run) begin(a *attempt, count func() load) {
 		}
 		return
 	}
-	a.open = a.m.draining.requests.add(rn.cutOff)
+	a.open.run = rn
+	a.m.draining.requests.add(&a.open)
 	if !rn.hasBody {
 		a.m.unanswered.ask(&a.question, a.begun)
 	}
@@ -685,7 +686,7 @@ func (rn *run) isAnswered(a *attempt) {
 			a.m.trouble.endTrial(a.begun)
 		}
 	case socket:
-		a.m.draining.requests.opened(a.open)
+		a.m.draining.requests.opened(&a.open)
 	case maybePage, other: // weigh nothing
 	}
 }
@@ -706,7 +707,7 @@ func (rn *run) failed() {
 	defer rn.mu.Unlock()
 	if a := rn.attempt; a != nil {
 		rn.settle(a, rn.retried(a))
-		a.m.draining.requests.remove(a.open)
+		a.m.draining.requests.remove(&a.open)
 	}
 }
 
@@ -739,7 +740,7 @@ func (rn *run) end() {
 		return
 	}
 	rn.settle(rn.attempt, rn.status(rn.attempt))
-	rn.attempt.m.draining.requests.remove(rn.attempt.open)
+	rn.attempt.m.draining.requests.remove(&rn.attempt.open)
 }
 
 // cutOff ends the request and what is counted of it, also where its client does not read the answer.
