@@ -48,6 +48,9 @@ func (l *lister) keys(ctx context.Context, folder string) ([]string, error) {
 			return keys, err
 		}
 		found = append(found, keys...)
+		if errors.Is(err, errUnanswered) {
+			return found, err // it would answer in no other way
+		}
 		if err != nil {
 			failed = append(failed, err)
 		}

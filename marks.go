@@ -309,7 +309,7 @@ func storeAgain(ctx context.Context, st recordStorage, m *mark) error {
 }
 
 // errUnanswered is what is said of a storage that may do later what it was asked for.
-var errUnanswered = fmt.Errorf("the storage has not answered within %v", operatorWait)
+var errUnanswered = fmt.Errorf("the storage has not answered within %v", callWait)
 
 // within lets f use the storage for as long as an operator waits. Not every storage heeds a context.
 func within(ctx context.Context, f func(context.Context) error) error {

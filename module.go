@@ -164,6 +164,7 @@ type Selection struct {
 	lifetime time.Duration // of a session without a socket
 	givesIDs bool          // whether a stamp may be a session's id
 	ring     *atomic.Pointer[keyring]
+	keyed    <-chan struct{}                         // closed when the storage was looked at for the key; nil where the config has it
 	raise    func(event string, data map[string]any) // nil in tests
 	healthy  func(*reverseproxy.Upstream) bool
 
@@ -216,11 +217,9 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	s.logger = ctx.Logger()
 	s.unloaded = ctx.Done()
 	s.setDefaults()
-	ring, err := s.keys(ctx)
-	if err != nil {
+	if err := s.provideKeys(ctx); err != nil {
 		return err
 	}
-	s.ring = ring
 	s.attach(sessions())
 	s.members.drain(s.Drain)
 	app, err := ctx.App("events")
@@ -287,11 +286,14 @@ func (w whenStarted) Handle(context.Context, caddy.Event) error {
 	return nil
 }
 
-// join lets the node tell of the upstreams, and waits until it knows which of them are marked: the
-// first visitor must not be sent to a draining one.
+// join lets the node tell of the upstreams, and waits until it knows which of them are marked, for the first visitor must
+// not be sent to a draining one; and for the key. Both are looked for at the same time.
 func (s *Selection) join(n *node, st recordStorage) {
 	s.node = n
 	<-n.attach(s, st)
+	if s.keyed != nil {
+		<-s.keyed
+	}
 }
 
 // setDefaults fills in what the config leaves out.
@@ -351,8 +353,18 @@ func (s *Selection) isUnloaded() bool {
 	}
 }
 
-// stampKeys returns the keys of the stamps.
-func (s *Selection) stampKeys() *keyring { return s.ring.Load() }
+// stampKeys returns the keys of the stamps; none until the storage was looked at for them, for what signs until then may not
+// be what will.
+func (s *Selection) stampKeys() keyring {
+	if s.keyed != nil {
+		select {
+		case <-s.keyed:
+		default:
+			return nil
+		}
+	}
+	return *s.ring.Load()
+}
 
 // settles returns how long a session lives without a socket.
 func (s *Selection) settles() time.Duration { return s.lifetime }

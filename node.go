@@ -46,8 +46,8 @@ type pool interface {
 	// knowsPool says whether all upstreams of its pool are known.
 	knowsPool() bool
 
-	// stampKeys returns the keys of its stamps.
-	stampKeys() *keyring
+	// stampKeys returns the keys of its stamps, if it has them already.
+	stampKeys() keyring
 
 	// settles returns how long a session lives without a socket.
 	settles() time.Duration
@@ -105,7 +105,7 @@ type node struct {
 // share is a storage, and the policies of the configs that use it.
 type share struct {
 	raw     recordStorage
-	st      recordStorage // the same, its errors counted
+	st      recordStorage // the same, which always answers, its errors counted
 	records *lister       // of it
 	pools   []pool        // the oldest first
 	read    chan struct{} // closed when it was read once, has not answered for too long, or nobody waits
@@ -165,7 +165,7 @@ func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 
 // share returns a storage as the node uses it. n.mu is locked.
 func (n *node) share(st recordStorage) *share {
-	counting := countingStorage{st, n.storageErrors}
+	counting := countingStorage{newPromptStorage(st), n.storageErrors}
 	records := &lister{st: counting, own: nodeKey(n.name)}
 	if n.used != nil && reflect.TypeOf(n.used.raw) == reflect.TypeOf(st) {
 		records.way.Store(n.used.records.way.Load()) // a reload makes another one of the kind
@@ -375,7 +375,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 		n.round = began
 	}
 	// What a listing lacks is missing only if it shows what is certainly there.
-	all := n.findOwn(sh, reports, began)
+	all := n.findOwn(sh, reports, errReports, began)
 	sh.trusted = sh.trusted || all && err == nil
 	n.reached = n.reached || len(marks)+len(reports) > 0
 	if !all && err == nil && sh.missing != 0 && now-sh.missing > staleAfter {
@@ -418,12 +418,14 @@ var errUnlisted = errors.New("what this Caddy has reported is not among what the
 
 // findOwn says whether this node's own report is among those that were read since a time, as it was written last. If it
 // is not, it is written once more, and the storage is asked in other ways. n.mu is locked.
-func (n *node) findOwn(sh *share, reports map[string]*report, began time.Duration) bool {
+func (n *node) findOwn(sh *share, reports map[string]*report, err error, began time.Duration) bool {
 	own := reports[nodeKey(n.name)]
 	switch {
 	case own != nil && own.Seq >= sh.wrote:
 		n.listed, sh.missing = began, 0
 		return true
+	case errors.Is(err, errUnanswered):
+		return false // that may be why
 	case sh.wrote != 0 && sh.missing == 0:
 		sh.missing, n.reported = began, 0
 	}

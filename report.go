@@ -99,11 +99,14 @@ func (n *node) accounts(now time.Duration) map[string]account {
 		as[u.shared] = a
 	})
 	n.eachPool(func(p pool) {
-		key := fingerprint((*p.stampKeys())[0])
+		key := ""
+		if ring := p.stampKeys(); len(ring) > 0 {
+			key = fingerprint(ring[0])
+		}
 		p.each(func(m *member, inPool bool) {
 			a := as[m.shared]
 			a.InPool = a.InPool || inPool
-			if !slices.Contains(a.Keys, key) {
+			if key != "" && !slices.Contains(a.Keys, key) {
 				a.Keys = append(a.Keys, key)
 			}
 			as[m.shared] = a
@@ -144,7 +147,10 @@ func fingerprint(k *key) string { return fmt.Sprintf("%016x", k.print) }
 func (n *node) verifiable() map[string][]string {
 	prints := make(map[string][]string)
 	n.eachPool(func(p pool) {
-		ring := *p.stampKeys()
+		ring := p.stampKeys()
+		if len(ring) == 0 {
+			return
+		}
 		own := make([]string, 0, len(ring))
 		for _, k := range ring {
 			own = append(own, fingerprint(k))

@@ -69,7 +69,7 @@ func (h *heldKeys) keeper(config context.Context, st storage, patience time.Dura
 	if i < 0 {
 		i = len(h.keepers)
 		ctx, stop := context.WithCancel(context.Background())
-		k := &keeper{held: h, st: st, patience: patience, stop: stop, answered: make(chan struct{})}
+		k := &keeper{held: h, st: st, silent: newSilences(), patience: patience, stop: stop, answered: make(chan struct{})}
 		k.ring.Store(h.ring)
 		h.keepers = append(h.keepers, k)
 		go k.follow(ctx)
@@ -90,21 +90,22 @@ func (h *heldKeys) leave(k *keeper) {
 	}
 }
 
-// keys returns the keys of s. The ring in it is replaced when the stored key comes late, or another one is stored.
-func (s *Selection) keys(ctx caddy.Context) (*atomic.Pointer[keyring], error) {
+// provideKeys gives s its keys. Where they come from the storage, that is being looked at meanwhile, and the ring is replaced
+// when the stored key comes late, or another one is stored.
+func (s *Selection) provideKeys(ctx caddy.Context) error {
 	if len(s.SecretKey) > 0 {
-		p := new(atomic.Pointer[keyring])
 		ring, err := configured(s.SecretKey)
-		p.Store(&ring)
-		return p, err
+		s.ring = new(atomic.Pointer[keyring])
+		s.ring.Store(&ring)
+		return err
 	}
 	patience := keyPatience
 	if ctx.Storage() == caddy.DefaultStorage {
 		patience = 0 // a folder of this machine, where it is most likely the first start of all
 	}
 	k := held().keeper(ctx, ctx.Storage(), patience)
-	<-k.answered
-	return &k.ring, nil
+	s.ring, s.keyed = &k.ring, k.answered
+	return nil
 }
 
 // keyPlaceholder matches what is no key itself, and so may be shown.

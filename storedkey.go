@@ -57,6 +57,7 @@ type storage interface {
 type keeper struct {
 	held     *heldKeys
 	st       storage
+	silent   *silences
 	patience time.Duration
 	ring     atomic.Pointer[keyring]
 	first    sync.Once     // closes answered
@@ -65,9 +66,10 @@ type keeper struct {
 	users    int         // guarded by held.mu
 	locking  atomic.Bool // somebody waits for the lock
 
-	// What only follow and what it calls touch.
-	read     bool      // the key was there once
-	failures int       // since it was last
+	read atomic.Bool // the key was there once
+
+	// What is told. Until answered is closed it is within first, then only by follow.
+	failures int       // since the key was there last
 	told     bool      // that was logged
 	toldAt   time.Time // last
 }
@@ -77,22 +79,25 @@ var errNoKey = errors.New("there is no key")
 
 // follow looks at the stored key until ctx ends.
 func (k *keeper) follow(ctx context.Context) {
-	defer time.AfterFunc(storageWait, func() {
-		k.first.Do(func() {
-			k.warn(fmt.Errorf("no answer for %v", storageWait))
-			close(k.answered)
-		})
-	}).Stop()
-	answer := func() { k.first.Do(func() { close(k.answered) }) }
-	defer answer()
+	defer time.AfterFunc(storageWait, func() { k.answer(fmt.Errorf("no answer for %v", storageWait)) }).Stop()
+	defer k.answer(nil)
 	for ctx.Err() == nil {
 		err := k.look(ctx)
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !k.answer(err) {
 			k.tell(err)
 		}
-		answer()
 		rest(ctx, keyInterval)
 	}
+}
+
+// answer tells how the storage was looked at for the first time, lets go who waits for that, and says whether it was it.
+func (k *keeper) answer(err error) (first bool) {
+	k.first.Do(func() {
+		first = true
+		k.tell(err)
+		close(k.answered)
+	})
+	return first
 }
 
 // look makes the stored key the one that signs. Where none is stored, one is.
@@ -105,14 +110,14 @@ func (k *keeper) look(ctx context.Context) error {
 		return err
 	}
 	another := !bytes.Equal(secret, k.secret())
-	if another && k.read {
+	if another && k.read.Load() {
 		k.held.logger().Warn("the stored key is another one than before; it signs from now on, but what was signed with the old one is only known"+
 			" to Caddys that have had that, until they end (unless it was replaced on purpose, look who else writes to this storage)",
 			zap.String("key", storedKey))
 	}
-	if another || !k.read {
+	if another || !k.read.Load() {
 		k.ring.Store(k.held.add(secret))
-		k.read = true
+		k.read.Store(true)
 	}
 	return nil
 }
@@ -122,7 +127,7 @@ func (k *keeper) secret() []byte { return (*k.ring.Load())[0].secret }
 
 // load returns the stored key.
 func (k *keeper) load(ctx context.Context) ([]byte, error) {
-	record, err := k.st.Load(ctx, storedKey)
+	record, err := ask(ctx, k.silent, "load", func(ctx context.Context) ([]byte, error) { return k.st.Load(ctx, storedKey) })
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, errNoKey
@@ -163,7 +168,8 @@ func (k *keeper) put(ctx context.Context, found error) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err() // it has not waited to the end
 	}
-	if err := k.st.Store(ctx, storedKey, k.secret()); err != nil {
+	secret := k.secret()
+	if err := act(ctx, k.silent, "store", func(ctx context.Context) error { return k.st.Store(ctx, storedKey, secret) }); err != nil {
 		return nil, fmt.Errorf("storing: %w", err)
 	}
 	if !locked {
@@ -254,7 +260,7 @@ func (k *keeper) tell(err error) {
 		return
 	}
 	k.failures++
-	if k.told || k.read && k.failures < 2 || !k.toldAt.IsZero() && time.Since(k.toldAt) < advicePause {
+	if k.told || k.read.Load() && k.failures < 2 || !k.toldAt.IsZero() && time.Since(k.toldAt) < advicePause {
 		return
 	}
 	k.told, k.toldAt = true, time.Now()
