@@ -197,7 +197,7 @@ func (n *node) mayBeKilled() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.awaited = n.t.now()
-	return !n.exiting() || !n.known || n.parted || n.unheard
+	return !n.exiting() || !n.known || n.parted || n.unheard != 0
 }
 
 var errInterrupted = apiError(http.StatusServiceUnavailable, "Caddy is loading a config, or ends; ask again")

@@ -85,8 +85,9 @@ type node struct {
 	reported time.Duration         // when it last wrote a report, on the table's clock; 0 if one is due
 	reached  bool                  // one was written, or any record read: a storage that hides its errors may seem to be empty
 	parted   bool                  // that said that nobody is there, and that the process may be killed
-	unheard  bool                  // that could not be written
+	unheard  time.Duration         // since when none could be written, on the table's clock; 0 if the last one could
 	awaited  time.Duration         // when somebody last waited for that, on the table's clock
+	knows    bool                  // the marks were read once; what they said holds, whatever becomes of the storage
 	round    time.Duration         // when all was read last; 0 if never
 	listed   time.Duration         // when its own report was last among those read; 0 if never
 	witness  bool                  // what begins to drain now begins before our eyes
@@ -152,7 +153,7 @@ func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 	n.shares = append(n.shares, sh)
 	time.AfterFunc(storageWait, func() {
 		sh.first.Do(func() {
-			n.logger.Error("the storage does not answer; upstreams that operators have marked as draining get new sessions until it does (mend the storage)")
+			n.tellUnread()
 			close(sh.read)
 		})
 	})
@@ -161,6 +162,18 @@ func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 		go n.watch(sh)
 	}
 	return sh.read
+}
+
+// tellUnread logs that a config begins without the marks in its storage.
+func (n *node) tellUnread() {
+	n.mu.Lock()
+	knows := n.knows
+	n.mu.Unlock()
+	if knows {
+		n.logger.Warn("the storage does not answer; the drains that this Caddy knew before the reload go on, but others may not be seen (mend the storage)")
+		return
+	}
+	n.logger.Error("the storage does not answer; upstreams that are marked as draining in what could not be read get new sessions until it does (mend the storage)")
 }
 
 // share returns a storage as the node uses it. n.mu is locked.
@@ -233,7 +246,7 @@ func (n *node) use(sh *share) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.used, sh.stop = sh, cancel
-	n.reported, n.parted, n.unheard = 0, false, false // nothing is there of this node yet
+	n.reported, n.parted, n.unheard = 0, false, 0 // nothing is there of this node yet
 	n.asked = 0
 	n.take(sh, sh.marks, false, false, nil)
 	go n.keepUp(ctx, sh)
@@ -371,6 +384,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	n.closeDue(now)
 	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
 	err := errors.Join(errMarks, errReports)
+	n.knows = n.knows || errMarks == nil
 	if err == nil {
 		n.round = began
 	}
@@ -440,16 +454,21 @@ func (n *node) write(ctx context.Context, sh *share, r *report) error {
 	if ctx.Err() != nil {
 		return nil
 	}
+	began := n.t.now()
 	err := storeRecord(ctx, sh.st, nodeKey(n.name), r)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.parted, n.unheard = r.Left && err == nil, err != nil
-	switch {
-	case err != nil && n.used == sh:
-		n.reported = 0 // it is due, until others can read of this node
-	case err == nil:
+	n.parted = r.Left && err == nil
+	if err == nil {
 		sh.wrote = r.Seq
-		n.reached = n.reached || n.used == sh
+	}
+	switch {
+	case n.used != sh: // another storage is in use since
+	case err != nil:
+		n.unheard = cmp.Or(n.unheard, began)
+		n.reported = 0 // it is due, until others can read of this node
+	default:
+		n.unheard, n.reached = 0, true
 	}
 	return err
 }
@@ -510,7 +529,7 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 		n.farewells.Add(1)
 		sh.halt()
 		// All is read again when there is something to tell of.
-		n.used, n.round, n.listed, n.witness, n.reached, n.asked = nil, 0, 0, false, false, 0
+		n.used, n.knows, n.round, n.listed, n.witness, n.reached, n.asked = nil, false, 0, 0, false, false, 0
 		n.prune()
 		clear(n.peers)
 		for shared := range n.marked {

@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -174,4 +175,66 @@ func TestKeysOfAPolicyThatHasNotLooked(t *testing.T) {
 			t.Error("a strange key is not seen")
 		}
 	})
+}
+
+// What a reload says while the storage does not answer is so: the drains that are known hold.
+func TestReloadWhileTheStorageHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		a.drain(u0)
+		pass(time.Minute)
+		next := v.door()
+		release := next.hang()
+		defer release()
+		end := a.load(next, a.pool)
+		a.wantNoVisit(u0, "after a reload while the storage hangs")
+		end()
+		pass(time.Minute)
+		a.wantNoVisit(u0, "a minute later")
+		if got := a.logs.FilterMessageSnippet("get new sessions").Len(); got > 0 {
+			t.Error("it is logged that what is marked gets new sessions")
+		}
+		if got := a.logs.FilterMessageSnippet("knew before the reload").Len(); got != 1 {
+			t.Errorf("that the storage does not answer is logged %d times, want once", got)
+		}
+	})
+}
+
+// Whoever cannot write to the storage calls nothing drained: the others do not hear of its sessions.
+func TestDrainedWhileWritesFail(t *testing.T) {
+	for name, fail := range map[string]func() error{
+		"fails": func() error { return errors.New("disk full") },
+		"hangs": func() error { time.Sleep(time.Hour); return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				defer pass(2 * time.Hour)
+				var failing atomic.Bool
+				a := startTricked(t, &trick{door: newVault().door(), store: func() error {
+					if !failing.Load() {
+						return nil
+					}
+					return fail()
+				}}, 3)
+				pass(time.Minute)
+				a.drain(u0)
+				pass(time.Minute)
+				a.wantDrained(u0, true, "while all is well")
+				failing.Store(true)
+				pass(staleAfter + 2*nodePause)
+				for range 10 {
+					a.wantWait(u0, "cannot write to the storage", "while it cannot write")
+					pass(7 * time.Second)
+				}
+				if got := a.node.status().Storage; got == "" || strings.Contains(got, "read") {
+					t.Errorf("the node tells of its storage: %q", got)
+				}
+				failing.Store(false)
+				pass(time.Hour + 10*time.Second)
+				a.wantDrained(u0, true, "when it can")
+			})
+		})
+	}
 }

@@ -171,8 +171,8 @@ func (n *node) concerned(u *upstream, now time.Duration) (peers []*peer) {
 	return peers
 }
 
-// staleAfter is how long after a node has last read the storage it calls nothing drained: somebody may
-// have taken the drain back.
+// staleAfter is how long after a node has last read the storage, or could not write to it any more, it calls nothing drained:
+// somebody may have taken the drain back, or not hear of the sessions that this node begins.
 const staleAfter = 3 * nodePause
 
 // sure returns when all was read last, and its own report was found in it; 0 if never. n.mu is locked.
@@ -204,6 +204,8 @@ func (n *node) waitsHere(u *upstream, since, now time.Duration) (waits []wait) {
 	switch {
 	case now-n.round > staleAfter:
 		say(true, "it cannot read the storage")
+	case n.unheard != 0 && now-n.unheard > staleAfter:
+		say(true, "it cannot write to the storage, so the others do not hear of it")
 	case n.listed == 0 || now-n.listed > staleAfter:
 		say(true, "it does not find its own report in the storage, nor may it find those of others (caddy bokeh storage-check)")
 	case !n.used.trusted: // since a reload a moment ago, which changes nothing about what was certain
