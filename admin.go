@@ -306,10 +306,15 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 	last := n.claim(name)
 	defer n.unclaim(name)
 	if last && !force {
-		return nil, apiError(http.StatusConflict, "%s is the last upstream of a reverse_proxy that takes new sessions: the others drain, are unhealthy, or"+
-			" refused the last connection (add another one, take a drain back, or force it with --force or ?force=true)", name)
+		return nil, lastError(name)
 	}
-	if err := n.say(ctx, sharedNameAt(name, n.host), said); err != nil {
+	var err error
+	if force {
+		err = n.say(ctx, sharedNameAt(name, n.host), said)
+	} else {
+		err = n.sayUnlessLast(ctx, name, said)
+	}
+	if err != nil {
 		return nil, storageError(err)
 	}
 	return n.upstream(name)
@@ -560,10 +565,13 @@ func apiError(status int, format string, args ...any) error {
 
 // storageError is what an operator hears when the storage fails.
 func storageError(err error) error {
+	if said, ok := errors.AsType[caddy.APIError](err); ok && !errors.Is(err, errUnsure) {
+		return said
+	}
 	if errors.Is(err, errNoStorage) {
 		return apiError(http.StatusConflict, "%v", err)
 	}
-	if errors.Is(err, errUnanswered) || errors.Is(err, errUnsure) {
+	if errors.Is(err, errUnsure) {
 		return apiError(http.StatusServiceUnavailable, "nothing has changed yet, and it is not known whether it will: %v (ask for the status later)", err)
 	}
 	return apiError(http.StatusServiceUnavailable, "nothing has changed, for the storage fails: %v", err)

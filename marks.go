@@ -222,34 +222,49 @@ func (n *node) say(ctx context.Context, shared string, w word) error {
 	if err != nil {
 		return err
 	}
-	var m *mark
-	err = within(ctx, func(ctx context.Context) error {
-		stored, err := loadMark(ctx, sh.st, shared)
-		if err == nil {
-			err = ctx.Err() // nobody waits any more: what was said is not what is said now
-		}
-		if err != nil {
-			return err
-		}
-		before, left := n.stands(shared, stored)
-		if m = w.follows(before, shared, n.clock(), left); stored != nil && m.ID == stored.ID {
-			return nil
-		}
-		if err := storeRecord(ctx, sh.st, markKey(shared), m); err != nil {
-			return fmt.Errorf("%w: %w", errUnsure, err)
-		}
-		return nil
-	})
+	_, m, err := n.put(ctx, sh, shared, w)
 	if err != nil {
 		return err
+	}
+	n.hold(sh, m)
+	return nil
+}
+
+// put writes what an operator says of an upstream, and returns the mark that held before and the new one. With an error, and a
+// mark, it is not known whether that was written.
+func (n *node) put(ctx context.Context, sh *share, shared string, w word) (before, m *mark, err error) {
+	ctx, cancel := context.WithTimeout(ctx, operatorWait)
+	defer cancel()
+	stored, err := loadMark(ctx, sh.st, shared)
+	if err == nil {
+		err = ctx.Err() // nobody waits any more: what was said is not what is said now
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	before, left := n.stands(shared, stored)
+	if m = w.follows(before, shared, n.clock(), left); stored != nil && m.ID == stored.ID {
+		return before, m, nil
+	}
+	if err := storeRecord(ctx, sh.st, markKey(shared), m); err != nil {
+		return before, m, fmt.Errorf("%w: %w", errUnsure, err)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.said++
-	n.set(m)
-	n.marked[shared].share = sh
+	return before, m, nil
+}
+
+// hold makes a mark hold here, unless something was said since.
+func (n *node) hold(sh *share, m *mark) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.said++
+	if md := n.marked[m.Upstream]; md == nil || m.newer(md.mark) {
+		n.set(m)
+	}
+	n.marked[m.Upstream].share = sh
 	n.tell()
-	return nil
 }
 
 // errUnsure is that of a storage that failed to say whether it has written.

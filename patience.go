@@ -134,7 +134,7 @@ func (s *silences) ended(what string) {
 	}
 }
 
-// ask lets f ask a storage for something, and waits for the answer no longer than callWait.
+// ask lets f ask a storage for something, and waits for the answer no longer than callWait, or until the deadline of ctx.
 func ask[T any](ctx context.Context, s *silences, what string, f func(context.Context) (T, error)) (T, error) {
 	type answer struct {
 		value T
@@ -144,9 +144,10 @@ func ask[T any](ctx context.Context, s *silences, what string, f func(context.Co
 	if !s.begin(what) {
 		return none, errUnanswered
 	}
-	// A storage that heeds the context answers when that ends. Others are waited for, so that what comes next comes after it.
+	// A storage that heeds the context answers when that is cancelled. Others are waited for, so that what comes next comes after it.
 	ctx, cancel := context.WithTimeout(ctx, callWait)
-	over := time.NewTimer(callWait)
+	deadline, _ := ctx.Deadline()
+	over := time.NewTimer(time.Until(deadline))
 	defer over.Stop()
 	taken, late := make(chan answer), make(chan struct{})
 	go func() {

@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -140,9 +141,10 @@ func (n *node) giveUp(ctx context.Context, name string) error {
 	last := *p.report
 	n.mu.Unlock()
 	last.Left = true
-	err = within(ctx, func(ctx context.Context) error { return storeRecord(ctx, sh.st, nodeKey(name), last) })
-	if err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(ctx, operatorWait)
+	defer cancel()
+	if err := storeRecord(ctx, sh.st, nodeKey(name), last); err != nil {
+		return fmt.Errorf("%w: %w", errUnsure, err)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -261,21 +261,11 @@ func (n *node) self(now time.Duration) nodeStatus {
 func (n *node) claim(name string) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	defer func() { n.pending[name]++ }()
-	n.eachPool(func(p pool) {
-		itself, others := false, 0
-		p.each(func(m *member, inPool bool) {
-			u := m.last.Load()
-			switch {
-			case !inPool || m.draining.on() || n.pending[m.name] > 0 || m.unreachable() || u != nil && u.Host != nil && !u.Healthy():
-			case m.name == name:
-				itself = true
-			default:
-				others++
-			}
-		})
-		last = last || itself && others == 0
-	})
+	last = n.last(name, nil, nil)
+	if md := n.marked[sharedNameAt(name, n.host)]; md != nil && md.drains() {
+		last = false // it takes none
+	}
+	n.pending[name]++
 	return last
 }
 

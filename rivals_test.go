@@ -1,0 +1,295 @@
+// This file tests that the last upstreams of a pool are not drained at once through several Caddys.
+
+package caddybokeh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// drainAsked drains an upstream as the admin API does, and returns the status of the answer.
+func (c *caddyNode) drainAsked(addr string, force bool) (status int, said string) {
+	_, err := c.node.drain(context.Background(), addr, word{state: stateDraining, by: c.name}, force)
+	if err == nil {
+		return http.StatusOK, ""
+	}
+	answer, ok := errors.AsType[caddy.APIError](err)
+	if !ok {
+		return 0, err.Error()
+	}
+	return answer.HTTPStatus, answer.Error() + ": " + answer.Err.Error()
+}
+
+// storedState returns what is stored of an upstream.
+func storedState(v *vault, addr string) string {
+	m, _ := loadMark(context.Background(), v.door(), addr)
+	if m == nil {
+		return stateReady
+	}
+	return m.State
+}
+
+// slowTrick is a door through which each call takes its time, before and after.
+func slowTrick(d *door, most time.Duration, seed uint64) *trick {
+	var mu sync.Mutex
+	rnd := rand.New(rand.NewPCG(seed, 3))
+	wait := func() {
+		mu.Lock()
+		var takes time.Duration
+		if most > 0 {
+			takes = time.Duration(rnd.Int64N(int64(most)))
+		}
+		mu.Unlock()
+		time.Sleep(takes)
+	}
+	return &trick{
+		door: d,
+		list: func(string) error { wait(); return nil }, load: func(string) error { wait(); return nil },
+		store: func() error { wait(); return nil }, stored: func() error { wait(); return nil },
+	}
+}
+
+// However several Caddys drain the upstreams of a pool at the same time, one of them is left. All others are drained, unless the storage
+// takes longer than they wait for each other.
+func TestLastOnesAtOnce(t *testing.T) {
+	gaveWay, held := 0, 0
+	for seed := range uint64(150) {
+		size := 2 + int(seed%3)
+		most := []time.Duration{0, 20 * time.Millisecond, 300 * time.Millisecond, 900 * time.Millisecond}[seed/3%4]
+		synctest.Test(t, func(t *testing.T) {
+			v, rnd := newVault(), rand.New(rand.NewPCG(seed, 4))
+			var nodes []*caddyNode
+			for i := range size {
+				nodes = append(nodes, startTricked(t, slowTrick(v.door(), most, seed*10+uint64(i)), size))
+			}
+			pass(time.Minute)
+			statuses := make([]int, size)
+			var asked sync.WaitGroup
+			for i, n := range nodes {
+				begins := time.Duration(rnd.Int64N(int64(most + time.Millisecond)))
+				asked.Go(func() {
+					time.Sleep(begins)
+					statuses[i], _ = n.drainAsked(fmt.Sprintf("u%d:80", i), false)
+				})
+			}
+			asked.Wait()
+			drained := 0
+			for i, status := range statuses {
+				addr := fmt.Sprintf("u%d:80", i)
+				state := storedState(v, addr)
+				switch {
+				case status == http.StatusOK && state == stateDraining:
+					drained++
+					held++
+				case status == http.StatusConflict && state == stateReady:
+					gaveWay++
+				default:
+					t.Errorf("seed %d: %s is answered with %d and is %s", seed, addr, status, state)
+				}
+			}
+			if drained == size || drained < size-1 && most <= 20*time.Millisecond || drained == 0 && most <= 300*time.Millisecond {
+				t.Errorf("seed %d: of %d upstreams %d are drained, answers %v", seed, size, drained, statuses)
+			}
+			pass(20 * time.Second)
+			for i, status := range statuses {
+				want := map[int]string{http.StatusOK: stateDraining, http.StatusConflict: stateReady}[status]
+				for _, n := range nodes {
+					n.mu.Lock()
+					md := n.marked[fmt.Sprintf("u%d:80", i)]
+					if drains := md != nil && md.drains(); drains != (want == stateDraining) {
+						t.Errorf("seed %d: u%d was answered with %d, and through a node it is otherwise", seed, i, status)
+					}
+					n.mu.Unlock()
+				}
+			}
+			for _, n := range nodes {
+				n.kill()
+			}
+			pass(10 * time.Second) // what they were doing takes its time
+		})
+	}
+	if t.Logf("%d held, %d gave way", held, gaveWay); gaveWay < 100 || held < 200 {
+		t.Error("too little happens")
+	}
+}
+
+// A drain by force does not give way, also to one that is older; nor does what was drained before, whatever is said of it now.
+func TestForceDoesNotGiveWay(t *testing.T) {
+	for seed := range uint64(40) {
+		synctest.Test(t, func(t *testing.T) {
+			v := newVault()
+			a := startTricked(t, slowTrick(v.door(), 200*time.Millisecond, seed), 2)
+			b := startTricked(t, slowTrick(v.door(), 200*time.Millisecond, seed+1000), 2)
+			pass(time.Minute)
+			var asked sync.WaitGroup
+			asked.Go(func() {
+				if status, said := a.drainAsked(u0, true); status != http.StatusOK {
+					t.Errorf("seed %d: by force it is answered with %d %s", seed, status, said)
+				}
+			})
+			asked.Go(func() { _, _ = b.drainAsked("u1:80", false) })
+			asked.Wait()
+			if got := storedState(v, u0); got != stateDraining {
+				t.Errorf("seed %d: what was drained by force is %s", seed, got)
+			}
+			if status, said := b.drainAsked("u1:80", true); status != http.StatusOK {
+				t.Errorf("seed %d: by force it is answered with %d %s", seed, status, said)
+			}
+			grace := time.Hour
+			if _, err := b.node.drain(t.Context(), u0, word{state: stateDraining, reason: "new version", grace: &grace}, false); err != nil {
+				t.Errorf("seed %d: changing a drain that holds: %v", seed, err)
+			}
+			m, err := loadMark(t.Context(), v.door(), u0)
+			if err != nil || !m.drains() || m.Reason != "new version" || m.Left != grace {
+				t.Errorf("seed %d: with another reason and grace period it is %+v, %v", seed, m, err)
+			}
+			a.kill()
+			b.kill()
+			pass(10 * time.Second)
+		})
+	}
+}
+
+// rivals starts two nodes with a pool of two; through the first one, the second look at u1 does what it is told.
+func rivals(t *testing.T, v *vault, second func() error) *caddyNode {
+	var started, written atomic.Bool
+	a := startTricked(t, &trick{
+		door: v.door(),
+		stored: func() error {
+			written.Store(started.Load())
+			return nil
+		},
+		load: func(key string) error {
+			if !written.Load() || key != markKey("u1:80") {
+				return nil
+			}
+			return second()
+		},
+	}, 2)
+	pass(time.Minute)
+	started.Store(true)
+	return a
+}
+
+// Where it cannot be seen a second time whether another upstream is left, the drain is taken back, to what was before.
+func TestSecondLookFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := rivals(t, v, func() error { return errors.New("no route to host") })
+		if status, said := a.drainAsked(u0, false); status != http.StatusServiceUnavailable || !strings.Contains(said, "nothing has changed, for") || !strings.Contains(said, "u1:80") {
+			t.Errorf("it is answered with %d %s", status, said)
+		}
+		if got := storedState(v, u0); got != stateReady {
+			t.Error("it is stored as ", got)
+		}
+		a.visitAt(u0)
+		if got := a.logs.FilterMessageSnippet("is marked").Len(); got > 0 {
+			t.Error("it is logged that it was marked")
+		}
+		pass(time.Minute)
+		a.visitAt(u0)
+		if status, said := a.drainAsked(u0, true); status != http.StatusOK {
+			t.Errorf("by force it is answered with %d %s", status, said)
+		}
+	})
+}
+
+// What cannot be taken back at once is when the storage answers, and the operator hears so.
+func TestTakenBackLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		b := startNodeOn(t, "b", v.door(), testPool(2))
+		var fail func()
+		a := rivals(t, v, func() error {
+			fail()
+			return nil
+		})
+		fail = sync.OnceFunc(func() { a.door.fail(errors.New("no route to host")) })
+		status, said := a.drainAsked(u0, false)
+		if status != http.StatusServiceUnavailable || !strings.Contains(said, "not known whether") || !strings.Contains(said, "taken back as soon as") {
+			t.Errorf("it is answered with %d %s", status, said)
+		}
+		pass(10 * time.Second)
+		b.wantState(u0, stateDraining, "while the storage fails")
+		a.door.fail(nil)
+		pass(10 * time.Second)
+		for _, n := range []*caddyNode{a, b} {
+			n.wantState(u0, stateReady, "when it answers")
+		}
+	})
+}
+
+// What an operator says while a drain is looked at a second time is the last word.
+func TestSaidDuringTheSecondLook(t *testing.T) {
+	for state, want := range map[string]int{stateReady: http.StatusConflict, stateDraining: http.StatusOK} {
+		t.Run(state, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v := newVault()
+				b := startNodeOn(t, "b", v.door(), testPool(2))
+				said := false
+				a := rivals(t, v, func() error {
+					if !said {
+						said = true
+						time.Sleep(time.Millisecond)
+						b.tell(u0, word{state: state, reason: "no, wait"})
+						if state == stateDraining {
+							b.tell("u1:80", word{state: state})
+							b.tell("u1:80", word{state: stateReady})
+						} else {
+							b.tell("u1:80", word{state: stateDraining})
+						}
+					}
+					return nil
+				})
+				status, answer := a.drainAsked(u0, false)
+				if status != want {
+					t.Errorf("it is answered with %d %s", status, answer)
+				}
+				pass(10 * time.Second)
+				for _, n := range []*caddyNode{a, b} {
+					n.mu.Lock()
+					md := n.marked[u0]
+					if md == nil || md.State != state || md.Reason != "no, wait" {
+						t.Errorf("the last word is %+v", md)
+					}
+					n.mu.Unlock()
+				}
+			})
+		})
+	}
+}
+
+// What gives way is again as it was, by whom and since when.
+func TestGivesWayToWhatWasBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		b := startNodeOn(t, "b", v.door(), testPool(2))
+		b.drain(u0)
+		pass(time.Minute)
+		b.tell(u0, word{state: stateReady, by: "somebody", reason: "all is well"})
+		pass(time.Minute)
+		before, _ := loadMark(t.Context(), v.door(), u0)
+		a := rivals(t, v, func() error { return errors.New("no route to host") })
+		_, _ = a.drainAsked(u0, false)
+		after, _ := loadMark(t.Context(), v.door(), u0)
+		if after.ID == before.ID || !after.newer(before) || after.State != stateReady || after.By != "somebody" || after.Reason != "all is well" || !after.Since.Equal(before.Since) {
+			t.Errorf("it is %+v, and was %+v", after, before)
+		}
+		m := word{state: stateDraining}.follows(before, u0, "c", 0)
+		back := m.withdrawn(before)
+		if later := (word{state: stateDraining, reason: "again"}).follows(m, u0, "c", 0); !back.newer(m) || !back.newer(m.closed()) || !later.newer(back) {
+			t.Error("the order of marks is another one")
+		}
+	})
+}
