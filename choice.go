@@ -39,6 +39,7 @@ func (rn *run) fresh(v *view) int {
 		m := v.members[i]
 		if !m.trouble.keepsOff(v.now) && !rn.mayFail {
 			if !m.trouble.beginTrial(v.now) {
+				v.avoided = nil
 				continue // another visit tries it already, so it weighs more now than it did
 			}
 			rn.trial = m

@@ -3,9 +3,8 @@
 package caddybokeh
 
 import (
-	"cmp"
+	"container/heap"
 	"context"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,36 +16,55 @@ const lineSlice = time.Second
 
 // line is the visits that wait for a place, the oldest first. There is one in the process, for a
 // reload does not end the wait, and policies may share upstreams.
+//
+// It is made of queues: those who wait under one policy for one pool are in one, and each upstream knows the queues that
+// wait for it. Who is next at an upstream is the oldest of the first ones of its queues, so to give out its free places
+// takes as many steps as there are places, and nobody else is looked at. A visit that comes stands at the end of its queue;
+// one that leaves looks at nothing but the counts of its own upstreams, for whether one of them has a place for the next.
 type line struct {
 	length atomic.Int64 // so that where nobody waits no lock is taken
 
-	mu      sync.Mutex // guards all below, and what changes in the tickets
-	tickets []*ticket
-}
-
-// ticket is the place of one visit in the line. It dies with its request, or when its visit is not seen
-// for a while: a reverse proxy that has given up does not say so, and may be busy with the error page.
-type ticket struct {
-	max    int64         // sessions that the visit's policy allows an upstream
-	since  time.Duration // when its visit came
-	absent time.Duration // how long its visit may be away: the proxy pauses between two tries
-	turn   chan struct{}
-
-	pool []*upstream
-	seen time.Duration
+	mu      sync.Mutex // guards all below, the queues of upstreams, and what changes in the tickets
+	queues  map[queueKey]*queue
+	tickets dues
+	number  uint64 // of the last ticket
 }
 
 // join puts a ticket in the line, unless it is there. One that was in it before, and found a server that
-// refused the connection, keeps its place.
-func (l *line) join(tk *ticket, pool []*upstream, now time.Duration) {
+// refused the connection, keeps its place. What is offered to the one who looked last holds for all of the queue, and
+// whoever gets a turn by that is called.
+func (l *line) join(tk *ticket, k queueKey, o *offer, now time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	tk.pool, tk.seen = pool, now
-	if slices.Contains(l.tickets, tk) {
+	l.see(tk, now)
+	q := l.queues[k]
+	known := q != nil
+	if !known {
+		q = &queue{queueKey: k}
+		l.queues[k] = q
+	}
+	if tk.queue != q {
+		l.unqueue(tk)
+		q.add(tk)
+	}
+	if known && q.offer.free == o.free {
 		return
 	}
-	i, _ := slices.BinarySearchFunc(l.tickets, tk, func(a, b *ticket) int { return cmp.Or(cmp.Compare(a.since, b.since), -1) })
-	l.tickets = slices.Insert(l.tickets, i, tk)
+	if q.wait(o); known {
+		l.callAll(o.upstreams, q.max, now)
+	}
+}
+
+// see takes note that the visit of a ticket looks, which is in the line from then on. l.mu is locked.
+func (l *line) see(tk *ticket, now time.Duration) {
+	tk.due = now + tk.absent
+	if tk.queue != nil {
+		heap.Fix(&l.tickets, tk.index)
+		return
+	}
+	l.number++
+	tk.number = l.number
+	heap.Push(&l.tickets, tk)
 	l.length.Store(int64(len(l.tickets)))
 }
 
@@ -54,21 +72,48 @@ func (l *line) join(tk *ticket, pool []*upstream, now time.Duration) {
 func (l *line) leave(tk *ticket, now time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	i := slices.Index(l.tickets, tk)
-	if i < 0 {
+	if tk.queue == nil {
 		return
 	}
-	l.tickets = slices.Delete(l.tickets, i, i+1)
+	upstreams, limit := tk.queue.offer.upstreams, tk.queue.max
+	heap.Remove(&l.tickets, tk.index)
+	l.remove(tk)
+	l.callAll(upstreams, limit, now)
+}
+
+// callAll calls those whose turn it is where less than limit sessions are: elsewhere nobody who is allowed so many has one. l.mu is locked.
+func (l *line) callAll(upstreams []*upstream, limit int64, now time.Duration) {
+	l.forget(now)
+	for _, u := range upstreams {
+		if u.sessions.Load() < limit {
+			l.call(u, now)
+		}
+	}
+}
+
+// remove takes out a ticket that does not fall due any more. l.mu is locked.
+func (l *line) remove(tk *ticket) {
+	l.unqueue(tk)
 	l.length.Store(int64(len(l.tickets)))
-	for _, u := range tk.pool {
-		l.call(u, now)
+}
+
+// unqueue takes a ticket out of its queue, if it is in one. A queue that nobody is left in is no more. l.mu is locked.
+func (l *line) unqueue(tk *ticket) {
+	q := tk.queue
+	if q == nil {
+		return
+	}
+	if q.remove(tk); len(q.tickets) == 0 {
+		q.wait(nil)
+		delete(l.queues, q.queueKey)
 	}
 }
 
 // forget takes out those who have not been seen for too long. l.mu is locked.
 func (l *line) forget(now time.Duration) {
-	l.tickets = slices.DeleteFunc(l.tickets, func(tk *ticket) bool { return now-tk.seen > tk.absent })
-	l.length.Store(int64(len(l.tickets)))
+	for len(l.tickets) > 0 && now > l.tickets[0].due {
+		l.remove(heap.Pop(&l.tickets).(*ticket))
+	}
 }
 
 // waiting returns how many wait.
@@ -95,12 +140,7 @@ func (l *line) freed(u *upstream, now time.Duration) {
 // call calls those whose turn it is at u: as many as there are places. l.mu is locked.
 func (l *line) call(u *upstream, now time.Duration) {
 	l.forget(now)
-	taken := u.sessions.Load()
-	for _, tk := range l.tickets {
-		if taken >= tk.max || !slices.Contains(tk.pool, u) {
-			continue
-		}
-		taken++ // by this one, if it comes
+	for tk := range u.turns(u.sessions.Load()) {
 		select {
 		case tk.turn <- struct{}{}:
 		default: // it has been called already
@@ -118,13 +158,11 @@ func (l *line) hasPlace(tk *ticket, u *upstream, limit int64, now time.Duration)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.forget(now)
-	for _, before := range l.tickets {
-		if before == tk {
+	for before := range u.turns(taken) {
+		if taken >= limit || tk != nil && tk.queue != nil && before.compare(tk) >= 0 {
 			break
 		}
-		if taken < before.max && slices.Contains(before.pool, u) {
-			taken++
-		}
+		taken++
 	}
 	if taken >= limit && tk == nil {
 		l.call(u, now) // they may not know that u takes sessions again
@@ -148,9 +186,14 @@ func (rn *run) takes(v *view, i int) bool {
 	return (!rn.avoids(m, v.now) || rn.lastChance || rn.avoidsAll(v)) && rn.s.table.line.hasPlace(rn.ticket, m.upstream, int64(rn.s.MaxSessions), v.now)
 }
 
-// avoidsAll says whether this run's new session has nowhere to go but where it may fail.
+// avoidsAll says whether this run's new session has nowhere to go but where it may fail. It is asked once a look for
+// every upstream that may fail.
 func (rn *run) avoidsAll(v *view) bool {
-	return v.allThatTake(func(m *member) bool { return rn.avoids(m, v.now) })
+	if v.avoided == nil {
+		all := v.allThatTake(func(m *member) bool { return rn.avoids(m, v.now) })
+		v.avoided = &all
+	}
+	return *v.avoided
 }
 
 // isOver says whether this run's session is one too many where it is counted. Two who come at once may
@@ -186,8 +229,8 @@ func (rn *run) waitInLine(ctx context.Context, v *view) bool {
 	if !rn.isFull(v) || !rn.getInLine(v) {
 		return false
 	}
-	for i := range v.present {
-		if rn.takes(v, i) {
+	for i, m := range v.members[:v.present] {
+		if m.sessions.Load() < int64(rn.s.MaxSessions) && rn.takes(v, i) {
 			return true // it became free before we were in the line
 		}
 	}
@@ -214,15 +257,10 @@ func (rn *run) getInLine(v *view) bool {
 	now := rn.s.table.now()
 	if rn.ticket == nil {
 		rn.inLine = now
-		rn.ticket = &ticket{max: int64(rn.s.MaxSessions), since: rn.begun, absent: rn.s.tryInterval + 2*lineSlice, turn: make(chan struct{}, 1)}
+		rn.ticket = &ticket{since: rn.begun, absent: rn.s.tryInterval + 2*lineSlice, turn: make(chan struct{}, 1)}
 	}
-	var pool []*upstream
-	for i, m := range v.members[:v.present] {
-		if v.available(i) { // or the places there would be kept from others for nothing
-			pool = append(pool, m.upstream)
-		}
-	}
-	rn.s.table.line.join(rn.ticket, pool, now)
+	o := rn.s.offer(v)
+	rn.s.table.line.join(rn.ticket, queueKey{rn.s, int64(rn.s.MaxSessions), o.pool}, o, now)
 	rn.s.tellFull(v.present)
 	return true
 }

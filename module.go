@@ -175,6 +175,7 @@ type Selection struct {
 	static      reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
 	index       atomic.Pointer[index]     // of the static pool
 	owner       *owner                    // by which its sessions are known from those of other policies
+	offered     atomic.Pointer[offer]     // to the one who was last in the line
 	fallback    reverseproxy.UpstreamPool // of the config, for when discovery fails
 
 	pacers pacers

@@ -122,6 +122,9 @@ type upstream struct {
 	trouble     trouble
 	draining    draining
 
+	lot    uint64   // most likely no other one's, so that the sum of some tells which they are
+	queues []*queue // of visits that wait for a place here; guarded by the line's mu
+
 	failedAt  atomic.Int64 // when a dial failed last, but for those that took too long, on the table's clock in nanoseconds; 0 if one succeeded since
 	lateSince atomic.Int64 // since when dials take too long, on the same clock; 0 if one succeeded since
 	lateAt    atomic.Int64 // when one did last
@@ -171,6 +174,7 @@ func newTable() *table {
 		seed: maphash.MakeSeed(), start: time.Now(),
 		nobody: newCounters(nobodyReasons...), unknownStamps: newCounters(stampedKinds...),
 		upstreams: make(map[string]*upstream), sources: make(map[string]*source),
+		line: line{queues: make(map[queueKey]*queue)},
 	}
 	rand.Read(t.salt[:])
 	for i := range t.shards {
@@ -217,6 +221,7 @@ func (t *table) hold(name string) *upstream {
 	u := t.upstreams[name]
 	if u == nil {
 		u = &upstream{name: name, shared: sharedName(name)}
+		u.lot = maphash.Comparable(t.seed, u)
 		u.past = &past{selected: newCounters(decisions...), moved: newCounters(moveReasons...), hedged: newCounters(hedgeOutcomes...)}
 		t.upstreams[name] = u
 	}

@@ -334,6 +334,7 @@ type view struct {
 	ring    *keyring
 	now     time.Duration
 	healthy func(*reverseproxy.Upstream) bool
+	avoided *bool // what avoidsAll has found; nil until it is asked
 
 	// index is set for a pool that does not change, so that finding a bound session's
 	// upstream costs the same in any pool.
