@@ -50,8 +50,11 @@ const (
 	checkPath     = "/bokeh/storage-check"
 )
 
-// maxBody bounds the body of a request.
-const maxBody = 64 << 10
+// What bounds the body of a request, and the reason in it.
+const (
+	maxBody   = 64 << 10
+	maxReason = 1 << 10
+)
 
 // CaddyModule returns the Caddy module information.
 func (adminAPI) CaddyModule() caddy.ModuleInfo {
@@ -274,6 +277,10 @@ func (d *duration) UnmarshalJSON(text []byte) error {
 func (b drainBody) word(method, by string) (word, error) {
 	w := word{state: stateDraining, by: by, reason: b.Reason, grace: (*time.Duration)(b.GracePeriod), span: (*time.Duration)(b.Span)}
 	switch {
+	case len(w.reason) > maxReason:
+		return w, apiError(http.StatusBadRequest, "malformed reason: it is longer than %d bytes", maxReason)
+	case printable(w.reason) != w.reason:
+		return w, apiError(http.StatusBadRequest, "malformed reason %q: it is text in one line, without characters that steer a terminal", w.reason)
 	case method == http.MethodDelete && (w.grace != nil || w.span != nil):
 		return w, apiError(http.StatusBadRequest, "what is taken back has no grace_period and no span")
 	case method == http.MethodDelete:
@@ -295,6 +302,8 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 		name = st.Address
 	} else if !force {
 		return nil, apiError(http.StatusNotFound, "%v (?force=true drains it all the same)", err)
+	} else if printable(name) != name {
+		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
 	}
 	if n.here(sharedNameAt(name, n.host)) != name || !utf8.ValidString(name) {
 		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
@@ -554,13 +563,18 @@ func readBody(w http.ResponseWriter, r *http.Request, into any) error {
 }
 
 func respond(w http.ResponseWriter, status int, body any) error {
+	text, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	return json.NewEncoder(w).Encode(body)
+	_, err = w.Write(append(printableJSON(text), '\n')) // people read it with curl
+	return err
 }
 
 func apiError(status int, format string, args ...any) error {
-	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
+	return caddy.APIError{HTTPStatus: status, Err: printableError(fmt.Errorf(format, args...))}
 }
 
 // storageError is what an operator hears when the storage fails.

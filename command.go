@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -85,7 +86,7 @@ since Caddy started).`,
 		Args: cobra.NoArgs,
 	}
 	status.Flags().Bool("json", false, "Print what the admin API answers")
-	status.RunE = caddycmd.WrapCommandFuncForCobra(commandStatus)
+	status.RunE = withArgs(commandStatus)
 
 	drain := &cobra.Command{
 		Use:   "drain <address>...",
@@ -145,21 +146,25 @@ Exits with 0 if the storage can do all that, and 1 if not.`,
   $ caddy bokeh storage-check --address unix//run/caddy/admin.sock`,
 		Args: cobra.NoArgs,
 	}
-	check.RunE = caddycmd.WrapCommandFuncForCobra(commandCheck)
+	check.RunE = withArgs(commandCheck)
 
 	cmd.Args = cobra.NoArgs // or an unknown command would be help, and success
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	cmd.AddCommand(status, drain, undrain, check)
 }
 
-// withArgs hands the arguments on, which Caddy's wrapper does only by the flags.
+// withArgs hands the arguments on, which Caddy's wrapper does only by the flags. What it does with an error is to log the text as it
+// is, and that may be what others wrote.
 func withArgs(f func(caddycmd.Flags, []string) (int, error)) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
-		return caddycmd.WrapCommandFuncForCobra(func(fl caddycmd.Flags) (int, error) { return f(fl, args) })(cmd, args)
+		return caddycmd.WrapCommandFuncForCobra(func(fl caddycmd.Flags) (int, error) {
+			code, err := f(fl, args)
+			return code, printableError(err)
+		})(cmd, args)
 	}
 }
 
-func commandStatus(fl caddycmd.Flags) (int, error) {
+func commandStatus(fl caddycmd.Flags, _ []string) (int, error) {
 	api, err := newAdminClient(fl)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
@@ -169,7 +174,7 @@ func commandStatus(fl caddycmd.Flags) (int, error) {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	if fl.Bool("json") {
-		fmt.Println(strings.TrimSpace(string(raw)))
+		fmt.Println(strings.TrimSpace(string(printableJSON(raw)))) // an older Caddy may not have seen to that
 		return caddy.ExitCodeSuccess, nil
 	}
 	var all []upstreamStatus
@@ -204,7 +209,7 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 			healthy = "no"
 		}
 		s := st.Sessions
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%d\n",
+		say(table, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%d\n",
 			st.Address, st.State, healthy, st.Total, s.Building, s.Waiting, s.Connected, s.Unused, st.age(), st.EndedRecently)
 	}
 	if err := table.Flush(); err != nil {
@@ -212,7 +217,7 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 	}
 	for _, st := range all {
 		if st.Addresses > 1 {
-			fmt.Fprintf(w, "\n%s: this name has %d addresses, and a page and its websocket meet by luck; if they are several servers,"+
+			say(w, "\n%s: this name has %d addresses, and a page and its websocket meet by luck; if they are several servers,"+
 				" find each by itself (in place of the address: dynamic %s; where each has an address of IPv4 and one of IPv6, with a block that says versions ipv4)\n",
 				st.Address, st.Addresses, discoverBy(st.Address, onlyFamily, ""))
 		}
@@ -221,25 +226,25 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 		if st.Drain == nil {
 			continue
 		}
-		fmt.Fprintf(w, "\n%s: draining %s\n", st.Address, st.Drain)
+		say(w, "\n%s: draining %s\n", st.Address, st.Drain)
 		for _, wait := range st.WaitingFor {
-			fmt.Fprintf(w, "  waits for node %s on %s: %s\n", wait.Node, wait.Host, wait.Reason)
+			say(w, "  waits for node %s on %s: %s\n", wait.Node, wait.Host, wait.Reason)
 		}
 	}
 	if len(all) == 0 {
-		fmt.Fprintf(w, "\n%v\n", errNoneYet)
+		say(w, "\n%v\n", errNoneYet)
 	}
 	for _, n := range nodes {
 		if n.Storage != "" {
-			fmt.Fprintf(w, "\nthe storage fails on this Caddy; drains said elsewhere may not be seen, and nothing may be called drained"+
+			say(w, "\nthe storage fails on this Caddy; drains said elsewhere may not be seen, and nothing may be called drained"+
 				" (mend it; a record that is broken: delete it): %s\n", strings.ReplaceAll(n.Storage, "\n", "; "))
 		}
 		if n.Waiting > 0 {
-			fmt.Fprintf(w, "\nvisits at this Caddy that wait for a place, for all servers have max_sessions sessions: %d\n", n.Waiting)
+			say(w, "\nvisits at this Caddy that wait for a place, for all servers have max_sessions sessions: %d\n", n.Waiting)
 		}
 		if n.State == nodeOverdue {
 			heard := time.Duration(n.Heard * float64(time.Second))
-			fmt.Fprintf(w, "\nnode %s on %s has not reported for %s: it is dead (then say so: DELETE %s/%s), or cannot write to the storage\n",
+			say(w, "\nnode %s on %s has not reported for %s: it is dead (then say so: DELETE %s/%s), or cannot write to the storage\n",
 				n.Node, n.Host, seconds(heard), nodesPath, n.Node)
 		}
 	}
@@ -371,7 +376,7 @@ func commandUndrain(fl caddycmd.Flags, addresses []string) (int, error) {
 	return caddy.ExitCodeSuccess, nil
 }
 
-func commandCheck(fl caddycmd.Flags) (int, error) {
+func commandCheck(fl caddycmd.Flags, _ []string) (int, error) {
 	api, err := newAdminClient(fl)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
@@ -395,7 +400,7 @@ func commandCheck(fl caddycmd.Flags) (int, error) {
 
 // printCheck writes what was tried of a storage, what follows from what failed, and who reports there.
 func printCheck(w io.Writer, check *storageCheck, nodes []nodeStatus) error {
-	fmt.Fprintf(w, "storage: %s\n\n", check.Storage)
+	say(w, "storage: %s\n\n", check.Storage)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, s := range check.Steps {
 		result := "ok"
@@ -403,18 +408,18 @@ func printCheck(w io.Writer, check *storageCheck, nodes []nodeStatus) error {
 			result = "FAILED"
 		}
 		took := time.Duration(s.Seconds * float64(time.Second)).Round(10 * time.Microsecond)
-		fmt.Fprintf(table, "%s\t%s\t%v\t%s\n", s.Name, result, took, s.Note)
+		say(table, "%s\t%s\t%v\t%s\n", s.Name, result, took, s.Note)
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
 	for _, s := range check.Steps {
 		if !s.OK {
-			fmt.Fprintf(w, "\n%s: %s\n  so %s\n", s.Name, strings.ReplaceAll(s.Error, "\n", "; "), s.Means)
+			say(w, "\n%s: %s\n  so %s\n", s.Name, strings.ReplaceAll(s.Error, "\n", "; "), s.Means)
 		}
 	}
 	if len(nodes) > 0 && nodes[0].Policies == 0 {
-		fmt.Fprintf(w, "\n%v, so it keeps nothing in it and looks for nobody there\n", errNoStorage)
+		say(w, "\n%v, so it keeps nothing in it and looks for nobody there\n", errNoStorage)
 		return nil
 	}
 	fmt.Fprintln(w, "\nCaddys that this one finds in it:")
@@ -423,7 +428,7 @@ func printCheck(w io.Writer, check *storageCheck, nodes []nodeStatus) error {
 		if n.Self {
 			self = " (this one)"
 		}
-		fmt.Fprintf(w, "  %s on %s: %s%s\n", n.Node, n.Host, n.State, self)
+		say(w, "  %s on %s: %s%s\n", n.Node, n.Host, n.State, self)
 	}
 	return nil
 }
@@ -529,7 +534,7 @@ func (c *adminClient) awaitCaddy(ctx context.Context) {
 			return
 		}
 		if !said {
-			fmt.Fprintf(os.Stderr, "%v; trying for %v\n", err, restartWait)
+			say(os.Stderr, "%v; trying for %v\n", err, restartWait)
 		}
 		select {
 		case <-time.After(pollPause / 4):
@@ -564,9 +569,9 @@ func (c *adminClient) mark(ctx context.Context, method, query string, body map[s
 			}
 			return nil, err
 		}
-		fmt.Printf("%s is %s, with %s\n", st.Address, st.State, inWords(st.Total))
+		say(os.Stdout, "%s is %s, with %s\n", st.Address, st.State, inWords(st.Total))
 		if method == http.MethodPut && !st.inPool() {
-			fmt.Fprintf(os.Stderr, "warning: no Caddy has %s in a pool; if that is a slip, caddy bokeh undrain %s takes it back\n", st.Address, st.Address)
+			say(os.Stderr, "warning: no Caddy has %s in a pool; if that is a slip, caddy bokeh undrain %s takes it back\n", st.Address, st.Address)
 		}
 		names = append(names, st.Address)
 	}
@@ -703,7 +708,7 @@ func (b *bar) trouble(err error) {
 	if b.bar != nil {
 		b.describe("still waiting: " + err.Error())
 	} else {
-		fmt.Fprintln(b.w, "still waiting:", err)
+		say(b.w, "still waiting: %v\n", err)
 	}
 }
 
@@ -712,15 +717,16 @@ const barRest = 48
 
 // describe writes a text before the bar, as far as both fit in one line.
 func (b *bar) describe(text string) {
-	if width, _, err := term.GetSize(b.fd); err == nil && len(text) > width-barRest {
-		text = text[:max(width-barRest-1, 10)] + "…"
+	text = printable(text)
+	if width, _, err := term.GetSize(b.fd); err == nil && utf8.RuneCountInString(text) > width-barRest {
+		text = string([]rune(text)[:max(width-barRest-1, 10)]) + "…"
 	}
 	b.bar.Describe(text)
 }
 
 func (b *bar) done(text string) {
 	b.end()
-	fmt.Fprintln(b.w, text)
+	say(b.w, "%s\n", text)
 }
 
 func (b *bar) end() {
@@ -750,7 +756,7 @@ func (l *lines) show(left []upstreamStatus) {
 
 func (l *lines) write(text string) {
 	l.at = time.Now()
-	fmt.Fprintln(l.w, text)
+	say(l.w, "%s\n", text)
 }
 
 func (l *lines) trouble(err error) {

@@ -90,7 +90,7 @@ func (f *Files) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
-	f.logger = ctx.Logger()
+	f.logger = printableLog(ctx.Logger())
 	f.hunts = newHunts()
 	if err := registerOnce(ctx.GetMetricsRegistry(), fileMetrics{}); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)

@@ -191,7 +191,7 @@ var sessions = sync.OnceValue(newTable)
 
 // thisNode is this process among the Caddys that share its storage.
 var thisNode = sync.OnceValue(func() *node {
-	n := newNode(sessions(), runningStorage, caddy.Log().Named("bokeh"))
+	n := newNode(sessions(), runningStorage, printableLog(caddy.Log().Named("bokeh")))
 	caddy.OnExit(func(context.Context) { n.exit() }) // the last config may have no policy that does
 	return n
 })
@@ -215,7 +215,7 @@ func (*Selection) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up s.
 func (s *Selection) Provision(ctx caddy.Context) error {
-	s.logger = ctx.Logger()
+	s.logger = printableLog(ctx.Logger())
 	s.unloaded = ctx.Done()
 	s.setDefaults()
 	if err := s.provideKeys(ctx); err != nil {

@@ -36,7 +36,7 @@ type heldKeys struct {
 var held = sync.OnceValue(newHeldKeys)
 
 func newHeldKeys() *heldKeys {
-	return &heldKeys{ring: &keyring{newKey(randomSecret())}, logger: func() *zap.Logger { return caddy.Log().Named("bokeh") }}
+	return &heldKeys{ring: &keyring{newKey(randomSecret())}, logger: func() *zap.Logger { return printableLog(caddy.Log().Named("bokeh")) }}
 }
 
 // add makes a stored key the one that signs, and returns all.
