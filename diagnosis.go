@@ -60,9 +60,9 @@ func (p *hostPacer) lets(host string, now time.Duration) bool {
 
 // pacers are one for each mistake that a policy knows of.
 type pacers struct {
-	allDrain, full, group, expired, header, tooLong, upgrade pacer
-	ownOrigin, otherOrigin, noOrigin, names                  hostPacer
-	unknownPage, unknownSocket, reused                       pacer
+	allDrain, full, group, expired, header, tooLong, upgrade, address pacer
+	ownOrigin, otherOrigin, noOrigin, names                           hostPacer
+	unknownPage, unknownSocket, reused                                pacer
 }
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
@@ -151,6 +151,15 @@ func (s *Selection) unknownGroup(now time.Duration, err error) {
 			" (look for a typo; what sets the placeholder, as an authentication, must come before the reverse_proxy;"+
 			" after basic_auth it is {http.auth.user.id}, after forward_auth a header of its copy_headers, as {http.request.header.Remote-User})",
 			zap.String("group_by", s.GroupBy), zap.Error(err))
+	}
+}
+
+// refuseAddress takes note that a request has made an address which is too long to be dialed.
+func (s *Selection) refuseAddress(upstream string, size int) {
+	if s.pacers.address.lets(s.table.now()) {
+		s.logger.Warn("a request makes the address of an upstream longer than anything that can be dialed, so that upstream is none for it"+
+			" (somebody tries what the site takes; bound what the placeholder may be, as with a host matcher or a map)",
+			zap.String("upstream", upstream), zap.Int("bytes", size), zap.Int("most", maxAddress))
 	}
 }
 

@@ -551,6 +551,8 @@ func checkDrain(addr string) error {
 	switch {
 	case addr == "":
 		return errors.New(`drain "": it names no upstream`)
+	case len(addr) > maxAddress:
+		return fmt.Errorf("drain: an address of %d bytes names no upstream: it has at most %d", len(addr), maxAddress)
 	case hasPlaceholder(addr):
 		return fmt.Errorf("drain %s: an upstream whose address depends on the request cannot be named", addr)
 	case err != nil:

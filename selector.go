@@ -955,6 +955,7 @@ func (s *Selection) view(pool reverseproxy.UpstreamPool, rn *run) *view {
 	v := &view{pool: pool, present: len(pool), known: s.members, ring: rn.ring, now: s.table.now(), healthy: s.healthy}
 	if !isSame(pool, s.static) { // each address of the config is its own
 		v.members = s.membersOf(pool, rn.repl)
+		v.dropUndialable()
 		return v
 	}
 	x := s.index.Load()
@@ -971,12 +972,17 @@ func isSame(a, b reverseproxy.UpstreamPool) bool {
 	return len(a) > 0 && len(a) == len(b) && &a[0] == &b[0]
 }
 
+// membersOf returns what is known of the upstreams of a pool: nil of one whose address nobody can dial.
 func (s *Selection) membersOf(pool reverseproxy.UpstreamPool, repl *caddy.Replacer) []*member {
-	ms := make([]*member, len(pool))
+	ms, varies := make([]*member, len(pool)), s.poolVaries()
 	for i, u := range pool {
 		dial := u.Dial
 		if repl != nil && hasPlaceholder(dial) {
 			dial = repl.ReplaceAll(dial, "")
+		}
+		if len(dial) > maxAddress && (varies || hasPlaceholder(u.Dial)) {
+			s.refuseAddress(u.Dial, len(dial))
+			continue
 		}
 		ms[i] = s.members.get(dial)
 		if ms[i].last.Load() != u {

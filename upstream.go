@@ -191,6 +191,10 @@ const (
 	maxMembers = 4096
 )
 
+// maxAddress is how long an address may be that a request has made, in bytes. A name of the DNS has 253 at most, the path of a unix
+// socket 107, and a network, a port and a scheme stand beside it: what is longer can be dialed by nobody, and is not to be remembered.
+const maxAddress = 320
+
 // members are the upstreams that a policy knows, by the address that Caddy dials.
 type members struct {
 	t      *table
@@ -339,6 +343,21 @@ type view struct {
 	// index is set for a pool that does not change, so that finding a bound session's
 	// upstream costs the same in any pool.
 	index *index
+}
+
+// dropUndialable takes those out of the pool of which nothing can be known.
+func (v *view) dropUndialable() {
+	if !slices.Contains(v.members, nil) {
+		return
+	}
+	ms, pool := v.members, v.pool
+	v.members, v.pool = nil, nil
+	for i, m := range ms {
+		if m != nil {
+			v.members, v.pool = append(v.members, m), append(v.pool, pool[i])
+		}
+	}
+	v.present = len(v.pool)
 }
 
 // index finds upstreams in a pool that does not change.

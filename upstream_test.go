@@ -3,10 +3,17 @@
 package caddybokeh
 
 import (
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 func TestUpstreamName(t *testing.T) {
@@ -66,6 +73,38 @@ func TestSharedName(t *testing.T) {
 		if got := sharedName(name); got != want {
 			t.Errorf("sharedName(%q) = %q, want %q", name, got, want)
 		}
+	}
+}
+
+// What visitors make up is not remembered where nobody can dial it, and does not take the place of what can be.
+func TestUndialableAddresses(t *testing.T) {
+	pool := reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: "{app}:5006"}, {Host: new(reverseproxy.Host), Dial: "u0:80"}}
+	s := newTestSelection(pool)
+	core, logs := observer.New(zapcore.InfoLevel)
+	s.logger = zap.New(core)
+	choose := func(app string, pool reverseproxy.UpstreamPool) string {
+		r := newRequest(s, "/app")
+		defer r.end()
+		r.repl.Set("app", app)
+		addr, _ := r.choose(pool)
+		return addr
+	}
+	for i := range 100 {
+		if addr := choose(fmt.Sprint("x", i, strings.Repeat("x", 60_000)), pool); addr != "u0:80" {
+			t.Fatalf("chose %q", addr)
+		}
+	}
+	if addr := choose(strings.Repeat("x", 60_000), pool[:1]); addr != "" {
+		t.Errorf("chose %q where none can be dialed", addr)
+	}
+	if n := len(s.table.upstreams); n != 1 {
+		t.Errorf("%d upstreams are remembered, want 1", n)
+	}
+	if n := logs.FilterMessageSnippet("longer than anything").Len(); n != 1 {
+		t.Errorf("it was logged %d times", n)
+	}
+	if longest := strings.Repeat("x", 253); choose(longest, pool[:1]) == "" {
+		t.Error("a name as long as the DNS allows is none")
 	}
 }
 
