@@ -50,11 +50,8 @@ const (
 	checkPath     = "/bokeh/storage-check"
 )
 
-// What bounds the body of a request, and the reason in it.
-const (
-	maxBody   = 64 << 10
-	maxReason = 1 << 10
-)
+// maxBody bounds the body of a request.
+const maxBody = 64 << 10
 
 // CaddyModule returns the Caddy module information.
 func (adminAPI) CaddyModule() caddy.ModuleInfo {
@@ -218,11 +215,9 @@ func (adminAPI) serveDraining(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	force := false
-	if said := r.URL.Query().Get("force"); r.URL.Query().Has("force") {
-		if force, err = strconv.ParseBool(said); err != nil {
-			return apiError(http.StatusBadRequest, "malformed force %q: it is true or false", said)
-		}
+	force, err := forced(r)
+	if err != nil {
+		return err
 	}
 	n := thisNode()
 	var body drainBody
@@ -243,6 +238,16 @@ func (adminAPI) serveDraining(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return respond(w, http.StatusOK, st)
+}
+
+// forced says whether a request is to be done though something speaks against it.
+func forced(r *http.Request) (force bool, err error) {
+	if said := r.URL.Query().Get("force"); r.URL.Query().Has("force") {
+		if force, err = strconv.ParseBool(said); err != nil {
+			return false, apiError(http.StatusBadRequest, "malformed force %q: it is true or false", said)
+		}
+	}
+	return force, nil
 }
 
 // drainBody is what an operator may say beside that an upstream drains.
@@ -277,8 +282,8 @@ func (d *duration) UnmarshalJSON(text []byte) error {
 func (b drainBody) word(method, by string) (word, error) {
 	w := word{state: stateDraining, by: by, reason: b.Reason, grace: (*time.Duration)(b.GracePeriod), span: (*time.Duration)(b.Span)}
 	switch {
-	case len(w.reason) > maxReason:
-		return w, apiError(http.StatusBadRequest, "malformed reason: it is longer than %d bytes", maxReason)
+	case len(w.reason) > maxText:
+		return w, apiError(http.StatusBadRequest, "the reason has %d bytes; it has at most %d", len(w.reason), maxText)
 	case printable(w.reason) != w.reason:
 		return w, apiError(http.StatusBadRequest, "malformed reason %q: it is text in one line, without characters that steer a terminal", w.reason)
 	case method == http.MethodDelete && (w.grace != nil || w.span != nil):
@@ -296,6 +301,9 @@ func (b drainBody) word(method, by string) (word, error) {
 // drain marks an upstream as draining. Unless forced it must be known, and another one must take new
 // sessions.
 func (n *node) drain(ctx context.Context, address string, said word, force bool) (*upstreamStatus, error) {
+	if len(address) > maxAddress {
+		return nil, apiError(http.StatusBadRequest, "an address of %d bytes names no upstream: it has at most %d", len(address), maxAddress)
+	}
 	names := spellings(address)
 	name := names[len(names)-1]
 	if st, err := n.upstream(address); err == nil {
@@ -411,15 +419,19 @@ func (adminAPI) serveNodes(w http.ResponseWriter, r *http.Request) error {
 
 // serveNode lets an operator say that a node is dead.
 func (adminAPI) serveNode(w http.ResponseWriter, r *http.Request) error {
-	if err := allow(r, nil, http.MethodDelete); err != nil {
+	if err := allow(r, []string{"force"}, http.MethodDelete); err != nil {
 		return err
 	}
 	name, err := target(r, nodesPath)
 	if err != nil {
 		return err
 	}
+	force, err := forced(r)
+	if err != nil {
+		return err
+	}
 	n := thisNode()
-	switch err := n.giveUp(r.Context(), name); {
+	switch err := n.giveUp(r.Context(), name, force); {
 	case errors.Is(err, errUnknownNode):
 		var known []string
 		for _, st := range n.nodes()[1:] {

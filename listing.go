@@ -93,7 +93,7 @@ func (w wayOfListing) String() string {
 }
 
 // recordName is that of a record. A listing may show much else: folders, locks, the temporary files of writers.
-var recordName = regexp.MustCompile(`^[0-9a-f]+\.json$`)
+var recordName = regexp.MustCompile(`^[0-9a-f]{1,64}\.json$`)
 
 // keysIn returns the keys of the records in a folder, among what a storage has listed.
 func keysIn(folder string, listed []string) (keys []string) {

@@ -85,7 +85,7 @@ func (m *mark) newer(than *mark) bool {
 
 // deadline returns when the upstream is closed, by the clock of the node that wrote m.
 func (m *mark) deadline() *time.Time {
-	if m.Left == 0 {
+	if m.Left == 0 || m.Written.IsZero() {
 		return nil
 	}
 	at := m.Written.Add(m.Left)
@@ -143,7 +143,7 @@ func (w word) follows(before *mark, shared, clock string, left time.Duration) *m
 	now := time.Now()
 	m := &mark{ID: randomName(), Said: now.UnixNano(), Upstream: shared, State: w.state, Since: now, By: w.by, Reason: w.reason, Written: now, Clock: clock}
 	if before != nil {
-		m.Said = max(m.Said, before.Said+1)
+		m.comeAfter(before)
 	}
 	if before != nil && before.drains() == m.drains() {
 		if (w.reason == "" || w.reason == before.Reason) && w.grace == nil && w.span == nil {
@@ -181,11 +181,11 @@ func (n *node) readMarks(ctx context.Context) {
 	})
 }
 
-// loadMarks returns the marks in a storage by their keys. Where it is not known that it lists them, it is asked for
-// those of each known upstream too.
+// loadMarks returns the marks in a storage by their keys. Where it is not known that it lists them, or more than are read, it is
+// asked for those of each known upstream too.
 func (n *node) loadMarks(ctx context.Context, sh *share) (map[string]*mark, error) {
 	marks, err := loadRecords[mark](ctx, sh.records, marksFolder)
-	if sh.records.way.Load() != nil {
+	if sh.records.way.Load() != nil && !errors.Is(err, errTooMuch) {
 		return marks, err
 	}
 	n.mu.Lock()
@@ -345,7 +345,7 @@ func within(ctx context.Context, f func(context.Context) error) error {
 // are certainly all. n.mu is locked.
 func (n *node) take(sh *share, marks map[string]*mark, read, all bool, accounts func() map[string]account) (lacking []*mark) {
 	for key, m := range marks {
-		if m == nil || markKey(m.Upstream) != key {
+		if m == nil || markKey(m.Upstream) != key || !n.mayName(m.Upstream) {
 			continue
 		}
 		if md := n.marked[m.Upstream]; md == nil || m.newer(md.mark) {
@@ -384,7 +384,7 @@ func (n *node) set(m *mark) {
 	md.mark, md.until, md.lonely = m, 0, 0
 	if m.State == stateDraining && m.Left != 0 {
 		md.until = n.t.now() + m.Left
-		if m.Clock == n.clock() {
+		if m.Clock == n.clock() && !m.Written.IsZero() {
 			md.until -= min(max(time.Since(m.Written), 0), m.Left)
 		}
 	}
@@ -434,6 +434,13 @@ func (n *node) unset(shared string) {
 		n.let(md)
 	}
 	delete(n.marked, shared)
+}
+
+// mayName says whether a name between nodes is that of one upstream alone: without the host, that of one which belongs to a machine
+// would be a second name of ours, under which it drains and cannot be undrained.
+func (n *node) mayName(shared string) bool {
+	name := n.here(shared)
+	return name == "" || sharedNameAt(name, n.host) == shared
 }
 
 // here returns the name in this process of an upstream that nodes call by its shared name, or

@@ -675,9 +675,9 @@ func TestOldDrainDoesNotStart(t *testing.T) {
 func TestGiveUpWhileItReports(t *testing.T) {
 	v := newVault()
 	a, b := startNode(t, v), startNode(t, v)
-	soon(t, "read of", func() bool { return !errors.Is(a.giveUp(t.Context(), b.name), errUnknownNode) })
+	soon(t, "read of", func() bool { return !errors.Is(a.giveUp(t.Context(), b.name, false), errUnknownNode) })
 	for range 100 {
-		if err := a.giveUp(t.Context(), b.name); err != nil {
+		if err := a.giveUp(t.Context(), b.name, false); err != nil {
 			t.Fatal(err)
 		}
 		a.exchange(t.Context(), a.used)

@@ -202,7 +202,7 @@ func (f *fleetModel) end() {
 	f.say("%s is killed", n.name)
 	for _, other := range f.nodes {
 		if !other.hears.IsZero() {
-			if err := other.giveUp(f.t.Context(), n.name); err != nil && !errors.Is(err, errUnknownNode) {
+			if err := other.giveUp(f.t.Context(), n.name, false); err != nil && !errors.Is(err, errUnknownNode) {
 				f.fail("saying that a node is dead: %v", err)
 			}
 			return
@@ -317,7 +317,7 @@ func (f *fleetModel) quieten() {
 	}
 	for _, st := range f.nodes[0].nodes() {
 		if !alive[st.Node] {
-			_ = f.nodes[0].giveUp(f.t.Context(), st.Node)
+			_ = f.nodes[0].giveUp(f.t.Context(), st.Node, false)
 		}
 	}
 	pass(2 * time.Minute)

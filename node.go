@@ -178,7 +178,7 @@ func (n *node) tellUnread() {
 
 // share returns a storage as the node uses it. n.mu is locked.
 func (n *node) share(st recordStorage) *share {
-	counting := countingStorage{newPromptStorage(st), n.storageErrors}
+	counting := countingStorage{newPromptStorage(st), n.storageErrors, new(sync.Map)}
 	records := &lister{st: counting, own: nodeKey(n.name)}
 	if n.used != nil && reflect.TypeOf(n.used.raw) == reflect.TypeOf(st) {
 		records.way.Store(n.used.records.way.Load()) // a reload makes another one of the kind
@@ -383,7 +383,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	now := n.t.now()
 	n.closeDue(now)
 	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
-	err := errors.Join(errMarks, errReports)
+	err := errors.Join(errMarks, errReports, n.crowd(reports))
 	n.knows = n.knows || errMarks == nil
 	if err == nil {
 		n.round = began
@@ -454,6 +454,7 @@ func (n *node) write(ctx context.Context, sh *share, r *report) error {
 	if ctx.Err() != nil {
 		return nil
 	}
+	r.fit()
 	began := n.t.now()
 	err := storeRecord(ctx, sh.st, nodeKey(n.name), r)
 	n.mu.Lock()

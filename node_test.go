@@ -381,7 +381,7 @@ func TestDrainedNotBeforeANodeHasSettled(t *testing.T) {
 		pass(time.Minute)
 		// Whether the process before is dead cannot be told here, and it had a session.
 		b.wantWait(u0, a.name, "with the process before not known to be dead")
-		if err := b.giveUp(t.Context(), a.name); err != nil {
+		if err := b.giveUp(t.Context(), a.name, false); err != nil {
 			t.Fatal(err)
 		}
 		pass(20 * time.Second)

@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,6 +44,9 @@ func (n *node) hear(sh *share, reports map[string]*report, all bool, now time.Du
 			continue
 		}
 		p := n.peers[key]
+		if p == nil && len(n.peers) >= maxRecords {
+			continue
+		}
 		if p == nil {
 			p = &peer{report: r, changed: now}
 			n.peers[key] = p
@@ -67,6 +71,18 @@ func (n *node) hear(sh *share, reports map[string]*report, all bool, now time.Du
 		}
 	}
 	n.compareKeys()
+}
+
+// crowd returns an error where there are more nodes than are remembered. n.mu is locked.
+func (n *node) crowd(reports map[string]*report) error {
+	if len(n.peers) >= maxRecords {
+		for key := range reports {
+			if n.peers[key] == nil && key != nodeKey(n.name) {
+				return fmt.Errorf("%s: %w", nodesFolder, errTooMuch)
+			}
+		}
+	}
+	return nil
 }
 
 // overdue says whether p is missed.
@@ -126,32 +142,50 @@ func (n *node) wanted(shared string, own account, now time.Duration) bool {
 	return false
 }
 
-// giveUp says for a node that it is dead. If it is not, its next report says so.
-func (n *node) giveUp(ctx context.Context, name string) error {
+// giveUp says for a node that it is dead, and with forget that nobody comes back to its sessions either, whatever it has said of
+// that. If it is not dead, its next report says so.
+func (n *node) giveUp(ctx context.Context, name string, forget bool) error {
 	sh, err := n.storage()
 	if err != nil {
 		return err
 	}
-	n.mu.Lock()
-	p := n.peers[nodeKey(name)]
-	if p == nil {
-		n.mu.Unlock()
-		return errUnknownNode
-	}
-	last := *p.report
-	n.mu.Unlock()
-	last.Left = true
 	ctx, cancel := context.WithTimeout(ctx, operatorWait)
 	defer cancel()
+	last, err := n.lastOf(ctx, sh, name)
+	if err != nil {
+		return err
+	}
+	last.Left = true
+	if forget {
+		last.Settles = 0
+	}
 	if err := storeRecord(ctx, sh.st, nodeKey(name), last); err != nil {
 		return fmt.Errorf("%w: %w", errUnsure, err)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if p.gone == 0 {
+	if p := n.peers[nodeKey(name)]; p != nil && p.gone == 0 {
 		p.gone = n.t.now()
 	}
 	return nil
+}
+
+// lastOf returns what a node has reported last, or no more than its name where that cannot be read.
+func (n *node) lastOf(ctx context.Context, sh *share, name string) (*report, error) {
+	n.mu.Lock()
+	p := n.peers[nodeKey(name)]
+	n.mu.Unlock()
+	switch {
+	case p != nil:
+		last := *p.report
+		return &last, nil
+	case name == n.name || !recordName.MatchString(name+recordSuffix):
+		return nil, errUnknownNode
+	}
+	if _, err := loadRecord[report](ctx, sh.st, nodeKey(name)); !errors.Is(err, errBroken) {
+		return nil, cmp.Or(err, errUnknownNode)
+	}
+	return &report{Node: name}, nil
 }
 
 var errUnknownNode = errors.New("no such node")

@@ -162,7 +162,7 @@ func TestHostileReason(t *testing.T) {
 		a.want(400, "steer a terminal", "DELETE", "/bokeh/draining/"+b1.addr(), body("x"+string(c)))
 		checkPrintable(t, "an error", a.want(400, "no address", "PUT", "/bokeh/draining/"+url.PathEscape("x"+string(c)+":1")+"?force=true", ""))
 	}
-	a.want(400, "longer than 1024 bytes", "PUT", "/bokeh/draining/"+b1.addr(), body(strings.Repeat("x", 1025)))
+	a.want(400, "the reason has 1001 bytes", "PUT", "/bokeh/draining/"+b1.addr(), body(strings.Repeat("x", maxText+1)))
 	a.begin("drain", b1.addr(), "--reason", "x\x1b[2J").end(1, `malformed reason \"x\\x1b[2J\"`)
 	if st := a.status(b1.addr()); st.State != stateReady {
 		t.Errorf("after what was refused it is %s", st.State)

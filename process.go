@@ -61,7 +61,7 @@ func startOf(pid int) (string, error) {
 // isGone says whether p is certainly gone: it was a process of the same machine and namespace as
 // self, and is there no more. Of another machine's we cannot tell.
 func (p process) isGone(self process) bool {
-	if p.PID == 0 || p.Boot != self.Boot || p.Namespace != self.Namespace {
+	if p.PID <= 0 || p.Boot != self.Boot || p.Namespace != self.Namespace {
 		return false
 	}
 	started, err := startOf(p.PID)

@@ -8,7 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
+
+	"github.com/caddyserver/certmagic"
 )
 
 // folder is where Caddy's storage keeps all that is ours.
@@ -33,6 +38,7 @@ var operations = []string{"load", "list", "store", "delete"}
 type countingStorage struct {
 	recordStorage
 	errors counters
+	large  *sync.Map // keys (string) of records that were too large
 }
 
 func (c countingStorage) count(ctx context.Context, operation string, err error) {
@@ -81,42 +87,137 @@ func storeRecord(ctx context.Context, st recordStorage, key string, record any) 
 	return nil
 }
 
-// errBroken is a record that cannot be read.
-var errBroken = errors.New("the record is broken")
-
-// loadRecord returns the record at key, or nil if there is none.
-func loadRecord[T any](ctx context.Context, st recordStorage, key string) (*T, error) {
-	value, err := st.Load(ctx, key)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("loading %s: %w", key, err)
-	}
-	record := new(T)
-	if err := json.Unmarshal(value, record); err != nil {
-		if c, ok := st.(countingStorage); ok { // the storage has done its part, and is of no use all the same
-			c.errors.add("load")
-		}
-		return nil, fmt.Errorf("reading %s: %w: %w", key, errBroken, err)
-	}
-	return record, nil
+// record is one of a kind T that the storage keeps.
+type record[T any] interface {
+	*T
+	size() int    // how many bytes it may have
+	check() error // whether it says what a Caddy may have written
 }
 
-// loadRecords returns all records in a folder by their keys. With an error come those that could be
+// loadRecord returns the record at key, or nil if there is none.
+func loadRecord[T any, R record[T]](ctx context.Context, st recordStorage, key string) (*T, error) {
+	r, _, err := loadSized[T, R](ctx, st, key)
+	return r, err
+}
+
+// loadSized returns how many bytes the record has beside.
+func loadSized[T any, R record[T]](ctx context.Context, st recordStorage, key string) (_ *T, size int, _ error) {
+	r := R(new(T))
+	if size, is := isStillTooLarge(ctx, st, key, r.size()); is {
+		return nil, 0, broken(st, key, tooLarge(size, r.size()))
+	}
+	value, err := st.Load(ctx, key)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, 0, nil
+	case err != nil:
+		return nil, 0, fmt.Errorf("loading %s: %w", key, err)
+	case len(value) > r.size():
+		noteTooLarge(st, key)
+		return nil, 0, broken(st, key, tooLarge(int64(len(value)), r.size()))
+	}
+	if err = json.Unmarshal(value, r); err == nil {
+		err = r.check()
+	}
+	if err != nil {
+		return nil, 0, broken(st, key, err)
+	}
+	return r, len(value), nil
+}
+
+// broken is the error of a record that is of no use, though the storage has done its part. What is told of it may be as long as it is.
+func broken(st recordStorage, key string, err error) error {
+	countError(st, "load")
+	mend := "delete it"
+	if node, ok := strings.CutPrefix(strings.TrimSuffix(key, recordSuffix), nodesFolder); ok {
+		mend = fmt.Sprintf("if its node is gone, DELETE %s/%s", nodesPath, node)
+	}
+	return fmt.Errorf("reading %s: %w (%s): %s", key, errBroken, mend, cut(err.Error(), maxName))
+}
+
+// countError counts what a storage could not know to be a failure.
+func countError(st recordStorage, operation string) {
+	if c, ok := st.(countingStorage); ok {
+		c.errors.add(operation)
+	}
+}
+
+func tooLarge(size int64, most int) error {
+	return fmt.Errorf("it has %d bytes, of which at most %d are read", size, most)
+}
+
+// statStorage is a storage that can say how large a value is.
+type statStorage interface {
+	Stat(ctx context.Context, key string) (certmagic.KeyInfo, error)
+}
+
+// isStillTooLarge says whether a record that was too large is so still, and how large it is. Others are not asked about: storages
+// that are far away would be asked twice for each record, and many that know no size load the value for it.
+func isStillTooLarge(ctx context.Context, st recordStorage, key string, most int) (size int64, is bool) {
+	c, ok := st.(countingStorage)
+	if !ok {
+		return 0, false
+	}
+	if _, was := c.large.LoadAndDelete(key); !was {
+		return 0, false
+	}
+	if st, ok := c.recordStorage.(statStorage); ok {
+		if info, err := st.Stat(ctx, key); err == nil && info.Size > int64(most) {
+			noteTooLarge(c, key)
+			return info.Size, true
+		}
+	}
+	return 0, false
+}
+
+// noteTooLarge takes note that a record is too large.
+func noteTooLarge(st recordStorage, key string) {
+	if c, ok := st.(countingStorage); ok {
+		c.large.Store(key, true)
+	}
+}
+
+// errTooMuch is what is said of a folder that holds more than is read of it.
+var errTooMuch = fmt.Errorf("it holds more than %d records, or more than %d MiB, and the rest is passed over (delete those of nodes and servers that are gone)",
+	maxRecords, maxFolder>>20)
+
+// loadRecords returns all records in a folder by their keys, as far as there are not too many. With an error come those that could be
 // had; one that is broken is nil.
-func loadRecords[T any](ctx context.Context, l *lister, folder string) (map[string]*T, error) {
+func loadRecords[T any, R record[T]](ctx context.Context, l *lister, folder string) (map[string]*T, error) {
 	keys, failed := l.keys(ctx, folder)
+	full := len(keys) > maxRecords
+	keys = keys[:min(len(keys), maxRecords)]
 	loaded, errs := make([]*T, len(keys)), make([]error, len(keys))
-	severally(len(keys), func(i int) { loaded[i], errs[i] = loadRecord[T](ctx, l.st, keys[i]) })
+	var bytes atomic.Int64
+	severally(len(keys), func(i int) {
+		if bytes.Load() > maxFolder {
+			return
+		}
+		var size int
+		loaded[i], size, errs[i] = loadSized[T, R](ctx, l.st, keys[i])
+		bytes.Add(int64(size))
+	})
+	if full || bytes.Load() > maxFolder {
+		countError(l.st, "list")
+		failed = errors.Join(failed, fmt.Errorf("reading %s: %w", folder, errTooMuch))
+	}
 	records := make(map[string]*T)
 	for i, key := range keys {
-		failed = errors.Join(failed, errs[i])
 		if loaded[i] != nil || errors.Is(errs[i], errBroken) {
 			records[key] = loaded[i]
 		}
 	}
-	return records, failed
+	return records, errors.Join(failed, few(errs))
+}
+
+// few returns the first of some errors, which may be many, and says how many more there are.
+func few(errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	const most = 3
+	if len(errs) <= most {
+		return errors.Join(errs...)
+	}
+	return errors.Join(errors.Join(errs[:most]...), fmt.Errorf("and %d others", len(errs)-most))
 }
 
 // loadsAtOnce is how many records are loaded at the same time. One after the other they would take too long where the

@@ -133,6 +133,8 @@ func (k *keeper) load(ctx context.Context) ([]byte, error) {
 		return nil, errNoKey
 	case err != nil:
 		return nil, fmt.Errorf("loading: %w", err)
+	case len(record) > maxKey:
+		return nil, fmt.Errorf("the record has %d bytes, and a key at most %d: delete it", len(record), maxKey)
 	case isCutShort(record, k.secret()):
 		return nil, fmt.Errorf("%w, but a record of %d bytes that was not written to its end", errNoKey, len(record))
 	}

@@ -140,7 +140,7 @@ func (n *node) judge(u *upstream, peers []*peer, v verdict, now time.Duration) v
 		v.waits = append(v.waits, wait{n.name, n.host, "it must say so once more", false})
 	}
 	for _, p := range peers {
-		if p.Heard[n.name] < v.moment.seq {
+		if heard := p.Heard[n.name]; heard < v.moment.seq || heard > n.seq { // nobody has heard what was not said yet
 			v.waits = append(v.waits, wait{p.Node, p.Host, "it must say so once more", false})
 		}
 	}
@@ -164,7 +164,7 @@ func (n *node) concerned(u *upstream, now time.Duration) (peers []*peer) {
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
 		p := n.peers[key]
 		over := p.gone != 0 && n.settling(p, now) <= 0
-		if !over && (u.shared == u.name || p.Host == n.host) {
+		if !over && (u.shared == u.name || p.Host == n.host || p.Host == "") { // of which nothing could be read
 			peers = append(peers, p)
 		}
 	}
@@ -225,7 +225,7 @@ func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits [
 	}
 	if p.gone != 0 {
 		if left := n.settling(p, now); left > 0 {
-			say(false, "it is gone; browsers may come back for another %s", seconds(left))
+			say(false, "it is gone; browsers may come back for another %s%s", seconds(left), n.unlessForgotten(p, left))
 		}
 		return waits
 	}
@@ -251,6 +251,14 @@ func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits [
 		say(false, "it has just started; browsers may come back to it")
 	}
 	return waits
+}
+
+// unlessForgotten says what to do where a node that is gone has said that browsers come back to it for longer than this one waits.
+func (n *node) unlessForgotten(p *peer, left time.Duration) string {
+	if left <= n.settles() {
+		return ""
+	}
+	return fmt.Sprintf(" (if nobody does, say so: DELETE %s/%s?force=true)", nodesPath, p.Node)
 }
 
 func inWords(sessions int64) string {

@@ -1,0 +1,569 @@
+// This file tests that what is read of a storage is bounded, and that values which no Caddy writes do no harm.
+
+package caddybokeh
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unicode/utf8"
+
+	"github.com/caddyserver/certmagic"
+	"go.uber.org/zap"
+)
+
+// poisoned returns a mark that drains u0 and cannot be later.
+func poisoned(id string) *mark {
+	return &mark{ID: id, Said: math.MaxInt64, Upstream: u0, State: stateDraining, By: "junk", Since: time.Now(), Written: time.Now()}
+}
+
+func (v *vault) put(t testing.TB, key string, record any) {
+	t.Helper()
+	if err := storeRecord(context.Background(), v.door(), key, record); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What an operator says holds on every node, whatever the record says of its time.
+func TestLastTimeOfAll(t *testing.T) {
+	for _, id := range []string{"zz", "zz" + closedSuffix, "0123456789abcdef", "~ffffffff00000000", "\U0010ffff"} {
+		synctest.Test(t, func(t *testing.T) {
+			v := newVault()
+			a, b := startNode(t, v), startNode(t, v)
+			pass(time.Minute)
+			v.put(t, markKey(u0), poisoned(id))
+			pass(time.Minute)
+			a.wantState(u0, stateDrained, "by the record")
+			for i := range 20 {
+				teller, state := []*caddyNode{a, b}[i%2], []string{stateReady, stateDraining}[i%2]
+				before, _ := loadMark(t.Context(), a.door, u0)
+				teller.tell(u0, word{state: state})
+				pass(5 * time.Second)
+				after, _ := loadMark(t.Context(), a.door, u0)
+				if !after.newer(before) || len(after.ID) > len(id)+20 {
+					t.Fatalf("%q comes after %q", after.ID, before.ID)
+				}
+				a.wantState(u0, state, "when an operator has said so")
+				b.wantState(u0, state, "when an operator has said so")
+			}
+		})
+	}
+}
+
+func TestLaterID(t *testing.T) {
+	for _, id := range []string{"", "zz", "~", "~~~~", "0~0000000000000000", "a~0000000Fzzzzzzzz", "a~ffffffffzzzzzzzz", strings.Repeat("~", 40), "é~x"} {
+		for range 100 {
+			later := laterID(id)
+			if later <= id || !isID(later) {
+				t.Fatalf("%q comes after %q", later, id)
+			}
+			id = later
+		}
+		if len(id) > 80 {
+			t.Errorf("it has grown to %q", id)
+		}
+	}
+}
+
+// What no Caddy writes into a mark closes nothing, lasts for ever nowhere, and breaks no answer of the admin API.
+func TestImplausibleMarks(t *testing.T) {
+	late := time.Date(9999, 12, 31, 23, 0, 0, 0, time.UTC)
+	for name, spoil := range map[string]func(*mark){
+		"grace for ever":    func(m *mark) { m.Left = math.MaxInt64 },
+		"grace is negative": func(m *mark) { m.Left = -1 },
+		"written too late":  func(m *mark) { m.Written, m.Since, m.Left = late, late, maxLifetime },
+		"written never":     func(m *mark) { m.Written, m.Left = time.Time{}, time.Hour },
+		"unknown state":     func(m *mark) { m.State = "junk" },
+		"a long reason":     func(m *mark) { m.Reason, m.By = strings.Repeat("é", 60_000), strings.Repeat("x", 60_000) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v := newVault()
+				a := startNode(t, v)
+				pass(time.Minute)
+				_, hangUp := a.socket(a.visitAt(u0))
+				defer hangUp()
+				m := poisoned("0123456789abcdef")
+				m.Clock = a.clock()
+				spoil(m)
+				v.put(t, markKey(u0), m)
+				pass(time.Minute)
+				a.wantState(u0, stateDraining, "with a session")
+				body, err := json.Marshal(a.upstreams())
+				if err != nil || len(body) > 10_000 || !utf8.Valid(body) {
+					t.Errorf("the answer has %d bytes: %v", len(body), err)
+				}
+				a.tell(u0, word{state: stateReady})
+				a.wantState(u0, stateReady, "when it was taken back")
+			})
+		})
+	}
+}
+
+// A grace period ends, however long the span in which the websockets are to be closed.
+func TestImplausibleSpan(t *testing.T) {
+	for _, span := range []time.Duration{math.MinInt64, math.MaxInt64} {
+		m := poisoned("x")
+		m.Span = span
+		if err := m.check(); err != nil || m.Span < 0 || m.Span > maxLifetime {
+			t.Errorf("%v has become %v: %v", span, m.Span, err)
+		}
+	}
+}
+
+// A mark without an id says nothing: a node that has not read it seems to have.
+func TestMarkWithoutID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		v.put(t, markKey(u0), poisoned(""))
+		pass(10 * time.Second)
+		a.wantState(u0, stateReady, "with a mark of no id")
+		if st := a.node.status(); !strings.Contains(st.Storage, markKey(u0)) || !strings.Contains(st.Storage, "delete it") {
+			t.Errorf("the node says %q", st.Storage)
+		}
+		a.drain(u0)
+		pass(10 * time.Second)
+		a.wantState(u0, stateDrained, "when an operator has said so")
+		if st := a.node.status(); st.Storage != "" {
+			t.Errorf("the node says %q", st.Storage)
+		}
+	})
+}
+
+// An upstream of this machine has one name between nodes: under a second one it would drain, and nobody could take that back.
+func TestSecondName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		pool := testPool(2)
+		pool[0].Dial = "127.0.0.1:5006"
+		a := startNodeOn(t, hostname(), v.door(), pool)
+		pass(time.Minute)
+		m := poisoned("x")
+		m.Upstream = pool[0].Dial
+		v.put(t, markKey(m.Upstream), m)
+		pass(10 * time.Second)
+		a.wantState(pool[0].Dial, stateReady, "marked by a name that is none between nodes")
+	})
+}
+
+// brokenReports are what no Caddy writes.
+var brokenReports = map[string]string{
+	"no session, but fewer": `{"node":"%s","upstreams":{"u0:80":{"sessions":{"connected":1,"waiting":-1}}}}`,
+	"too many sessions":     `{"node":"%s","upstreams":{"u0:80":{"sessions":{"connected":9223372036854775807}}}}`,
+	"fewer than none begun": `{"node":"%s","upstreams":{"u0:80":{"begun":-5}}}`,
+	"settles for ever":      `{"node":"%s","settles":9223372036854775807}`,
+	"settles before":        `{"node":"%s","settles":-1}`,
+	"a long number":         `{"node":"%s","seq":` + strings.Repeat("9", 1<<20) + `}`,
+	"too large":             `{"node":"%s","host":"` + strings.Repeat("x", maxReport) + `"}`,
+	"too many upstreams":    `{"node":"%s","upstreams":{` + strings.Repeat(`"a":{},`, 10) + manyAccounts() + `}}`,
+	"a long host":           `{"node":"%s","host":"` + strings.Repeat("x", 1000) + `"}`,
+	"a long mark":           `{"node":"%s","upstreams":{"u0:80":{"mark":"` + strings.Repeat("x", 1000) + `"}}}`,
+	"nothing":               `{}`,
+}
+
+func manyAccounts() string {
+	accounts := make([]string, maxAccounts+1)
+	for i := range accounts {
+		accounts[i] = fmt.Sprintf(`"u%d:80":{}`, i)
+	}
+	return strings.Join(accounts, ",")
+}
+
+// While the report of a node cannot be read nothing is drained, and the log and the status name it. That ends when an operator
+// says that the node is dead.
+func TestBrokenReports(t *testing.T) {
+	for name, text := range brokenReports {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v := newVault()
+				a, b := startNode(t, v), startNode(t, v)
+				pass(time.Minute)
+				a.drain(u0)
+				const beef = "beef"
+				v.mu.Lock()
+				v.values[nodeKey(beef)] = []byte(strings.ReplaceAll(text, "%s", beef))
+				v.mu.Unlock()
+				pass(time.Minute)
+				b.wantDrained(u0, false, "with a report that cannot be read")
+				st := a.node.status()
+				if !strings.Contains(st.Storage, "DELETE /bokeh/nodes/beef") || len(st.Storage) > 1000 {
+					t.Errorf("the node says %.1000q", st.Storage)
+				}
+				if n := a.logs.FilterMessageSnippet("the storage fails").Len(); n != 1 {
+					t.Errorf("it was logged %d times", n)
+				}
+				if err := a.giveUp(t.Context(), beef, false); err != nil {
+					t.Fatal(err)
+				}
+				pass(time.Minute)
+				a.wantDrained(u0, true, "a minute after the node was given up")
+				b.wantDrained(u0, true, "a minute after the node was given up")
+				if v.holds(nodeKey(beef)) {
+					t.Error("its record is there still")
+				}
+			})
+		})
+	}
+}
+
+// Nobody gives up what was never there, nor what lies elsewhere in the storage.
+func TestGiveUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		v.mu.Lock()
+		v.values[nodesFolder+"../x.json"] = []byte("x")
+		v.mu.Unlock()
+		pass(time.Minute)
+		for _, name := range []string{"beef", "../x", "", a.name} {
+			if err := a.giveUp(t.Context(), name, true); !errors.Is(err, errUnknownNode) {
+				t.Errorf("%q: %v", name, err)
+			}
+		}
+	})
+}
+
+// A node that says that browsers come back for years is waited for as long, unless an operator knows better.
+func TestForgetNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		v.put(t, nodeKey("beef"), &report{Node: "beef", Seq: 1, Settles: 2 * maxLifetime})
+		pass(10 * time.Second)
+		a.drain(u0)
+		if err := a.giveUp(t.Context(), "beef", false); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Hour)
+		a.wantWait(u0, "DELETE /bokeh/nodes/beef?force=true", "an hour after it was given up")
+		if err := a.giveUp(t.Context(), "beef", true); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Minute)
+		a.wantDrained(u0, true, "when it was forgotten")
+	})
+}
+
+// Nobody has heard what was not said yet.
+func TestHeardOfTheFuture(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		a.drain(u0)
+		m, _ := loadMark(t.Context(), a.door, u0)
+		r := &report{Node: "beef", Settled: true, Heard: map[string]uint64{a.name: math.MaxUint64}, Upstreams: map[string]account{u0: {Mark: m.ID}}}
+		for range 30 {
+			r.Seq++
+			v.put(t, nodeKey(r.Node), r)
+			pass(2 * time.Second)
+			a.wantDrained(u0, false, "with a node that says so")
+		}
+	})
+}
+
+// Nothing is drained where more nodes have reported than are read, and no error is as long as the folder.
+func TestTooManyRecords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		a.drain(u0)
+		v.mu.Lock()
+		for i := range 2 * maxRecords {
+			v.values[nodeKey(fmt.Sprintf("%x", i))] = []byte("junk")
+		}
+		v.mu.Unlock()
+		pass(time.Minute)
+		a.wantDrained(u0, false, "in a crowd")
+		if st := a.node.status(); !strings.Contains(st.Storage, "more than 4096 records") || !strings.Contains(st.Storage, "and 409") || len(st.Storage) > 2000 {
+			t.Errorf("the node says %.2000q", st.Storage)
+		}
+		if n := a.storageErrors["list"].Load(); n == 0 {
+			t.Error("no error is counted")
+		}
+	})
+}
+
+// Marks of upstreams that are known are read though there are more than are read.
+func TestTooManyMarks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		m := poisoned("x")
+		v.put(t, markKey(u0), m)
+		for i := range 2 * maxRecords {
+			v.values[marksFolder+fmt.Sprintf("%032x", i)+recordSuffix] = []byte("junk")
+		}
+		a := startNode(t, v)
+		pass(time.Minute)
+		a.wantNoVisit(u0, "marked among many")
+	})
+}
+
+// All that is read of a folder is bounded, though each record is small enough.
+func TestTooManyBytes(t *testing.T) {
+	v := newVault()
+	l := &lister{st: countingStorage{v.door(), newCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
+	l.way.Store(new(wayOfListing))
+	big := strings.Repeat("x", maxReport-100)
+	const nodes = 2 * maxFolder / maxReport
+	for i := range nodes {
+		name := fmt.Sprintf("%x", i)
+		v.values[nodeKey(name)] = fmt.Appendf(nil, `{"node":%q,"x":%q}`, name, big)
+	}
+	records, err := loadRecords[report](t.Context(), l, nodesFolder)
+	if !errors.Is(err, errTooMuch) || len(records) > nodes/2+2*loadsAtOnce {
+		t.Errorf("%d of %d were read: %v", len(records), nodes, err)
+	}
+}
+
+// sizedDoor can say how large a value is, and counts how often one is loaded.
+type sizedDoor struct {
+	*door
+	loads int
+}
+
+func (d *sizedDoor) Load(ctx context.Context, key string) ([]byte, error) {
+	d.loads++
+	return d.door.Load(ctx, key)
+}
+
+func (d *sizedDoor) Stat(_ context.Context, key string) (certmagic.KeyInfo, error) {
+	value := d.value(key)
+	if value == nil {
+		return certmagic.KeyInfo{}, fs.ErrNotExist
+	}
+	return certmagic.KeyInfo{Key: key, Size: int64(len(value))}, nil
+}
+
+// A record that is too large is loaded once, and again when it is not so large any more.
+func TestTooLargeIsLoadedOnce(t *testing.T) {
+	v := newVault()
+	d := &sizedDoor{door: v.door()}
+	st := countingStorage{d, newCounters(operations...), new(sync.Map)}
+	v.values[markKey(u0)] = make([]byte, maxMark+1)
+	for range 5 {
+		if _, err := loadRecord[mark](t.Context(), st, markKey(u0)); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "524289 bytes") {
+			t.Error(err)
+		}
+	}
+	if d.loads != 1 || st.errors["load"].Load() != 5 {
+		t.Errorf("it was loaded %d times, and %d errors are counted", d.loads, st.errors["load"].Load())
+	}
+	v.put(t, markKey(u0), poisoned("x"))
+	if m, err := loadRecord[mark](t.Context(), st, markKey(u0)); m == nil || err != nil {
+		t.Error("the next one is not read: ", err)
+	}
+}
+
+// What a node writes, others read, whatever visitors make up. It leaves out what matters least, and says that it has.
+func TestReportFits(t *testing.T) {
+	r := &report{Node: "a", Upstreams: make(map[string]account)}
+	for i := range 2 * maxMembers {
+		a := account{InPool: true, Begun: int64(i), Keys: []string{strings.Repeat("f", 16)}}
+		switch i % 1000 {
+		case 500:
+			a.Draining = true
+		case 501:
+			a.Sessions.Connected = 1
+		}
+		r.Upstreams[fmt.Sprintf("%d%s", i, strings.Repeat("<", 250))] = a
+	}
+	all := r.Upstreams
+	r.fit()
+	value, err := json.Marshal(r)
+	if err != nil || len(value) > maxReport || len(value) < maxReport-4000 || !r.Unsure {
+		t.Errorf("it has %d bytes, unsure is %v: %v", len(value), r.Unsure, err)
+	}
+	for shared, a := range all {
+		if _, there := r.Upstreams[shared]; !there && (a.Draining || a.Sessions.all() > 0) {
+			t.Errorf("%.10s is left out", shared)
+		}
+	}
+	if err := r.check(); err != nil {
+		t.Error("others refuse it: ", err)
+	}
+}
+
+// A thousand upstreams with long names fit, of which all is told.
+func TestThousandUpstreamsFit(t *testing.T) {
+	r := &report{Node: randomName(), Host: "host", Heard: make(map[string]uint64), Upstreams: make(map[string]account)}
+	for i := range 1000 {
+		r.Heard[randomName()] = math.MaxUint64
+		r.Upstreams[fmt.Sprintf("bokeh-%d.bokeh-headless.a-namespace-with-a-long-name.svc.cluster.local:5006", i)] = account{
+			InPool: true, Draining: true, Mark: randomName() + closedSuffix, Sessions: counts{1e6, 1e6, 1e6, 1e6},
+			Begun: 1e9, Ended: 1e6, Oldest: 1e7 / 3., Keys: []string{randomName(), randomName()}, Reopened: true,
+		}
+	}
+	r.fit()
+	value, err := json.Marshal(r)
+	if err != nil || r.Unsure || len(r.Upstreams) != 1000 || len(value) > maxReport/4 {
+		t.Errorf("%d bytes tell of %d upstreams, unsure is %v: %v", len(value), len(r.Upstreams), r.Unsure, err)
+	}
+}
+
+// A report of a version that named what nobody can dial is read without that.
+func TestLongNamesOfOlderVersions(t *testing.T) {
+	r := &report{Node: "a", Upstreams: map[string]account{strings.Repeat("x", 60_000) + ":80": {}, u0: {Begun: 1}}}
+	if err := r.check(); err != nil || len(r.Upstreams) != 1 {
+		t.Errorf("%d upstreams are left: %v", len(r.Upstreams), err)
+	}
+}
+
+func TestCut(t *testing.T) {
+	for _, tc := range [][2]string{{"", ""}, {"abc", "abc"}, {"abcd", "abc…"}, {"abé", "ab…"}, {"aéé", "aé…"}} {
+		if got := cut(tc[0], 3); got != tc[1] || cut(got, 3) != got && len(tc[0]) > 3 && !strings.HasSuffix(got, "…") {
+			t.Errorf("%q is cut to %q", tc[0], got)
+		}
+	}
+}
+
+// A stored key is no gigabyte.
+func TestStoredKeyIsTooLarge(t *testing.T) {
+	v := newVault()
+	v.values[storedKey] = make([]byte, maxKey+1)
+	k := &keeper{held: newHeldKeys(), st: lockedDoor{v.door()}}
+	if _, err := k.load(t.Context()); err == nil || errors.Is(err, errNoKey) || !strings.Contains(err.Error(), "delete it") {
+		t.Error(err)
+	}
+}
+
+// lockedDoor has locks that nobody needs.
+type lockedDoor struct{ *door }
+
+func (lockedDoor) Lock(context.Context, string) error   { return nil }
+func (lockedDoor) Unlock(context.Context, string) error { return nil }
+
+// decode returns the record that a text is, or nil, as a node reads it.
+func decode[T any, R record[T]](key, text string) *T {
+	v := newVault()
+	v.values[key] = []byte(text)
+	r, _ := loadRecord[T, R](context.Background(), v.door(), key)
+	return r
+}
+
+// quietNode returns a node that neither reads nor writes.
+func quietNode(f *testing.F) *node {
+	s := newTestSelection(testPool(3))
+	n := newNode(s.table, noStorage, zap.NewNop())
+	n.shares = []*share{{pools: []pool{s}}}
+	n.used = n.shares[0]
+	f.Cleanup(func() { _ = s.Cleanup() })
+	return n
+}
+
+// FuzzMark reads what a storage may hold as a mark: it can be told of and taken back, and then is not the last word.
+func FuzzMark(f *testing.F) {
+	for _, m := range []*mark{poisoned("zz"), poisoned(""), poisoned("0123456789abcdef-closed"), {ID: "x", Said: -1, Upstream: u0, State: stateClosed, Left: math.MinInt64}} {
+		value, _ := json.Marshal(m)
+		f.Add(string(value))
+	}
+	f.Add(`{"id":"~ffffffff00000000","upstream":"u1:80","left":9223372036854775807,"span":-1,"written":"9999-12-31T23:59:59Z","since":"0000-01-01T00:00:00Z"}`)
+	f.Add(`{"id":"` + strings.Repeat("~", 240) + `","upstream":"127.0.0.1:80","said":9223372036854775807}`)
+	f.Add("null")
+	n := quietNode(f)
+	f.Fuzz(func(t *testing.T, text string) {
+		m := decode[mark](markKey(u0), text)
+		if m == nil {
+			return
+		}
+		ready := word{state: stateReady, reason: "fuzz"}.follows(m, m.Upstream, "here", 0)
+		if !ready.newer(m) || !ready.newer(m.closed()) || ready.drains() {
+			t.Errorf("%q of %d does not come after it", ready.ID, ready.Said)
+		}
+		value, err := json.Marshal(ready)
+		if again := decode[mark](markKey(u0), string(value)); err != nil || again == nil || again.newer(ready) || ready.newer(again) {
+			t.Errorf("%s is not read again: %v", value, err)
+		}
+		n.mu.Lock()
+		n.take(n.used, map[string]*mark{markKey(m.Upstream): m}, true, false, nil)
+		n.closeDue(n.t.now())
+		n.mu.Unlock()
+		if _, err := json.Marshal(n.upstreams()); err != nil {
+			t.Error(err)
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.take(n.used, map[string]*mark{markKey(m.Upstream): ready}, true, false, nil)
+		n.t.each(func(u *upstream) {
+			if u.draining.on() {
+				t.Errorf("%q drains still", u.name)
+			}
+		})
+		clear(n.marked)
+	})
+}
+
+// FuzzReport reads what a storage may hold as a report: it can be told of, and no upstream is drained that it says nothing of.
+func FuzzReport(f *testing.F) {
+	for _, text := range brokenReports {
+		if len(text) < 10_000 {
+			f.Add(strings.ReplaceAll(text, "%s", "beef"))
+		}
+	}
+	r := &report{Node: "beef", Seq: 1, Settled: true, Heard: map[string]uint64{"x": math.MaxUint64}, Upstreams: map[string]account{u0: {Mark: "x"}}}
+	value, _ := json.Marshal(r)
+	f.Add(string(value))
+	f.Add(`{"node":"beef","process":{"pid":-1},"left":true,"upstreams":{"u0:80":{"oldest":1e308,"keys":[""]}}}`)
+	n := quietNode(f)
+	n.set(poisoned("the mark"))
+	f.Fuzz(func(t *testing.T, text string) {
+		r := decode[report](nodeKey("beef"), text)
+		if r == nil {
+			return
+		}
+		n.mu.Lock()
+		key, now := nodeKey(r.Node), n.t.now()+time.Hour
+		n.round, n.listed, n.used.trusted = now, now, true
+		n.hear(n.used, map[string]*report{key: r}, true, now)
+		n.judgeAll(now)
+		n.judgeAll(now + markRest)
+		for u, v := range n.verdicts {
+			if p := n.peers[key]; v.drained && p != nil && p.gone == 0 && (r.Upstreams[u.shared].Mark != "the mark" || r.Upstreams[u.shared].Sessions.all() > 0) {
+				t.Errorf("%q is drained: %+v", u.name, v)
+			}
+		}
+		if p := n.peers[key]; p != nil && n.settling(p, now) > now+2*maxLifetime {
+			t.Error("it settles for ever")
+		}
+		n.mu.Unlock()
+		if _, err := json.Marshal(n.upstreams()); err != nil {
+			t.Error(err)
+		}
+		for _, st := range n.nodes() {
+			if st.Sessions.all() < 0 {
+				t.Errorf("%+v", st)
+			}
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		clear(n.peers)
+	})
+}
+
+// An operator's reason is as long as all nodes read it.
+func TestLongReason(t *testing.T) {
+	long, fits := strings.Repeat("x", maxText+1), strings.Repeat("x", maxText)
+	if _, err := (drainBody{Reason: long}).word(http.MethodPut, ""); err == nil || !strings.Contains(err.Error(), "at most 1000") {
+		t.Error(err)
+	}
+	if _, err := (drainBody{Reason: fits}).word(http.MethodPut, ""); err != nil {
+		t.Error(err)
+	}
+	m := poisoned("x")
+	if m.Reason = fits; m.check() != nil || m.Reason != fits {
+		t.Errorf("it has become %q", m.Reason)
+	}
+}
