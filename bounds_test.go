@@ -434,7 +434,7 @@ func TestCut(t *testing.T) {
 func TestStoredKeyIsTooLarge(t *testing.T) {
 	v := newVault()
 	v.values[storedKey] = make([]byte, maxKey+1)
-	k := &keeper{held: newHeldKeys(), st: lockedDoor{v.door()}}
+	k := &keeper{held: newHeldKeys(), st: lockedDoor{v.door()}, silent: newSilences()}
 	if _, err := k.load(t.Context()); err == nil || errors.Is(err, errNoKey) || !strings.Contains(err.Error(), "delete it") {
 		t.Error(err)
 	}
