@@ -964,3 +964,59 @@ func TestNewPlacesAreTheLines(t *testing.T) {
 		time.Sleep(time.Minute)
 	})
 }
+
+// A page whose websocket does not come holds its place for a few seconds, also while its client reads it slowly. When the websocket
+// comes all the same it is let in.
+func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
+	for name, read := range map[string]bool{"read": true, "not read": false} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(2)
+			s := newCapped(newTable(), pool, 3, time.Minute)
+			var pages []*request
+			for range 6 {
+				page := newRequest(s, "/app")
+				if addr, _ := page.choose(pool); addr == "" {
+					t.Fatal("no upstream for a session that has a place")
+				}
+				if read {
+					page.answer(http.StatusOK)
+				} else {
+					page.run().connected(page.run().attempt)
+					page.run().firstByteCame(page.run().attempt)
+				}
+				synctest.Wait()
+				pages = append(pages, page)
+			}
+			begun := time.Now()
+			next := newRequest(s, "/app")
+			if addr, _ := next.proxied(pool); addr == "" || time.Since(begun) < placeFor || time.Since(begun) > placeFor+2*beat {
+				t.Errorf("%s: the next visit goes to %q after %v", name, addr, time.Since(begun))
+			}
+			next.answer(http.StatusOK)
+			synctest.Wait()
+			for _, m := range s.index.Load().members {
+				if got := tallyOf(m.upstream); got[1] < 3 || m.places() > 1 {
+					t.Errorf("%s: %v at %s, which hold %d places", name, got, m.name, m.places())
+				}
+			}
+			late := newSocket(s, makeToken(t, pages[0].stamp(), nil))
+			addr, why := late.choose(pool)
+			if why != string(decisionBound) {
+				t.Errorf("%s: a socket that comes late is %s", name, why)
+			}
+			if m := s.members.get(addr); m.placeless.Load() != 2 {
+				t.Errorf("%s: %d sessions of three hold no place where one has its socket by now", name, m.placeless.Load())
+			}
+			late.end()
+			for _, page := range pages {
+				page.end()
+			}
+			time.Sleep(time.Minute)
+			for _, m := range s.index.Load().members {
+				if m.sessions.Load() != 0 || m.placeless.Load() != 0 {
+					t.Errorf("%s: in the end %d sessions, %d without a place", name, m.sessions.Load(), m.placeless.Load())
+				}
+			}
+		})
+	}
+}

@@ -574,6 +574,7 @@ func TestTakenBackWhileClosing(t *testing.T) {
 		release := b.door.hang() // or it may be the first to write that
 		<-d.waits
 		release()
+		synctest.Wait()
 		b.tell(u0, word{state: stateReady})
 		b.tell(u0, word{state: stateReady, reason: "the new version is bad"})
 		close(d.wait)

@@ -126,7 +126,8 @@ type Selection struct {
 	// the config (which may end the wait where upstreams are discovered); without that it does not wait.
 	// Then it takes a place at an upstream that has failed, if one is free, or gets 503 with a `Retry-After` header.
 	// A session has its place until its server gives it up, `unused_session_lifetime` and `check_unused_sessions`
-	// after its last websocket. Default: no limit.
+	// after its last websocket. A page whose websocket has not come 5 seconds after its answer gives its place away; one that comes later
+	// is let in all the same. Default: no limit.
 	MaxSessions int `json:"max_sessions,omitempty"`
 
 	// What the new sessions of a group have in common, as one placeholder: `{http.auth.user.id}`, or

@@ -88,16 +88,16 @@ func (q *queue) wait(o *offer) {
 	}
 }
 
-// turns are those whose turn it is at u, which has so many sessions, the oldest first: for each there is a place if those
+// turns are those whose turn it is at u, of whose places so many are taken, the oldest first: for each there is a place if those
 // before take theirs. Whoever allows fewer sessions is passed over once there are so many. The line is locked.
-func (u *upstream) turns(sessions int64) iter.Seq[*ticket] {
+func (u *upstream) turns(places int64) iter.Seq[*ticket] {
 	return func(yield func(*ticket) bool) {
 		var room [4][]*ticket
 		left := room[:0]
 		for _, q := range u.queues {
 			left = append(left, q.tickets)
 		}
-		for taken := sessions; ; taken++ {
+		for taken := places; ; taken++ {
 			next := -1
 			for i, tickets := range left {
 				if len(tickets) > 0 && taken < tickets[0].queue.max && (next < 0 || tickets[0].compare(left[next][0]) < 0) {

@@ -93,17 +93,19 @@ type session struct {
 	next *session // the same id at another upstream
 	at   *upstream
 
-	until    time.Duration // when it ends if no socket comes, on the table's clock; 0 if it does not wait
-	timer    *time.Timer   // pending while until is not 0
-	pages    int32         // being built
-	served   int32         // answered, with their last byte not sent yet
-	sockets  int32
-	hadOne   bool // a socket, once
-	claimed  bool // counted elsewhere from now on: under the id of its socket, or where it moved
-	previous state
-	began    time.Duration // on the table's clock
-	app      app           // that it belongs to
-	owner    *owner        // through which it was asked for last
+	until      time.Duration // when it ends if no socket comes, on the table's clock; 0 if it does not wait
+	placeUntil time.Duration // until when it holds a place if no socket comes, on the same clock; 0 if that is not the question
+	placeless  bool          // that time is over
+	timer      *time.Timer   // pending while one of them is not 0
+	pages      int32         // being built
+	served     int32         // answered, with their last byte not sent yet
+	sockets    int32
+	hadOne     bool // a socket, once
+	claimed    bool // counted elsewhere from now on: under the id of its socket, or where it moved
+	previous   state
+	began      time.Duration // on the table's clock
+	app        app           // that it belongs to
+	owner      *owner        // through which it was asked for last
 }
 
 // upstream is one server by its name, in whatever handler or config it appears.
@@ -115,6 +117,7 @@ type upstream struct {
 
 	counts      [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
 	sessions    atomic.Int64            // all that have not ended
+	placeless   atomic.Int64            // of these, those that hold no place any more
 	unanswered  unanswered
 	failedPages pastPages // that it failed at
 	leftPages   pastPages // whose visitors have gone before an answer came
@@ -282,7 +285,10 @@ type load struct {
 
 // page counts a page request for the session at u.
 func (t *table) page(k sessionKey, u *upstream, by terms) load {
-	return load{t: t, lifetime: by.lifetime, s: t.change(k, u, by, func(s *session) { s.pages++ })}
+	return load{t: t, lifetime: by.lifetime, s: t.change(k, u, by, func(s *session) {
+		s.pages++
+		s.takePlace()
+	})}
 }
 
 // update lets f change the session, if the request weighs anything.
@@ -297,6 +303,8 @@ func (l load) built() {
 	l.update(func(s *session) {
 		s.pages--
 		s.served++
+		s.placeUntil = onBeat(l.t.now() + placeFor)
+		l.t.arm(s)
 	})
 }
 
@@ -321,6 +329,7 @@ func (t *table) socket(k, page sessionKey, u *upstream, by terms) load {
 	l := load{t: t, lifetime: by.lifetime, s: t.change(k, u, by, func(s *session) {
 		s.sockets++
 		s.claimed = false
+		s.takePlace()
 	})}
 	if page != k {
 		l.claimed = t.claim(page, l.s.at)
@@ -379,7 +388,7 @@ func (t *table) quit(sh *shard, s *session) {
 
 // stopWaiting ends the waiting of s. The shard is locked.
 func (t *table) stopWaiting(sh *shard, s *session) {
-	s.until = 0
+	s.until, s.placeUntil = 0, 0
 	if s.timer != nil {
 		s.timer.Stop()
 		s.timer = nil
@@ -405,27 +414,70 @@ const beat = 250 * time.Millisecond
 // onBeat returns the first beat that is not before a moment on the table's clock, which begins with 1.
 func onBeat(moment time.Duration) time.Duration { return (moment + beat - 2).Truncate(beat) + 1 }
 
+// placeFor is how long after its answer a page holds a place though no socket has come. Browsers open theirs within a second or
+// two, on a slow line in five. Whoever asks for pages alone must not keep others out for as long as a server keeps a session;
+// a socket that comes later takes the place again, though there may be one too many then.
+const placeFor = 5 * time.Second
+
 // keep lets s live for d from now, and up to a beat more, though it has no socket. The shard is locked.
 func (t *table) keep(s *session, d time.Duration) {
 	if s.at.draining.closed() {
 		return
 	}
-	now := t.now()
-	s.until = max(s.until, onBeat(now+d))
-	if s.timer == nil {
-		s.timer = time.AfterFunc(s.until-now, func() { t.update(s, t.expire) })
+	s.until = max(s.until, onBeat(t.now()+d))
+	t.arm(s)
+}
+
+// arm sees to it that s wakes in time. The shard is locked.
+func (t *table) arm(s *session) {
+	next := s.until
+	if s.placeUntil != 0 && (next == 0 || s.placeUntil < next) {
+		next = s.placeUntil
+	}
+	if s.timer == nil && next != 0 {
+		s.timer = time.AfterFunc(next-t.now(), func() { t.update(s, t.wake) })
 	}
 }
 
-// expire ends the waiting of s, unless its time was moved on. The shard is locked.
-func (t *table) expire(s *session) {
+// wake ends what is over of s. The shard is locked.
+func (t *table) wake(s *session) {
 	s.timer = nil
-	left := s.until - t.now()
-	s.until = 0
-	if left > 0 {
-		t.keep(s, left)
+	now := t.now()
+	if s.placeUntil != 0 && s.placeUntil <= now {
+		s.losePlace(now, &t.line)
+	}
+	if s.until != 0 && s.until <= now {
+		t.expire(s)
+	}
+	t.arm(s)
+}
+
+// losePlace lets others have the place of a session whose socket has not come. The shard is locked.
+func (s *session) losePlace(now time.Duration, l *line) {
+	s.placeUntil = 0
+	if s.state() != waiting {
 		return
 	}
+	s.placeless = true
+	s.at.placeless.Add(1)
+	l.freed(s.at, now)
+}
+
+// takePlace gives the session a place, whether there is one or not. The shard is locked.
+func (s *session) takePlace() {
+	s.placeUntil = 0
+	if s.placeless {
+		s.placeless = false
+		s.at.placeless.Add(-1)
+	}
+}
+
+// places returns how many places are taken at u.
+func (u *upstream) places() int64 { return u.sessions.Load() - u.placeless.Load() }
+
+// expire ends the waiting of s. The shard is locked.
+func (t *table) expire(s *session) {
+	s.until = 0
 	if s.state() != ended {
 		return
 	}
@@ -499,6 +551,7 @@ func (t *table) settle(sh *shard, s *session) {
 	}
 	s.previous = now
 	if now == ended {
+		s.takePlace() // which is free now
 		s.at.sessions.Add(-1)
 		s.at.past.ended.add(t.now())
 		t.line.freed(s.at, t.now())
