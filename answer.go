@@ -54,6 +54,9 @@ func (rn *run) readAnswer(a *attempt, found bool) {
 // rn.mu is locked.
 func (rn *run) isNoPage(a *attempt, status int) {
 	a.noPage = true
+	if rn.kind == pageRequest {
+		rn.s.table.answered.other(rn.terms.app, rn.s.table.now())
+	}
 	rn.settle(a, status)
 }
 

@@ -47,7 +47,7 @@ func TestGetThatIsNoPage(t *testing.T) {
 	files, goOn := besidesApps(t)
 	b.files = files
 	s := serve(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh {\n max_sessions 1\n}\n}")
-	for _, path := range []string{"/", "/rest/status", "/part", "/report.html", "/", "/rest/status"} {
+	for _, path := range []string{"/", "/rest/status", "/part", "/report.html"} {
 		s.get(path)
 		soonCounts(t, "after "+path, b.addr(), tally{})
 	}
@@ -57,14 +57,17 @@ func TestGetThatIsNoPage(t *testing.T) {
 		p, _ := s.tryGet(t.Context(), "/download")
 		downloads <- p
 	}()
-	soon(t, "the download begins", func() bool { return thisNodesEnded(b.addr()) == 7 })
+	soon(t, "the download begins", func() bool { return thisNodesEnded(b.addr()) == 5 })
 	soonCounts(t, "while it goes on", b.addr(), tally{})
 	p, w := s.visit()
 	soonCounts(t, "with a visitor", b.addr(), tally{0, 0, 1, 0})
 	close(goOn)
 	<-downloads
-	if p := s.get("/"); p.status != http.StatusServiceUnavailable {
+	if p := s.get("/anything"); p.status != http.StatusServiceUnavailable {
 		t.Errorf("without a place what may be a page is answered %d", p.status)
+	}
+	if p := s.get("/"); p.status != http.StatusOK {
+		t.Errorf("without a place what never was a page is answered %d", p.status)
 	}
 	w.Close()
 	_ = p
@@ -244,7 +247,7 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 		if !m.trouble.on() {
 			t.Error("a server all of whose pages fail is taken for well")
 		}
-		if m.warm() || s.table.hasPages(s.table.app("example.com", 0, "/rest/status")) {
+		if m.warm() || s.table.answered.hasPages(s.table.app("example.com", 0, "/rest/status")) {
 			t.Error("an answer that is no page counts as one")
 		}
 	})

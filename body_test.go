@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -76,7 +77,7 @@ func TestBodyOfAPage(t *testing.T) {
 		"long":            {strings.NewReader(strings.Repeat("x", mostBody+1)), mostBody + 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, err := http.NewRequest(http.MethodGet, "http://"+s.addr+"/echo", tc.body)
+			r, err := http.NewRequest(http.MethodGet, "http://"+s.addr+"/echo/"+url.PathEscape(name), tc.body) // each at an address of which nothing is known
 			if err != nil {
 				t.Fatal(err)
 			}

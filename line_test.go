@@ -793,7 +793,7 @@ func TestGroupBy(t *testing.T) {
 
 // Where all others are full, who can wait no longer gets a place even at a server that has failed: it may be well again.
 func TestLastChance(t *testing.T) {
-	for _, patience := range []time.Duration{0, 5 * time.Second} {
+	for _, patience := range []time.Duration{0, 3 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			pool := testPool(2)
 			s := newCapped(newTable(), pool, 1, patience)

@@ -167,7 +167,7 @@ func TestHostileReason(t *testing.T) {
 	if st := a.status(b1.addr()); st.State != stateReady {
 		t.Errorf("after what was refused it is %s", st.State)
 	}
-	a.want(200, "neue Version", "PUT", "/bokeh/draining/"+b1.addr(), body(strings.Repeat("x", 1000)+" neue Version"))
+	a.want(200, "neue Version", "PUT", "/bokeh/draining/"+b1.addr(), body(strings.Repeat("x", maxText-13)+" neue Version"))
 
 	shared := sharedName(b2.addr())
 	evil := &mark{ID: "1", Said: 1, Upstream: shared, State: hostile, Since: time.Now(), By: hostile, Reason: hostile, Written: time.Now()}

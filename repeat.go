@@ -30,7 +30,7 @@ func (m repeatable) MatchWithError(r *http.Request) (bool, error) {
 
 // isForFile says whether the run's request is for a file and no app, whatever its headers say.
 func (rn *run) isForFile(r *http.Request) bool {
-	return (rn.kind == other || rn.kind == maybePage) && isFile(r) && hasFileEnding(r.URL.Path) && !rn.s.table.hasPages(rn.terms.app)
+	return (rn.kind == other || rn.kind == maybePage) && isFile(r) && hasFileEnding(r.URL.Path) && !rn.s.table.answered.hasPages(rn.terms.app)
 }
 
 // asSent returns the error of a request in such a form that the reverse proxy takes it for one of a dial only where nothing can have

@@ -280,11 +280,7 @@ func (s *Selection) run(r *http.Request) *run {
 		rn.entry = s.table.key(rn.id)
 	}
 	rn.terms = terms{s.lifetime, s.table.app(r.Host, portOf(r), appPath(r.URL.Path)), s.owner}
-	if rn.kind == maybePage || rn.kind == other && r.Method == http.MethodGet && path.Base(r.URL.Path) != "ws" {
-		if s.table.hasPages(rn.terms.app) {
-			rn.kind = pageRequest // whatever the client says that it wants it for
-		}
-	}
+	rn.kind = s.kindAt(r, rn.kind, rn.terms.app)
 	rn.client, _ = caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	rn.readCookie(r)
 	r.Header.Del(stampHeader) // a client's own is never passed on
@@ -296,7 +292,7 @@ func (s *Selection) run(r *http.Request) *run {
 	}
 	// A websocket over HTTP/2 has the unknown length of the CONNECT that it was, and no body.
 	rn.hasBody = bringsBody(r) && (r.ProtoMajor < 2 || !isWebsocket(r.Header))
-	rn.mayHedge = s.hedges && rn.isShared(r.Context()) && isFile(r) && !s.table.hasPages(rn.terms.app)
+	rn.mayHedge = s.hedges && rn.isShared(r.Context()) && isFile(r) && !s.table.answered.hasPages(rn.terms.app)
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
 		rn.odd = size > plainHeader
@@ -326,6 +322,20 @@ func (s *Selection) run(r *http.Request) *run {
 	}
 	*r = *r.WithContext(rn.ctx)
 	return rn
+}
+
+// kindAt says what a request means by what has come from its address so far. Where apps are, a GET is for a page, whatever the client
+// says that it wants it for; where answers have come and none was a page, it weighs like one only if it turns out to be one.
+func (s *Selection) kindAt(r *http.Request, k kind, of app) kind {
+	last := path.Base(r.URL.Path)
+	switch {
+	case k == socket || r.Method != http.MethodGet || last == "ws" || isEmbedded(last):
+	case s.table.answered.hasPages(of):
+		return pageRequest
+	case k == pageRequest && s.table.answered.hasNone(of):
+		return maybePage
+	}
+	return k
 }
 
 // portOf returns the port at which r was asked, or 0 for a unix socket.

@@ -57,9 +57,6 @@ type terms struct {
 	owner    *owner
 }
 
-// pagePlaces bounds what is kept of paths, and is enough for two to share a place seldom.
-const pagePlaces = 1 << 16
-
 // table holds every live session of this process and the load of every upstream.
 type table struct {
 	salt   [16]byte
@@ -72,8 +69,8 @@ type table struct {
 	unknownStamps counters     // requests with a stamp that no key of their policy has signed, by kind
 	line          line         // in which visits wait for a place
 
-	pageTimes [1 << 10]average        // by app; two that share one are taken for one
-	havePages [pagePlaces]atomic.Bool // apps of which a page has come; two that share a place are taken for one
+	pageTimes [1 << 10]average // by app; two that share one are taken for one
+	answered  answeredAt
 
 	mu        sync.Mutex           // guards upstreams and sources
 	upstreams map[string]*upstream // by name
@@ -712,12 +709,10 @@ func (t *table) pageBuilt(u *upstream, of app, took time.Duration) {
 		}
 		usually.add(int64(took))
 	}
-	u.builtAt.Store(int64(t.now()))
-	t.havePages[of%pagePlaces].Store(true)
+	now := t.now()
+	u.builtAt.Store(int64(now))
+	t.answered.page(of, now)
 }
-
-// hasPages says whether a page of the app has come since this process began.
-func (t *table) hasPages(of app) bool { return t.havePages[of%pagePlaces].Load() }
 
 // turn returns how long u was at a page that is ready now and was asked for at a time: it builds one
 // after the other.
