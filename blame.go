@@ -129,7 +129,7 @@ func (rn *run) weighFailed(a *attempt, now time.Duration) {
 		weighs = max(weighs, rn.s.table.leftWork(a, rn.terms.app, now))
 	}
 	if weighs > 0 {
-		a.m.failedPages.add(now, weighs)
+		a.m.failedPages.add(a.load.s.key, now, weighs)
 	}
 }
 

@@ -201,6 +201,15 @@ func TestPagesThatNobodyWaitsFor(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		weighs("the second is done", 0)
 
+		for range 10 {
+			again := newRequest(s, "/app?bokeh-session-id=given")
+			again.choose(pool)
+			again.run().connected(again.run().attempt)
+			again.end()
+		}
+		weighs("one session, left again and again", 1)
+		time.Sleep(200 * time.Millisecond)
+
 		hangs := page()
 		time.Sleep(3 * time.Second)
 		hangs.end()

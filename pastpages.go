@@ -21,22 +21,31 @@ const (
 type pastPages struct {
 	n atomic.Int64 // how many weigh
 
-	mu  sync.Mutex  // guards all below, and the change of n
-	all []*pastPage // in the order in which they ended; some may weigh no more
+	mu  sync.Mutex               // guards all below, and the change of n
+	all []*pastPage              // in the order in which they ended; some may weigh no more
+	of  map[sessionKey]*pastPage // those that weigh: of a session only the last, for a server builds it once
 }
 
 // pastPage is one of them.
 type pastPage struct {
-	ended time.Duration // on the table's clock
-	over  bool          // weighs no more
+	session sessionKey
+	ended   time.Duration // on the table's clock
+	over    bool          // weighs no more
 }
 
-// add takes note of a page that has ended, and how long it weighs.
-func (p *pastPages) add(now, weighs time.Duration) {
+// add takes note of a page of a session that has ended, and how long it weighs.
+func (p *pastPages) add(k sessionKey, now, weighs time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	page := &pastPage{ended: now}
+	if before := p.of[k]; before != nil {
+		p.end(before)
+	}
+	if p.of == nil {
+		p.of = make(map[sessionKey]*pastPage)
+	}
+	page := &pastPage{session: k, ended: now}
 	p.all = append(p.all, page)
+	p.of[k] = page
 	p.n.Add(1)
 	time.AfterFunc(weighs, func() {
 		p.mu.Lock()
@@ -64,10 +73,12 @@ func (p *pastPages) outlived(asked time.Duration) {
 
 // end takes the weight off a page. p.mu is locked.
 func (p *pastPages) end(page *pastPage) {
-	if !page.over {
-		page.over = true
-		p.n.Add(-1)
+	if page.over {
+		return
 	}
+	page.over = true
+	delete(p.of, page.session)
+	p.n.Add(-1)
 }
 
 // leftWork returns how long a page may still keep its server busy whose visitor has gone: until all that were asked for before

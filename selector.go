@@ -829,7 +829,7 @@ func (rn *run) settle(a *attempt, status int) {
 		case status >= http.StatusInternalServerError:
 			rn.weighFailed(a, now)
 		case !a.answered:
-			a.m.leftPages.add(now, rn.s.table.leftWork(a, rn.terms.app, now))
+			a.m.leftPages.add(a.load.s.key, now, rn.s.table.leftWork(a, rn.terms.app, now))
 		}
 		if hasPage {
 			a.m.trouble.pageCame()
