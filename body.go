@@ -10,7 +10,7 @@ import (
 
 // mostBody bounds the body of a page request that is waited for. What a browser asks for as a page has none, and Bokeh reads
 // no more of one than a form with a session's id.
-const mostBody = 64 << 10
+const mostBody = 16 << 10
 
 // body is what came with a request for a page or a websocket.
 type body struct {
