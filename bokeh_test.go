@@ -31,11 +31,12 @@ type bokeh struct {
 	apps  []string     // paths of apps beside /app
 	files http.Handler // answers what is neither a page nor a socket, if not nil
 
-	status atomic.Int64  // answered to page requests instead of a page, if not 0
-	hints  bool          // a page is announced by 103 Early Hints
-	hold   chan struct{} // page requests wait until it is closed, if not nil
-	died   atomic.Bool   // a request has taken the server down
-	drip   chan struct{} // a page's last byte waits until it is closed, if not nil
+	status atomic.Int64   // answered to page requests instead of a page, if not 0
+	greets func(net.Conn) // what the server does with a websocket that it has opened, if not nil
+	hints  bool           // a page is announced by 103 Early Hints
+	hold   chan struct{}  // page requests wait until it is closed, if not nil
+	died   atomic.Bool    // a request has taken the server down
+	drip   chan struct{}  // a page's last byte waits until it is closed, if not nil
 
 	mu      sync.Mutex // guards all below
 	docs    map[string]int
@@ -205,6 +206,11 @@ func (b *bokeh) serveSocket(w http.ResponseWriter, r *http.Request) {
 	b.mu.Lock()
 	b.sockets[conn] = true
 	b.mu.Unlock()
+	defer func() {
+		if b.greets != nil {
+			b.greets(conn)
+		}
+	}()
 	sum := sha1.Sum([]byte(r.Header.Get("Sec-Websocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	fmt.Fprintf(buf, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX-Server: %s\r\n"+
 		"Sec-WebSocket-Protocol: bokeh\r\nSec-WebSocket-Accept: %s\r\n\r\n", b.addr(), base64.StdEncoding.EncodeToString(sum[:]))

@@ -254,6 +254,7 @@ type attempt struct {
 	stamp     string      // that a GET was sent with, if it was
 	asID      bool        // it was sent as the session's id
 	noPage    bool        // the answer to a page request is none
+	refused   bool        // the server closes the websocket that it has just opened
 	connected bool        // the request went out on a connection
 	host      string      // that was looked up last
 	addrs     int         // that it has, 0 if it needed no look-up
@@ -708,6 +709,7 @@ func (rn *run) hasAnswer(res *http.Response) {
 	rn.isAnswered(rn.attempt)
 	rn.attempt.answer = res.StatusCode
 	rn.learn(rn.attempt, res)
+	rn.listen(rn.attempt, res)
 	rn.setCookie(rn.attempt, res)
 }
 
@@ -842,7 +844,7 @@ func (rn *run) settle(a *attempt, status int) {
 			}
 		}
 	case socket:
-		a.load.socketEnded(status == http.StatusSwitchingProtocols)
+		a.load.socketEnded(status == http.StatusSwitchingProtocols && !a.refused)
 		switch status {
 		case http.StatusForbidden:
 			rn.s.refusedSocket(a.m, rn)
