@@ -211,6 +211,8 @@ func (rn *run) beginSecond(a *attempt) bool {
 		return false
 	}
 	rn.hedged = true
+	a.open.run = rn
+	a.m.draining.requests.add(&a.open)
 	a.m.unanswered.ask(&a.question, a.begun)
 	a.m.past.selected.add(string(decisionShared))
 	return true
@@ -227,6 +229,7 @@ func (rn *run) drop(a *attempt) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	rn.settle(a, 0)
+	a.m.draining.requests.remove(&a.open)
 }
 
 // adopt makes a the run's last attempt, in the place of the one before, which was answered as well or was not.
@@ -247,5 +250,6 @@ func (rn *run) adopt(a *attempt, both bool) {
 	}
 	if rn.over {
 		rn.settle(a, 0)
+		a.m.draining.requests.remove(&a.open)
 	}
 }

@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -304,5 +305,35 @@ func TestHedgeOfAFileThatIsTheSameEverywhere(t *testing.T) {
 		if got, want := r.run().mayHedge, asked != nil; got != want {
 			t.Errorf("it may be asked twice: %v, want %v", got, want)
 		}
+	}
+}
+
+// A file that the second server answers ends with that server's grace period.
+func TestHedgedFileIsEnded(t *testing.T) {
+	ended := make(chan struct{})
+	var second atomic.Value
+	s, _ := hedging(t, func(w http.ResponseWriter, r *http.Request) {
+		second.Store(r.Context().Value(http.LocalAddrContextKey).(net.Addr).String())
+		fmt.Fprint(w, "begins")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		close(ended)
+	}, "")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.addr+"/static/js/bokeh.min.js", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := s.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	u := sessions().hold(upstreamName(second.Load().(string)))
+	defer sessions().release(u)
+	u.draining.requests.endAll(time.Nanosecond)
+	select {
+	case <-ended:
+	case <-time.After(hangs):
+		t.Error("it goes on")
 	}
 }
