@@ -16,7 +16,8 @@ const maxAddresses = 4096
 
 // answeredAt is what has been answered at addresses of apps, and of what may be some, since this process began.
 type answeredAt struct {
-	known sync.Map // of app to *address
+	known sync.Map    // of app to *address
+	any   atomic.Bool // a page has come from somewhere
 
 	mu sync.Mutex // guards n, and the growth of known
 	n  int
@@ -35,14 +36,19 @@ func (a *answeredAt) hasPages(of app) bool {
 	return ok && known.(*address).pages.Load()
 }
 
-// hasNone says whether answers have come from the address, and none was a page.
-func (a *answeredAt) hasNone(of app) bool {
+// hasOthers says whether an answer that was no page has come from the address.
+func (a *answeredAt) hasOthers(of app) bool {
 	known, ok := a.known.Load(of)
-	return ok && known.(*address).others.Load() && !known.(*address).pages.Load()
+	return ok && known.(*address).others.Load()
 }
 
 // page takes note of a page from the address.
-func (a *answeredAt) page(of app, now time.Duration) { a.at(of, now).pages.Store(true) }
+func (a *answeredAt) page(of app, now time.Duration) {
+	a.at(of, now).pages.Store(true)
+	if !a.any.Load() {
+		a.any.Store(true)
+	}
+}
 
 // other takes note of an answer from the address that is no page.
 func (a *answeredAt) other(of app, now time.Duration) { a.at(of, now).others.Store(true) }

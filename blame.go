@@ -5,6 +5,8 @@ package caddybokeh
 import (
 	"hash/maphash"
 	"math"
+	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,16 +30,53 @@ const (
 // seldom lets each client have its turn once in a while. Clients that share a place share the turn.
 type seldom struct{ last [64]atomic.Int64 } // by client, on the table's clock
 
+// of returns when the client has had its turn last.
+func (s *seldom) of(client uint64) *atomic.Int64 { return &s.last[client%uint64(len(s.last))] }
+
 // lets says whether it is the client's turn.
 func (s *seldom) lets(client uint64, every, now time.Duration) bool {
-	last := &s.last[client%uint64(len(s.last))]
+	last := s.of(client)
 	before := last.Load()
 	return (before == 0 || now-time.Duration(before) >= every) && last.CompareAndSwap(before, int64(now))
 }
 
 // hasTurn says whether the run's client has its turn. One whose address Caddy does not know always has.
 func (rn *run) hasTurn(s *seldom, every, now time.Duration) bool {
-	return rn.client == "" || s.lets(maphash.String(rn.s.table.seed, rn.client), every, now)
+	return rn.client == "" || s.lets(rn.clientHash(), every, now)
+}
+
+// hasFailed says whether the run's client has met a failure lately at one of these but the given one.
+func (rn *run) hasFailed(pool []*member, but *member, now time.Duration) bool {
+	client := rn.clientHash()
+	return slices.ContainsFunc(pool, func(m *member) bool {
+		last := m.past.failures.of(client).Load()
+		return m != but && last != 0 && now-time.Duration(last) < failuresOf
+	})
+}
+
+// clientHash stands for the run's client.
+func (rn *run) clientHash() uint64 { return maphash.String(rn.s.table.seed, network(rn.client)) }
+
+// network returns what stands for a client: its address, and of one of IPv6 the part that is its network's. The rest of it, of
+// 64 bits, the client chooses by itself.
+func network(client string) string {
+	addr, err := netip.ParseAddr(client)
+	if err != nil || addr.Unmap().Is4() {
+		return client
+	}
+	prefix, _ := addr.Prefix(64)
+	return prefix.String()
+}
+
+// anyAddress stands for all addresses as long as no page has come at all.
+const anyAddress app = 0
+
+// failingApp is what the run's page counts for if it fails.
+func (rn *run) failingApp() app {
+	if rn.isAtApp() {
+		return rn.terms.app
+	}
+	return anyAddress
 }
 
 // failingApps is how often the pages of apps fail at an upstream.
@@ -91,9 +130,12 @@ func (f *failingApps) of(a app) float64 {
 // blame takes note of a page that m has failed at, and says how long it weighs there. A client that goes on asking for what
 // fails is heard once in a while, and where the app fails elsewhere as well, m is in trouble only when that can be no chance.
 func (rn *run) blame(a *attempt, now time.Duration) (weighs time.Duration) {
-	m, of := a.m, rn.terms.app
-	if rn.mayFail || rn.blames || !rn.hasTurn(&m.past.failures, failuresOf, now) {
-		return 0
+	m, of := a.m, rn.failingApp()
+	// Where pages of an app that works fail for a client nowhere else, that is not its doing, unless it can choose where they go.
+	turn := rn.hasTurn(&m.past.failures, failuresOf, now)
+	ownFault := of != anyAddress && rn.s.GroupBy == "" && !rn.hasFailed(a.peers, m, now)
+	if rn.mayFail || rn.blames || !turn && !ownFault || of == anyAddress && rn.s.table.answered.any.Load() {
+		return 0 // who makes addresses up, or varies one, could have each fail for the first time
 	}
 	// Where one fails at several upstreams, it may be the request's fault.
 	rn.blames = true
@@ -109,15 +151,16 @@ func (rn *run) blame(a *attempt, now time.Duration) (weighs time.Duration) {
 // clear takes note of a page that has come where pages of its app failed. Where they failed elsewhere about as often, it may be
 // over there, too, and whoever is well first is not to have all that follow.
 func (rn *run) clear(a *attempt, now time.Duration) {
-	of := rn.terms.app
-	here := a.m.past.failing.of(of)
-	if here == 0 {
-		return
-	}
-	a.m.past.failing.came(of)
-	for _, m := range a.peers {
-		if m.past.failing.of(of) < 2*here {
-			m.failedPages.outlived(now)
+	for _, of := range []app{rn.terms.app, anyAddress} { // it may be the first page from there
+		here := a.m.past.failing.of(of)
+		if here == 0 {
+			continue
+		}
+		a.m.past.failing.came(of)
+		for _, m := range a.peers {
+			if there := m.past.failing.of(of); m == a.m || there > 0 && there < 2*here {
+				m.failedPages.outlived(now)
+			}
 		}
 	}
 }

@@ -83,6 +83,7 @@ func TestClientThatAlwaysFails(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			pool := testPool(2)
 			s := newTestSelection(pool)
+			s.GroupBy = "{http.vars.client_ip}" // so the pool is one server to this client
 			for i := range 200 {
 				r := ask(s).from("192.0.2.1")
 				r.choose(pool[:1])

@@ -4,6 +4,7 @@ package caddybokeh
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 )
@@ -36,7 +37,7 @@ func (rn *run) receive(r *http.Request) {
 		rn.odd = rn.odd || rn.hasBody
 		rn.mayFail = rn.mayFail || rn.hasBody
 	}
-	b.putBack(r)
+	rn.putBack(b, r)
 }
 
 func (b *body) readFrom(from io.ReadCloser) {
@@ -50,17 +51,58 @@ func (b *body) readFrom(from io.ReadCloser) {
 }
 
 // putBack gives the request a body to read, for each attempt anew.
-func (b *body) putBack(r *http.Request) {
+func (rn *run) putBack(b *body, r *http.Request) {
 	switch {
 	case b.rest == nil: // it never had one
 	case !b.whole:
-		r.Body = struct {
-			io.Reader
-			io.Closer
-		}{io.MultiReader(bytes.NewReader(b.bytes), b.rest), b.rest}
+		r.Body = &lastPart{io.MultiReader(bytes.NewReader(b.bytes), b.rest), b.rest, r.ContentLength, rn.hasAll}
 	case len(b.bytes) == 0:
 		r.Body, r.ContentLength, r.TransferEncoding = http.NoBody, 0, nil
 	default:
 		r.Body, r.ContentLength, r.TransferEncoding = io.NopCloser(bytes.NewReader(b.bytes)), int64(len(b.bytes)), nil
 	}
+}
+
+// lastPart is a body too long to be waited for. The server does not get the end of it before that has been counted.
+type lastPart struct {
+	io.Reader
+	io.Closer
+	left int64        // bytes until the end; below 0 if nobody knows
+	all  func() error // called once with the end, which it may refuse; nil after that
+}
+
+// Read implements io.Reader.
+func (l *lastPart) Read(p []byte) (int, error) {
+	n, err := l.Reader.Read(p)
+	if l.left >= 0 {
+		l.left -= int64(n)
+	}
+	if l.all == nil || err != io.EOF && (err != nil || l.left != 0) {
+		return n, err
+	}
+	all := l.all
+	l.all = nil
+	if refused := all(); refused != nil {
+		return 0, refused
+	}
+	return n, err
+}
+
+// errNoPlace is that of a page whose body has come to its end when there is no place for it any more.
+var errNoPlace = errors.New("the upstream takes no new session any more")
+
+// hasAll counts a page whose body has come to its end, and refuses it where no new session may begin by now.
+func (rn *run) hasAll() error {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	a := rn.attempt
+	if a.settled || a.count == nil {
+		return nil
+	}
+	a.weigh(a.count)
+	if rn.isOver() || rn.id == "" && a.m.draining.on() || a.m.draining.closed() {
+		rn.settle(a, 0)
+		return errNoPlace
+	}
+	return nil
 }

@@ -286,10 +286,10 @@ func TestUnlikePages(t *testing.T) {
 
 // Two first bytes may be taken note of in the wrong order.
 func TestTurnBackwards(t *testing.T) {
-	tb, u := newTable(), &upstream{}
+	tb, u := newTable(), &upstream{past: new(past)}
 	u.builtAt.Store(1)
 	for _, now := range []time.Duration{1000, 999} {
-		tb.pageBuilt(u, 0, u.turn(10, now))
+		tb.pageBuilt(u, terms{}, u.turn(10, now))
 	}
 	if slowness := u.slowness.or(asUsual); slowness != asUsual {
 		t.Errorf("a page that took less than no time makes the upstream %v", slowness)

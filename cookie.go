@@ -28,7 +28,7 @@ func (rn *run) readCookie(r *http.Request) {
 // sessions, or -1. A tag cannot be guessed, so nobody names an upstream that he was not given. A page goes where it is
 // ready first; but what may be one, under a path that has never been a page's, is more likely a link to what a page has made.
 func (rn *run) ofItsBrowser(v *view) int {
-	if rn.cookie == "" || rn.kind == pageRequest && (isEmbedded(path.Base(rn.path)) || rn.s.table.answered.hasPages(rn.terms.app)) {
+	if rn.cookie == "" || rn.kind == pageRequest && (isEmbedded(path.Base(rn.path)) || rn.isAtApp()) {
 		return -1
 	}
 	raw, err := base64url.DecodeString(rn.cookie)

@@ -45,8 +45,16 @@ func (g *greeting) CloseWrite() error {
 
 // listen looks at what the server says first on a websocket. rn.mu is locked.
 func (rn *run) listen(a *attempt, res *http.Response) {
+	if rn.kind != socket {
+		return
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		rn.settle(a, res.StatusCode) // however long its client takes to read that
+		return
+	}
+	a.load.opened()
 	conn, ok := res.Body.(io.ReadWriteCloser)
-	if !ok || rn.kind != socket || res.StatusCode != http.StatusSwitchingProtocols {
+	if !ok {
 		return
 	}
 	res.Body = &greeting{conn, func() {

@@ -85,7 +85,7 @@ func (l *line) leave(tk *ticket, now time.Duration) {
 func (l *line) callAll(upstreams []*upstream, limit int64, now time.Duration) {
 	l.forget(now)
 	for _, u := range upstreams {
-		if u.places() < limit {
+		if u.places(limit) < limit {
 			l.call(u, now)
 		}
 	}
@@ -140,7 +140,7 @@ func (l *line) freed(u *upstream, now time.Duration) {
 // call calls those whose turn it is at u: as many as there are places. l.mu is locked.
 func (l *line) call(u *upstream, now time.Duration) {
 	l.forget(now)
-	for tk := range u.turns(u.places()) {
+	for tk := range u.turns() {
 		select {
 		case tk.turn <- struct{}{}:
 		default: // it has been called already
@@ -151,14 +151,14 @@ func (l *line) call(u *upstream, now time.Duration) {
 // hasPlace says whether a visit may begin a session at u, of which limit are allowed: there is a place
 // for it and for all who came before it. The ticket is nil for who has just come.
 func (l *line) hasPlace(tk *ticket, u *upstream, limit int64, now time.Duration) bool {
-	taken := u.places()
+	taken := u.places(limit)
 	if taken >= limit || l.length.Load() == 0 {
 		return taken < limit
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.forget(now)
-	for before := range u.turns(taken) {
+	for before := range u.turns() {
 		if taken >= limit || tk != nil && tk.queue != nil && before.compare(tk) >= 0 {
 			break
 		}
@@ -200,7 +200,7 @@ func (rn *run) avoidsAll(v *view) bool {
 // both give way; the line sees to who takes the place.
 func (rn *run) isOver() bool {
 	s := rn.attempt.load.s // nil if the client has gone
-	return rn.isCapped() && s != nil && s.at.places() > int64(rn.s.MaxSessions)
+	return rn.isCapped() && s != nil && s.at.places(int64(rn.s.MaxSessions)) > int64(rn.s.MaxSessions)
 }
 
 // isFull says whether it is for max_sessions alone that nobody takes this run's new session.
@@ -230,7 +230,7 @@ func (rn *run) waitInLine(ctx context.Context, v *view) bool {
 		return false
 	}
 	for i, m := range v.members[:v.present] {
-		if m.places() < int64(rn.s.MaxSessions) && rn.takes(v, i) {
+		if m.places(int64(rn.s.MaxSessions)) < int64(rn.s.MaxSessions) && rn.takes(v, i) {
 			return true // it became free before we were in the line
 		}
 	}

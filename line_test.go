@@ -53,6 +53,8 @@ func occupy(t *testing.T, s *Selection, pool reverseproxy.UpstreamPool, n int) (
 		token := makeToken(t, page.stamp(), nil)
 		socket := newSocket(s, token)
 		socket.choose(pool)
+		socket.run().connected(socket.run().attempt)
+		socket.run().firstByteCame(socket.run().attempt)
 		tokens, hangUp = append(tokens, token), append(hangUp, func() { socket.answer(http.StatusSwitchingProtocols) })
 	}
 	return tokens, hangUp
@@ -995,12 +997,14 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 			next.answer(http.StatusOK)
 			synctest.Wait()
 			for _, m := range s.index.Load().members {
-				if got := tallyOf(m.upstream); got[1] < 3 || m.places() > 1 {
-					t.Errorf("%s: %v at %s, which hold %d places", name, got, m.name, m.places())
+				if got := tallyOf(m.upstream); got[1] < 3 || m.places(3) > 1 {
+					t.Errorf("%s: %v at %s, which hold %d places", name, got, m.name, m.places(3))
 				}
 			}
 			late := newSocket(s, makeToken(t, pages[0].stamp(), nil))
 			addr, why := late.choose(pool)
+			late.run().connected(late.run().attempt)
+			late.run().firstByteCame(late.run().attempt)
 			if why != string(decisionBound) {
 				t.Errorf("%s: a socket that comes late is %s", name, why)
 			}

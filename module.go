@@ -127,7 +127,7 @@ type Selection struct {
 	// Then it takes a place at an upstream that has failed, if one is free, or gets 503 with a `Retry-After` header.
 	// A session has its place until its server gives it up, `unused_session_lifetime` and `check_unused_sessions`
 	// after its last websocket. A page whose websocket has not come 5 seconds after its answer gives its place away; one that comes later
-	// is let in all the same. Default: no limit.
+	// is let in all the same, so there may be up to twice as many. Default: no limit.
 	MaxSessions int `json:"max_sessions,omitempty"`
 
 	// What the new sessions of a group have in common, as one placeholder: `{http.auth.user.id}`, or
@@ -394,7 +394,9 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 	if h.DynamicUpstreamsRaw != nil || h.DynamicUpstreams != nil {
 		s.fallback = h.Upstreams
 		if isShared(h.DynamicUpstreamsRaw) {
-			s.members.discoverBy(s.table.holdSource(string(h.DynamicUpstreamsRaw)))
+			src := s.table.holdSource(string(h.DynamicUpstreamsRaw))
+			s.members.discoverBy(src)
+			s.owner.pool = func() map[string]bool { return src.lastFound().names }
 		}
 		return
 	}
@@ -404,6 +406,11 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 		}
 	}
 	s.static = h.Upstreams
+	names := make(map[string]bool)
+	for _, u := range h.Upstreams {
+		names[upstreamName(u.Dial)] = true
+	}
+	s.owner.pool = func() map[string]bool { return names }
 }
 
 // warnOfStrangers says so where an address on the drain line is none of the handler's.
@@ -573,6 +580,7 @@ func (s *Selection) Cleanup() error {
 	}
 	if s.members != nil {
 		s.members.close()
+		s.table.disown(s.owner)
 	}
 	if s.transport != nil {
 		return s.transport.Cleanup()

@@ -57,6 +57,18 @@ func (p *pastPages) add(k sessionKey, now, weighs time.Duration) {
 	})
 }
 
+// again takes note of a page that is asked for once more: a server builds a session once.
+func (p *pastPages) again(k sessionKey) {
+	if p.n.Load() == 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if before := p.of[k]; before != nil {
+		p.end(before)
+	}
+}
+
 // outlived takes note of an answer to what was asked for at a time: what had ended before that is done, for a server
 // takes one after the other.
 func (p *pastPages) outlived(asked time.Duration) {
@@ -85,11 +97,11 @@ func (p *pastPages) end(page *pastPage) {
 // and this one have taken what they usually do; and at least for as long again as it has gone without an answer, for then
 // nobody knows.
 func (t *table) leftWork(a *attempt, of app, now time.Duration) time.Duration {
-	done := a.begun + time.Duration(a.ahead+1)*t.usually(of)
+	done := a.begun + time.Duration(a.ahead+1)*t.usually(of, a.m.upstream)
 	return min(max(done-now, now-a.begun), failedPageWeight)
 }
 
-// usually returns how long a page of an app takes.
-func (t *table) usually(of app) time.Duration {
-	return time.Duration(t.pageTimes[of%app(len(t.pageTimes))].or(int64(unknownPage)))
+// usually returns how long a page of an app takes, or one of u where none of that app has come: clients can make apps up.
+func (t *table) usually(of app, u *upstream) time.Duration {
+	return time.Duration(t.pageTimes[of%app(len(t.pageTimes))].or(u.past.pageTime.or(int64(unknownPage))))
 }

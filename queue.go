@@ -88,19 +88,20 @@ func (q *queue) wait(o *offer) {
 	}
 }
 
-// turns are those whose turn it is at u, of whose places so many are taken, the oldest first: for each there is a place if those
+// turns are those whose turn it is at u, the oldest first: for each there is a place if those
 // before take theirs. Whoever allows fewer sessions is passed over once there are so many. The line is locked.
-func (u *upstream) turns(places int64) iter.Seq[*ticket] {
+func (u *upstream) turns() iter.Seq[*ticket] {
 	return func(yield func(*ticket) bool) {
+		placeless := u.placeless.Load()
 		var room [4][]*ticket
 		left := room[:0]
 		for _, q := range u.queues {
 			left = append(left, q.tickets)
 		}
-		for taken := places; ; taken++ {
+		for sessions := u.sessions.Load(); ; sessions++ {
 			next := -1
 			for i, tickets := range left {
-				if len(tickets) > 0 && taken < tickets[0].queue.max && (next < 0 || tickets[0].compare(left[next][0]) < 0) {
+				if len(tickets) > 0 && sessions-min(placeless, tickets[0].queue.max) < tickets[0].queue.max && (next < 0 || tickets[0].compare(left[next][0]) < 0) {
 					next = i
 				}
 			}

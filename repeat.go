@@ -30,7 +30,7 @@ func (m repeatable) MatchWithError(r *http.Request) (bool, error) {
 
 // isForFile says whether the run's request is for a file and no app, whatever its headers say.
 func (rn *run) isForFile(r *http.Request) bool {
-	return (rn.kind == other || rn.kind == maybePage) && isFile(r) && hasFileEnding(r.URL.Path) && !rn.s.table.answered.hasPages(rn.terms.app)
+	return (rn.kind == other || rn.kind == maybePage) && isFile(r) && hasFileEnding(r.URL.Path) && !rn.isAtApp()
 }
 
 // asSent returns the error of a request in such a form that the reverse proxy takes it for one of a dial only where nothing can have
@@ -41,8 +41,12 @@ func (rn *run) asSent(err error) error {
 	if rn.cut {
 		return errCut
 	}
-	if _, atDial := errors.AsType[reverseproxy.DialError](err); atDial && rn.attempt.connected {
+	_, atDial := errors.AsType[reverseproxy.DialError](err)
+	switch {
+	case atDial && rn.attempt.connected:
 		return errors.New(err.Error())
+	case rn.attempt.noTLS && !rn.attempt.connected:
+		return reverseproxy.NewDialError(err) // Caddy does not know that nothing was sent
 	}
 	return err
 }

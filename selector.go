@@ -256,6 +256,7 @@ type attempt struct {
 	noPage    bool        // the answer to a page request is none
 	refused   bool        // the server closes the websocket that it has just opened
 	connected bool        // the request went out on a connection
+	noTLS     bool        // a TLS handshake has failed
 	host      string      // that was looked up last
 	addrs     int         // that it has, 0 if it needed no look-up
 	failures  int         // of dials
@@ -280,8 +281,9 @@ func (s *Selection) run(r *http.Request) *run {
 	if rn.id != "" {
 		rn.entry = s.table.key(rn.id)
 	}
-	rn.terms = terms{s.lifetime, s.table.app(r.Host, portOf(r), appPath(r.URL.Path)), s.owner}
-	rn.kind = s.kindAt(r, rn.kind, rn.terms.app)
+	path, port := appPath(r.URL.Path), portOf(r)
+	rn.terms = terms{s.lifetime, s.table.app(plainHost(r.Host), port, path), s.table.app("", port, path), s.owner}
+	rn.kind = rn.kindAt(r)
 	rn.client, _ = caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	rn.readCookie(r)
 	r.Header.Del(stampHeader) // a client's own is never passed on
@@ -293,13 +295,15 @@ func (s *Selection) run(r *http.Request) *run {
 	}
 	// A websocket over HTTP/2 has the unknown length of the CONNECT that it was, and no body.
 	rn.hasBody = bringsBody(r) && (r.ProtoMajor < 2 || !isWebsocket(r.Header))
-	rn.mayHedge = s.hedges && rn.isShared(r.Context()) && isFile(r) && !s.table.answered.hasPages(rn.terms.app)
+	rn.mayHedge = s.hedges && rn.isShared(r.Context()) && isFile(r) && !rn.isAtApp()
 	if rn.kind == pageRequest {
 		size, _ := headerSize(r)
 		rn.odd = size > plainHeader
 		rn.mayFail = rn.gaveID || rn.odd
 		// Where the first byte says that a page is built, "100 Continue" must be none. Go's server sends that by itself.
 		r.Header.Del("Expect")
+		// Bokeh runs the app and compares then: with this it could be run for an answer that is no page.
+		r.Header.Del("If-None-Match")
 	}
 	rn.repl, _ = r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	// Where one handler takes over the answer of another, this run's status is not that one's.
@@ -327,16 +331,28 @@ func (s *Selection) run(r *http.Request) *run {
 
 // kindAt says what a request means by what has come from its address so far. Where apps are, a GET is for a page, whatever the client
 // says that it wants it for; where answers have come and none was a page, it weighs like one only if it turns out to be one.
-func (s *Selection) kindAt(r *http.Request, k kind, of app) kind {
+func (rn *run) kindAt(r *http.Request) kind {
 	last := path.Base(r.URL.Path)
 	switch {
-	case k == socket || r.Method != http.MethodGet || last == "ws" || isEmbedded(last):
-	case s.table.answered.hasPages(of):
+	case rn.kind == socket || r.Method != http.MethodGet || last == "ws" || isEmbedded(last):
+	case rn.isAtApp():
 		return pageRequest
-	case k == pageRequest && s.table.answered.hasNone(of):
+	case rn.kind == pageRequest && rn.s.table.answered.hasOthers(rn.terms.app):
 		return maybePage
 	}
-	return k
+	return rn.kind
+}
+
+// isAtApp says whether pages have come from the path of the run, whatever host was asked: where a server answers for any, clients can
+// make hosts up.
+func (rn *run) isAtApp() bool { return rn.s.table.answered.hasPages(rn.terms.path) }
+
+// plainHost returns a host in the one spelling that is known by: Caddy takes every other one for the same.
+func plainHost(host string) string {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	return strings.TrimSuffix(strings.ToLower(host), ".")
 }
 
 // portOf returns the port at which r was asked, or 0 for a unix socket.
@@ -431,10 +447,10 @@ func (rn *run) maker(v *view) int {
 func (rn *run) home(v *view) int {
 	var room [4]int
 	places := room[:0]
-	rn.s.table.find(rn.entry, func(u *upstream, of app, by *owner) {
-		i := v.at(u)
-		if i < 0 && of == rn.terms.app && rn.s.inherits(by) {
-			i = v.left(u)
+	rn.s.table.find(rn.entry, func(s *session) {
+		i := v.at(s.at)
+		if i < 0 && s.app == rn.terms.app && rn.s.inherits(s.owner, s.at) {
+			i = v.left(s)
 		}
 		if i >= 0 {
 			places = append(places, i)
@@ -459,13 +475,6 @@ func (rn *run) home(v *view) int {
 		}
 	}
 	return places[alive]
-}
-
-// inherits says whether sessions of an owner are looked for where they were, though that is not in the pool: those of other configs
-// are, for a reload may have taken an upstream off, or is about to. Those of another policy of this config have a site of their own, which
-// may let in other visitors; and where each request has a pool of its own, an upstream may be somebody else's.
-func (s *Selection) inherits(of *owner) bool {
-	return !s.poolVaries() && (of == s.owner || of.config != s.owner.config)
 }
 
 // named returns the place of the upstream that the stamp names, or -1. Where that drains or is gone,
@@ -594,11 +603,17 @@ func (rn *run) begin(a *attempt, count func() load) {
 	switch {
 	case count == nil:
 	case rn.body.whole:
-		a.ahead = a.m.queue()
-		a.load = count()
+		a.weigh(count)
 	default:
 		a.count = count
 	}
+}
+
+// weigh counts the load of an attempt.
+func (a *attempt) weigh(count func() load) {
+	a.ahead, a.count = a.m.queue(), nil
+	a.load = count()
+	a.m.leftPages.again(a.load.s.key)
 }
 
 // trace listens to the connection that an attempt takes or makes. That is the only way to hear
@@ -608,7 +623,7 @@ func (rn *run) trace(a *attempt) *httptrace.ClientTrace {
 		ConnectDone:          func(_, _ string, err error) { rn.dialed(a, err) },
 		DNSStart:             func(info httptrace.DNSStartInfo) { rn.looksUp(a, info.Host) },
 		DNSDone:              func(info httptrace.DNSDoneInfo) { rn.lookedUp(a, info) },
-		TLSHandshakeDone:     func(_ tls.ConnectionState, err error) { a.m.shookHands(rn.s.table.now(), err) },
+		TLSHandshakeDone:     func(_ tls.ConnectionState, err error) { rn.shookHands(a, err) },
 		GotConn:              func(httptrace.GotConnInfo) { rn.connected(a) },
 		GotFirstResponseByte: func() { rn.firstByteCame(a) },
 	}
@@ -653,6 +668,14 @@ func (rn *run) dialed(a *attempt, err error) {
 	}
 }
 
+// shookHands takes note of the end of a TLS handshake.
+func (rn *run) shookHands(a *attempt, err error) {
+	a.m.shookHands(rn.s.table.now(), err)
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	a.noTLS = err != nil
+}
+
 // connected takes note of a connection that the request goes out on.
 func (rn *run) connected(a *attempt) {
 	rn.dialed(a, nil)
@@ -686,7 +709,7 @@ func (rn *run) isAnswered(a *attempt) {
 	a.m.unanswered.answered(&a.question, now)
 	a.m.leftPages.outlived(a.begun)
 	if a.count != nil {
-		a.load = a.count()
+		a.weigh(a.count)
 	}
 	switch rn.kind {
 	case pageRequest:
@@ -698,6 +721,9 @@ func (rn *run) isAnswered(a *attempt) {
 		}
 	case socket:
 		a.m.draining.requests.opened(&a.open)
+		if !rn.s.watches { // or the answer says whether it is open
+			a.load.opened()
+		}
 	case maybePage, other: // weigh nothing
 	}
 }
@@ -816,10 +842,11 @@ func (rn *run) settle(a *attempt, status int) {
 	}
 	switch rn.kind {
 	case pageRequest:
-		a.load.pageEnded(a.answered, hasPage)
+		// A request for a script that embeds an app and does not say where makes a session all the same (bokeh/server/views/autoload_js_handler.py).
+		a.load.pageEnded(a.answered, hasPage || status == http.StatusBadRequest && isEmbedded(path.Base(rn.path)))
 		switch {
 		case hasPage:
-			rn.s.table.pageBuilt(a.m.upstream, rn.terms.app, rn.lesson(a, now))
+			rn.s.table.pageBuilt(a.m.upstream, rn.terms, rn.lesson(a, now))
 			a.m.answeredAs(rn.repl)
 			if a.asID {
 				rn.s.took(a.m, (*rn.ring)[0])
@@ -830,7 +857,7 @@ func (rn *run) settle(a *attempt, status int) {
 		case !a.connected || a.load.s == nil:
 		case status >= http.StatusInternalServerError:
 			rn.weighFailed(a, now)
-		case !a.answered:
+		case !a.answered && a.load.isOver(): // or the server has the document already
 			a.m.leftPages.add(a.load.s.key, now, rn.s.table.leftWork(a, rn.terms.app, now))
 		}
 		if hasPage {
@@ -858,7 +885,7 @@ func (rn *run) settle(a *attempt, status int) {
 	case maybePage, other:
 		if a.load.s != nil {
 			a.load.pageEnded(true, true)
-			rn.s.table.pageBuilt(a.m.upstream, rn.terms.app, 0)
+			rn.s.table.pageBuilt(a.m.upstream, rn.terms, 0)
 		}
 	}
 }

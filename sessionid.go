@@ -236,7 +236,7 @@ type claim struct {
 
 // readClaim reads what r says of its session.
 func readClaim(r *http.Request, ks keyring) claim {
-	if token, ok := subprotocolToken(r.Header); ok && isWebsocket(r.Header) {
+	if token, ok := subprotocolToken(r.Header); ok && isWebsocket(r.Header) && path.Base(r.URL.Path) == "ws" {
 		c := readToken(token, ks)
 		if c.id != "" {
 			c.kind = socket

@@ -47,13 +47,11 @@ const (
 // it was asked at, and a path.
 type app uint64
 
-// owner is one policy of one config, whose sessions are its own.
-type owner struct{ config int64 } // by the table's count
-
 // terms are what a session is counted by.
 type terms struct {
 	lifetime time.Duration // without a socket
 	app      app
+	path     app // the same, at whatever host
 	owner    *owner
 }
 
@@ -64,17 +62,18 @@ type table struct {
 	start  time.Time
 	shards [tableShards]shard
 
-	configs       atomic.Int64 // that there ever were
-	nobody        counters     // requests for which there was no upstream, by reason
-	unknownStamps counters     // requests with a stamp that no key of their policy has signed, by kind
-	line          line         // in which visits wait for a place
+	nobody        counters // requests for which there was no upstream, by reason
+	unknownStamps counters // requests with a stamp that no key of their policy has signed, by kind
+	line          line     // in which visits wait for a place
 
 	pageTimes [1 << 10]average // by app; two that share one are taken for one
 	answered  answeredAt
 
-	mu        sync.Mutex           // guards upstreams and sources
+	mu        sync.Mutex           // guards all below
 	upstreams map[string]*upstream // by name
 	sources   map[string]*source   // by config
+	owners    map[*owner]struct{}  // of the configs that are loaded
+	configs   int64                // that there ever were
 }
 
 // shard is a part of the table under a lock of its own.
@@ -94,6 +93,7 @@ type session struct {
 	placeUntil time.Duration // until when it holds a place if no socket comes, on the same clock; 0 if that is not the question
 	placeless  bool          // that time is over
 	timer      *time.Timer   // pending while one of them is not 0
+	wakes      time.Duration // when it is due, on the same clock
 	pages      int32         // being built
 	served     int32         // answered, with their last byte not sent yet
 	sockets    int32
@@ -150,6 +150,7 @@ type past struct {
 	hedged   counters     // files that another one was asked for as well, by outcome
 	moved    counters     // sessions that left it, by reason
 	silent   atomic.Int64 // pages whose socket never came
+	pageTime average      // of all apps
 	lessons  seldom       // who has taught how slow it is
 	failures seldom       // who has met failures
 	failing  failingApps
@@ -173,7 +174,7 @@ func newTable() *table {
 	t := &table{
 		seed: maphash.MakeSeed(), start: time.Now(),
 		nobody: newCounters(nobodyReasons...), unknownStamps: newCounters(stampedKinds...),
-		upstreams: make(map[string]*upstream), sources: make(map[string]*source),
+		upstreams: make(map[string]*upstream), sources: make(map[string]*source), owners: make(map[*owner]struct{}),
 		line: line{queues: make(map[queueKey]*queue)},
 	}
 	rand.Read(t.salt[:])
@@ -201,14 +202,6 @@ func (t *table) app(host string, port int, path string) app {
 	maphash.WriteComparable(&h, port)
 	h.WriteString(path)
 	return app(h.Sum64())
-}
-
-// newOwner returns the owner of the sessions of a policy of the config that is loading, of which it may be the first.
-func (t *table) newOwner(first bool) *owner {
-	if first {
-		t.configs.Add(1)
-	}
-	return &owner{t.configs.Load()}
 }
 
 // shard returns the shard that holds k.
@@ -261,14 +254,13 @@ func (t *table) release(u *upstream) {
 	}
 }
 
-// find calls yield with the upstream, the app and the owner of each live session with the key, the last used
-// first. It must not call back into the table.
-func (t *table) find(k sessionKey, yield func(*upstream, app, *owner)) {
+// find calls yield with each live session with the key, the last used first. It must not change it, nor call back into the table.
+func (t *table) find(k sessionKey, yield func(*session)) {
 	sh := t.shard(k)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	for s := sh.sessions[k]; s != nil; s = s.next {
-		yield(s.at, s.app, s.owner)
+		yield(s)
 	}
 }
 
@@ -284,7 +276,6 @@ type load struct {
 func (t *table) page(k sessionKey, u *upstream, by terms) load {
 	return load{t: t, lifetime: by.lifetime, s: t.change(k, u, by, func(s *session) {
 		s.pages++
-		s.takePlace()
 	})}
 }
 
@@ -300,8 +291,10 @@ func (l load) built() {
 	l.update(func(s *session) {
 		s.pages--
 		s.served++
-		s.placeUntil = onBeat(l.t.now() + placeFor)
-		l.t.arm(s)
+		if !s.hadOne && !s.placeless && s.placeUntil == 0 { // one session holds one place for one time, however often it is asked for
+			s.placeUntil = onBeat(l.t.now() + placeFor)
+			l.t.arm(s)
+		}
 	})
 }
 
@@ -326,7 +319,6 @@ func (t *table) socket(k, page sessionKey, u *upstream, by terms) load {
 	l := load{t: t, lifetime: by.lifetime, s: t.change(k, u, by, func(s *session) {
 		s.sockets++
 		s.claimed = false
-		s.takePlace()
 	})}
 	if page != k {
 		l.claimed = t.claim(page, l.s.at)
@@ -393,6 +385,21 @@ func (t *table) stopWaiting(sh *shard, s *session) {
 	t.settle(sh, s)
 }
 
+// isOver says whether there is nothing left of the session.
+func (l load) isOver() bool {
+	over := true
+	l.update(func(s *session) { over = s.state() == ended })
+	return over
+}
+
+// opened tells that the server has opened the socket.
+func (l load) opened() {
+	l.update(func(s *session) {
+		s.hadOne = true
+		s.takePlace()
+	})
+}
+
 // socketEnded tells that a socket is closed, or failed to open.
 func (l load) socketEnded(opened bool) {
 	l.update(func(s *session) {
@@ -431,8 +438,14 @@ func (t *table) arm(s *session) {
 	if s.placeUntil != 0 && (next == 0 || s.placeUntil < next) {
 		next = s.placeUntil
 	}
-	if s.timer == nil && next != 0 {
+	switch {
+	case next == 0:
+	case s.timer == nil:
+		s.wakes = next
 		s.timer = time.AfterFunc(next-t.now(), func() { t.update(s, t.wake) })
+	case next < s.wakes:
+		s.wakes = next
+		s.timer.Reset(next - t.now())
 	}
 }
 
@@ -452,7 +465,7 @@ func (t *table) wake(s *session) {
 // losePlace lets others have the place of a session whose socket has not come. The shard is locked.
 func (s *session) losePlace(now time.Duration, l *line) {
 	s.placeUntil = 0
-	if s.state() != waiting {
+	if s.hadOne || s.state() == ended {
 		return
 	}
 	s.placeless = true
@@ -469,8 +482,11 @@ func (s *session) takePlace() {
 	}
 }
 
-// places returns how many places are taken at u.
-func (u *upstream) places() int64 { return u.sessions.Load() - u.placeless.Load() }
+// places returns how many of a limit of places are taken at u. Sessions that hold none are overlooked up to that limit, so that there
+// are never more than twice as many.
+func (u *upstream) places(limit int64) int64 {
+	return u.sessions.Load() - min(u.placeless.Load(), limit)
+}
 
 // expire ends the waiting of s. The shard is locked.
 func (t *table) expire(s *session) {
@@ -664,6 +680,9 @@ func (u *upstream) dialed(begun, now, pause time.Duration, err error) {
 		u.trouble.connected()
 	case !isUpstreamsFault(err):
 	case isTimeout(err):
+		if last := time.Duration(u.lateAt.Load()); now-last > 2*unhealthyGrace {
+			u.lateSince.Store(0) // that was another time
+		}
 		u.lateSince.CompareAndSwap(0, int64(now))
 		u.lateAt.Store(int64(now))
 		u.trouble.failed(begun, now, pause)
@@ -702,16 +721,17 @@ func (u *upstream) queue() int64 {
 
 // pageBuilt takes note of a page of an app that took u a time. The first one of a process takes longer
 // than any that follow.
-func (t *table) pageBuilt(u *upstream, of app, took time.Duration) {
-	if usually := &t.pageTimes[of%app(len(t.pageTimes))]; took > 0 && u.warm() {
+func (t *table) pageBuilt(u *upstream, by terms, took time.Duration) {
+	if usually := &t.pageTimes[by.app%app(len(t.pageTimes))]; took > 0 && u.warm() {
 		if d := usually.or(0); d > 0 {
 			u.slowness.add(min(max(int64(asUsual)*int64(took)/d, asUsual/muchSlower), asUsual*muchSlower))
 		}
 		usually.add(int64(took))
+		u.past.pageTime.add(int64(took))
 	}
 	now := t.now()
 	u.builtAt.Store(int64(now))
-	t.answered.page(of, now)
+	t.answered.page(by.path, now)
 }
 
 // turn returns how long u was at a page that is ready now and was asked for at a time: it builds one

@@ -235,7 +235,7 @@ func TestOneIDAtTwoUpstreams(t *testing.T) {
 	a, b := tb.hold("a:80"), tb.hold("b:80")
 	k := tb.key("id")
 	found := func() (names []string) {
-		tb.find(k, func(u *upstream, _ app, _ *owner) { names = append(names, u.name) })
+		tb.find(k, func(s *session) { names = append(names, s.at.name) })
 		return names
 	}
 	one := tb.socket(k, k, a, testTerms)

@@ -175,6 +175,13 @@ func (src *source) hasLost(m *member) bool {
 	return !src.lastFound().names[m.name] && j.at > src.left[m.name].last // it may be back for another request
 }
 
+// gaveAway says whether another pool has taken an upstream up since a time, which none of these upstreams is: so it is most likely
+// another server by now.
+func (ms *members) gaveAway(u *upstream, since time.Duration) bool {
+	j := u.pool.Load()
+	return j != nil && j.of != ms && j.of != ms.source && j.at > since
+}
+
 // discoverBy makes members of what a source found lately: sessions may be there.
 func (ms *members) discoverBy(src *source) {
 	ms.source = src

@@ -85,11 +85,14 @@ func (tr *trouble) connected() {
 }
 
 // pageFailed takes note of a page request, begun at a time, that was answered with an error, or not at all, and of how many in a
-// row mean trouble. Once it is in trouble, each that follows does.
+// row mean trouble. With fewer it is no worse than others by now, if it was.
 func (tr *trouble) pageFailed(begun, now time.Duration, row int64) {
-	if tr.pages.Add(1) >= row || tr.byPages.Load() {
+	switch {
+	case tr.pages.Add(1) >= row:
 		tr.byPages.Store(true)
 		tr.failed(begun, now, firstPause)
+	case tr.byPages.Load():
+		tr.end()
 	}
 }
 

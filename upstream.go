@@ -420,9 +420,12 @@ func (v *view) named(k *key, t tag) int {
 
 // left returns the place of an upstream that has left the pool, for a session of this site that lives there. It is lost where
 // its address is most likely that of another server by now.
-func (v *view) left(u *upstream) int {
+func (v *view) left(s *session) int {
+	u := s.at
 	m := v.gone(func(m *member) bool { return m.upstream == u })
 	switch {
+	case m == nil && v.known.gaveAway(u, s.began):
+		return v.add(&member{upstream: u, taken: true})
 	case m == nil:
 		return v.add(&member{upstream: u}) // since a reload
 	case v.known.source.hasLost(m):

@@ -1,0 +1,369 @@
+// This file tests that visitors without rights weigh no more than the work that they make.
+
+package caddybokeh
+
+import (
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Whatever a client says of a page, of its host or of what it has already: where max_sessions are there, no other app runs.
+func TestWaysAroundMaxSessions(t *testing.T) {
+	for name, ask := range map[string]func(s *Selection, i int) *request{
+		"an upgrade with a token of its own": func(s *Selection, i int) *request {
+			return newRequest(s, "/app", "Upgrade", "websocket", "Sec-Websocket-Protocol", "bokeh, "+makeToken(t, fmt.Sprint("mine", i), nil))
+		},
+		"an image at another spelling of the host": func(s *Selection, i int) *request {
+			r := newRequest(s, "/app", "Sec-Fetch-Dest", "image")
+			r.Host = fmt.Sprint("EXAMPLE.com.:", 8000+i)
+			return r
+		},
+		"an image at a made-up host": func(s *Selection, i int) *request {
+			r := newRequest(s, "/app", "Sec-Fetch-Dest", "image")
+			r.Host = fmt.Sprint("made-up", i)
+			return r
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pool := testPool(1)
+				s := newCapped(newTable(), pool, 1, 0)
+				landed(t, s, pool)
+				for i := range 20 {
+					if addr, why := ask(s, i).choose(pool); addr != "" {
+						t.Fatalf("it is %s at %s", why, addr)
+					}
+				}
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
+// Bokeh makes a session also for a script that embeds an app and does not say where, before it answers 400; and for a page
+// of which the client says that it has it.
+func TestRunsThatAreNoPages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newCapped(newTable(), pool, 3, 0)
+		for i := range 5 {
+			r := newRequest(s, "/app/autoload.js")
+			if addr, _ := r.choose(pool); (addr != "") != (i < 3) {
+				t.Errorf("the %d. goes to %q", i+1, addr)
+			}
+			if i < 3 {
+				r.answer(http.StatusBadRequest)
+				synctest.Wait()
+			}
+		}
+		time.Sleep(time.Minute)
+		page := newRequest(s, "/app", "If-None-Match", "*")
+		page.choose(pool)
+		if got := page.Header.Get("If-None-Match"); got != "" {
+			t.Errorf("the server is told If-None-Match %s", got)
+		}
+	})
+}
+
+// A page with a body too long to be waited for is counted with the end of that, and needs a place then.
+func TestLongBodiesNeedPlaces(t *testing.T) {
+	b := newBokeh(t, "")
+	b.hold = make(chan struct{})
+	ran := make(chan int64, 100)
+	b.files = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body) // as Tornado does before it runs anything
+		if err != nil {
+			return
+		}
+		ran <- n
+		<-b.hold
+	})
+	s := serve(t, "bokeh_proxy "+b.addr()+" {\n max_sessions 1\n lb_try_duration 1ms\n}")
+	for i, reader := range []func() io.Reader{
+		func() io.Reader { return strings.NewReader(strings.Repeat("x", 2*mostBody)) },
+		func() io.Reader { return io.MultiReader(strings.NewReader(strings.Repeat("x", 2*mostBody))) }, // of no length
+	} {
+		var all sync.WaitGroup
+		refused := make(chan int, 20)
+		for range 20 {
+			all.Go(func() {
+				r, err := http.NewRequest(http.MethodGet, fmt.Sprint("http://", s.addr, "/page/", i), reader()) // each at an address of which nothing is known
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				res, err := s.client.Do(r)
+				if err != nil {
+					refused <- 0 // the server has hung up before it had all
+					return
+				}
+				defer res.Body.Close()
+				if res.StatusCode >= http.StatusInternalServerError {
+					refused <- res.StatusCode
+				}
+			})
+		}
+		for range 19 {
+			<-refused
+		}
+		if n := <-ran; n != 2*mostBody {
+			t.Errorf("the server got %d bytes", n)
+		}
+		soonCounts(t, "one is built", b.addr(), tally{1, 0, 0, 0})
+		b.hold <- struct{}{}
+		all.Wait()
+		if len(ran) > 0 {
+			t.Errorf("another %d ran", len(ran))
+		}
+		soonCounts(t, "and over", b.addr(), tally{})
+	}
+}
+
+// Pages that are left weigh by what pages take there, also where the client makes up their app; and once for a session.
+func TestAbortedPages(t *testing.T) {
+	for name, tc := range map[string]struct {
+		host, query string
+		most        int64
+	}{
+		"of the app":      {"", "", 2},
+		"of made-up ones": {"made-up", "", 2},
+		"of one session":  {"", "?bokeh-session-id=mine", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pool := testPool(2)
+				s := newTestSelection(pool)
+				for i := range 40 { // it takes 20 ms
+					r := newRequest(s, "/app").from(fmt.Sprint("198.51.100.", i))
+					r.choose(pool)
+					time.Sleep(20 * time.Millisecond)
+					r.answer(http.StatusOK)
+					time.Sleep(time.Second)
+				}
+				time.Sleep(time.Minute)
+				for i := range 180 {
+					r := newRequest(s, "/app"+tc.query).from("192.0.2.1")
+					if tc.host != "" {
+						r.Host = fmt.Sprint(tc.host, i)
+					}
+					r.choose(pool)
+					r.run().connected(r.run().attempt)
+					time.Sleep(5 * time.Millisecond)
+					r.end()
+					time.Sleep(time.Millisecond)
+					for _, u := range pool {
+						if got := s.members.get(u.Dial).leftPages.n.Load(); got > tc.most {
+							t.Fatalf("%d pages weigh at %s", got, u.Dial)
+						}
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
+// A session holds one place for one time while it has no websocket: not longer for a second page, or for a websocket that is
+// refused; and a place that was given away comes back only with one that is open.
+func TestPlaceWithoutASocket(t *testing.T) {
+	for name, again := range map[string]func(s *Selection, pool []*member, token string){
+		"a second page": func(s *Selection, _ []*member, _ string) {
+			r := newRequest(s, "/app?bokeh-session-id=given")
+			r.choose(testPool(1))
+			r.answer(http.StatusOK)
+		},
+		"a refused websocket": func(s *Selection, _ []*member, token string) {
+			s.watches = true
+			r := newSocket(s, token)
+			r.choose(testPool(1))
+			rn := r.run()
+			rn.connected(rn.attempt)
+			rn.hasAnswer(&http.Response{StatusCode: http.StatusForbidden, Body: http.NoBody})
+			r.end()
+			s.watches = false
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pool := testPool(1)
+				s := newTestSelection(pool)
+				page := newRequest(s, "/app?bokeh-session-id=given")
+				page.choose(pool)
+				page.answer(http.StatusOK)
+				synctest.Wait()
+				m := s.members.get(u0)
+				for range 10 {
+					time.Sleep(time.Second)
+					again(s, nil, makeToken(t, "given", nil))
+					synctest.Wait()
+				}
+				if got := m.places(1); got != 0 {
+					t.Errorf("after ten seconds it holds %d places", got)
+				}
+				open := newSocket(s, makeToken(t, "given", nil))
+				open.choose(pool)
+				open.run().connected(open.run().attempt)
+				open.run().firstByteCame(open.run().attempt)
+				if got := m.places(1); got != 1 {
+					t.Errorf("with a websocket it holds %d places", got)
+				}
+				open.answer(http.StatusSwitchingProtocols)
+				time.Sleep(time.Minute)
+				if n, placeless := m.sessions.Load(), m.placeless.Load(); n != 0 || placeless != 0 {
+					t.Errorf("in the end there are %d sessions, %d without a place", n, placeless)
+				}
+			})
+		})
+	}
+}
+
+// Who asks for pages alone makes a server have twice its sessions, and no more.
+func TestPagesAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newCapped(newTable(), pool, 40, 0)
+		m := s.members.get(u0)
+		most := int64(0)
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			r := newRequest(s, "/app")
+			if addr, _ := r.choose(pool); addr == "" {
+				r.end()
+			} else {
+				r.answer(http.StatusOK)
+			}
+			most = max(most, m.sessions.Load())
+		}
+		if most > 80 {
+			t.Errorf("%d sessions where 40 are allowed", most)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// An address that varies fails each time for the first time. It takes no server from others.
+func TestFailingAddressThatVaries(t *testing.T) {
+	for _, clients := range []int{1, 10, 200} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(4)
+			s := newTestSelection(pool)
+			landed(t, s, pool)
+			for i := range 1000 {
+				r := newRequest(s, fmt.Sprint("/api/item/", i)).from(fmt.Sprint("192.0.2.", i%clients))
+				r.choose(pool)
+				r.answer(http.StatusInternalServerError)
+				synctest.Wait()
+				for _, u := range pool {
+					if s.members.get(u.Dial).troubled(s.table.now()) {
+						t.Fatalf("%d clients: %s is kept off after %d requests", clients, u.Dial, i+1)
+					}
+				}
+				time.Sleep(250 * time.Millisecond)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+// Of an address of IPv6 a client chooses half by itself.
+func TestClientOfManyAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		s.GroupBy = "{http.vars.client_ip}"
+		landed(t, s, pool[:1])
+		for i := range 100 {
+			r := newRequest(s, "/app?boom").from(fmt.Sprintf("2001:db8::%x", i))
+			r.choose(pool[:1])
+			r.answer(http.StatusInternalServerError)
+			synctest.Wait()
+		}
+		if m := s.members.get(u0); m.trouble.on() || m.queue() > 1 {
+			t.Errorf("in trouble %v, %d pages weigh", m.trouble.on(), m.queue())
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// Where all visitors have one address, as behind a proxy that is not trusted, a server that fails is found as soon as where each has its own.
+func TestFailingServerBehindOneAddress(t *testing.T) {
+	for name, clients := range map[string]int{"one address": 1, "many": 1000} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(5)
+			s := newTestSelection(pool)
+			rnd := rand.New(rand.NewPCG(1, 2))
+			visit := func(broken string) (failed bool) {
+				r := newRequest(s, "/app").from(fmt.Sprint("192.0.2.", rnd.IntN(clients)))
+				if addr, _ := r.choose(pool); addr == broken {
+					r.answer(http.StatusInternalServerError)
+					return true
+				}
+				go func() {
+					time.Sleep(400 * time.Millisecond)
+					r.answer(http.StatusOK)
+				}()
+				return false
+			}
+			failed := 0
+			for i := range 800 {
+				if i < 200 {
+					visit("")
+				} else if visit(u0) {
+					failed++
+				}
+				time.Sleep(time.Duration(rnd.ExpFloat64() * float64(100*time.Millisecond)))
+			}
+			if failed > 12 {
+				t.Errorf("%s: %d of 600 visits fail", name, failed)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+// That a dial took too long an hour ago says nothing of one that does now.
+func TestDialsThatTakeLongNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		u := tb.hold(u0)
+		for range 3 {
+			u.dialed(tb.now(), tb.now(), firstPause, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded})
+			if u.silent(tb.now()) {
+				t.Error("it is taken for lost")
+			}
+			time.Sleep(time.Hour)
+		}
+	})
+}
+
+// Of a TLS handshake that fails no server has heard what was asked.
+func TestFailedTLSIsTriedElsewhere(t *testing.T) {
+	good := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, tokenMark) }))
+	defer good.Close()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for conn, err := ln.Accept(); err == nil; conn, err = ln.Accept() {
+			conn.Close()
+		}
+	}()
+	s := serve(t, "bokeh_proxy "+ln.Addr().String()+" "+good.Listener.Addr().String()+" {\n lb_try_interval 1ms\n transport http {\n tls_insecure_skip_verify\n }\n}")
+	for range 6 {
+		if got := s.get("/app").status; got != http.StatusOK {
+			t.Errorf("answered with %d", got)
+		}
+	}
+}
