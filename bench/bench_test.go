@@ -115,6 +115,49 @@ func TestHarnessCanFail(t *testing.T) {
 	}
 }
 
+// Where an attack harms honest visitors the harness says so: at a policy that counts requests, when idle ones hide the server that
+// has none, and at one that believes every 500, when all servers answer with it.
+func TestAttacksHarm(t *testing.T) {
+	b := newBench(t, 200*time.Millisecond, 2*time.Second)
+	for work, bad := range map[string]string{"idle-requests": "caddy-cookie-least_conn", "errors": "caddy-cookie-fail_duration"} {
+		t.Run(work, func(t *testing.T) {
+			w := *workNamed(t, work)
+			w.attack.held = min(w.attack.held, 60)
+			n := b.calmPair(t, &w, bad)
+			missed := slices.ContainsFunc(verdict(summarize(&w, []record{{Peer: bad, numbers: n}}), bad), func(f finding) bool {
+				t.Log(f)
+				return strings.Contains(f.what, "p99") && f.got.n > 0 && !f.reached
+			})
+			if !missed || n.Without.Failed > 0 {
+				t.Errorf("with the attack %+v, without %+v", n, *n.Without)
+			}
+		})
+	}
+}
+
+// A page that is aborted makes as much work as one that comes in full.
+func TestAbortedPagesAreBuilt(t *testing.T) {
+	w := *workNamed(t, "aborted-requests")
+	w.load = 0.2
+	n := newBench(t, 200*time.Millisecond, 2*time.Second).calmPair(t, &w, cookiePeer)
+	if n.Without.Hostile < 50 || 10*n.Hostile < 9*n.Without.Hostile {
+		t.Errorf("%d pages were built that were aborted, %d that were not", n.Hostile, n.Without.Hostile)
+	}
+}
+
+// calmPair is calm with one peer at a work that has an attack.
+func (b *bench) calmPair(t *testing.T, w *work, peer string) numbers {
+	t.Helper()
+	chosen, err := choosePeers(peer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return calm(t, func() ([]numbers, error) {
+		n, err := b.attacked(t.Context(), w, chosen[0], 1)
+		return []numbers{n}, err
+	})[0]
+}
+
 // Every peer serves visits, and takes a server that joins.
 func TestPeers(t *testing.T) {
 	b := newBench(t, 200*time.Millisecond, 2200*time.Millisecond)

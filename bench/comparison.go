@@ -118,9 +118,12 @@ func (c *comparison) together(ctx context.Context, w *work, group []peer, seed u
 	var done sync.WaitGroup
 	for i, p := range group {
 		done.Go(func() {
-			if w.idle {
+			switch {
+			case w.idle:
 				all[i], errs[i] = c.memory(ctx, w, p)
-			} else {
+			case !w.attack.empty():
+				all[i], errs[i] = c.attacked(ctx, w, p, seed)
+			default:
 				all[i], errs[i] = c.run(ctx, w, p, seed)
 			}
 		})

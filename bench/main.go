@@ -121,7 +121,7 @@ func report(root, folder string, chosen []*work, readme bool) error {
 		}
 	}
 	// What peers cost is not drawn.
-	if !slices.ContainsFunc(all, func(s *summary) bool { return !s.work.comparesCost() }) {
+	if !slices.ContainsFunc(all, func(s *summary) bool { return s.work.comparesPeers() }) {
 		return nil
 	}
 	return drawPlot(svg, all)

@@ -25,11 +25,20 @@ type numbers struct {
 	CPU        float64        `json:"cpu_seconds_per_1000_visits,omitempty"` // of the whole run
 	Lag        float64        `json:"lag_p99"`                               // of this program
 	Memory     float64        `json:"bytes_per_session,omitempty"`
+	Hostile    int            `json:"hostile_app_runs,omitempty"` // in the whole run
+	Without    *calmNumbers   `json:"without_attack,omitempty"`
 
 	before, early, late, after look
 	up                         []bool // which servers are there in the end
 	waits                      []float64
 	runs                       int
+}
+
+// calmNumbers are what is kept of the run without an attack.
+type calmNumbers struct {
+	Ready99 float64 `json:"ready_p99"`
+	Failed  float64 `json:"failed"`
+	Hostile int     `json:"hostile_app_runs,omitempty"`
 }
 
 // add counts a visit. One that failed was never ready, which counts as the longest wait there is.

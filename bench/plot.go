@@ -41,7 +41,7 @@ const extraMarks = 4
 // drawPlot writes an SVG with a line for each work and a mark for each peer. A peer that fails too often has none.
 func drawPlot(file string, all []*summary) error {
 	all = slices.Clone(all)
-	all = slices.DeleteFunc(all, func(s *summary) bool { return s.work.comparesCost() })
+	all = slices.DeleteFunc(all, func(s *summary) bool { return !s.work.comparesPeers() })
 	slices.Reverse(all) // the first one on top
 	p := newPlot()
 	names := make([]string, len(all))

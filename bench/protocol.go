@@ -55,9 +55,19 @@ func newToken(id string, r *http.Request) string {
 	for _, c := range r.Cookies() {
 		cookies[c.Name] = c.Value
 	}
+	return packToken(id, map[string]any{"headers": headers, "cookies": cookies, "arguments": r.URL.Query()})
+}
+
+// madeUpToken makes a token as no server has made it: of a session that nobody has, whose page seems to have been asked for with a
+// stamp. The id of a page that this policy let in is one.
+func madeUpToken(stamp string) string {
+	return packToken(rand.Text(), map[string]any{"headers": map[string]string{"Caddy-Bokeh-Stamp": stamp}})
+}
+
+func packToken(id string, contents map[string]any) string {
 	var packed bytes.Buffer
 	z := zlib.NewWriter(&packed)
-	_ = json.NewEncoder(z).Encode(map[string]any{"headers": headers, "cookies": cookies, "arguments": r.URL.Query()})
+	_ = json.NewEncoder(z).Encode(contents)
 	z.Close()
 	token, _ := json.Marshal(map[string]any{
 		"session_id":     id,
@@ -70,7 +80,11 @@ func newToken(id string, r *http.Request) string {
 // idOfToken returns the id in the token of a websocket's request.
 func idOfToken(r *http.Request) (string, error) {
 	_, token, _ := strings.Cut(r.Header.Get("Sec-Websocket-Protocol"), ",")
-	text, err := base64url.DecodeString(strings.TrimSpace(token))
+	return idInToken(strings.TrimSpace(token))
+}
+
+func idInToken(token string) (string, error) {
+	text, err := base64url.DecodeString(token)
 	if err != nil {
 		return "", err
 	}

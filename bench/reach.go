@@ -39,6 +39,12 @@ var limits = []limit{
 	{work: "black-hole", what: "app runs a visit", most: 1.02, get: runsOf, worst: true},
 	{work: "black-hole", what: "failed visits", most: 0.01, get: failedOf},
 	{work: "black-hole", what: "failed visits without retries", most: 0.99, get: failedWithoutRetries},
+	{work: "idle-requests", what: "p99 until ready", most: 1.2, get: againstCalm},
+	{work: "idle-requests", what: "failed visits", most: 0.01, get: failedOf},
+	{work: "aborted-requests", what: "p99 until ready", most: 1.2, get: againstCalm},
+	{work: "aborted-requests", what: "failed visits", most: 0.01, get: failedOf},
+	{work: "errors", what: "p99 until ready", most: 1.2, get: againstCalm},
+	{work: "errors", what: "failed visits", most: 0.01, get: failedOf},
 	{work: "cost", what: "CPU a visit", most: 1.05, get: cpuAgainstCookie},
 	{work: "memory", what: "memory a session", most: 1.05, get: memoryAgainstCookie},
 }
@@ -68,6 +74,11 @@ func cpuAgainstCookie(s *summary, peer string) (got statistic, of string) {
 
 func memoryAgainstCookie(s *summary, peer string) (got statistic, of string) {
 	return s.against(peer, cookiePeer, memory), cookiePeer
+}
+
+// againstCalm compares a peer with itself where nobody attacks.
+func againstCalm(s *summary, peer string) (got statistic, of string) {
+	return s.get(peer, harm), "the same peer without the attack"
 }
 
 // againstBest compares with the best other peer. If more than one in a hundred of its visits fail, too, there is no p99.

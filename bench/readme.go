@@ -42,6 +42,10 @@ func updateReadme(file, folder string, all []*summary) error {
 func shortly(all []*summary) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "![time within which 99 of 100 pages are ready, behind each balancer at each work](bench/peers.svg)\n\n%s\n\n", overview(all).RenderMarkdown())
+	if slices.ContainsFunc(all, func(s *summary) bool { return !s.work.attack.empty() }) {
+		b.WriteString("What an attack does to honest visitors: the time within which 99 of 100 of their pages are ready, by what it is without the attack," +
+			" and the time itself.\n\n" + attacks(all).RenderMarkdown() + "\n\n")
+	}
 	for _, s := range all {
 		if against, of := cpuAgainstCookie(s, ours); against.n > 0 && s.work.pair {
 			fmt.Fprintf(&b, "A visit takes %.2f ms of the processor, %.2f of what it takes with %s at the same time.\n", s.get(ours, cpu).median, against.median, of)
@@ -62,6 +66,9 @@ func atLength(all []*summary) string {
 		" then the waits grow as long as it is measured.\n\n")
 	for _, s := range all {
 		fmt.Fprintf(&b, "## %s\n\n%s\n\n", s.work.title, s.table().RenderMarkdown())
+		if !s.work.attack.empty() {
+			fmt.Fprintf(&b, "%s\n\n", s.work.attack.explained())
+		}
 		if n := s.disturbed(); n > 0 {
 			fmt.Fprintf(&b, "In %d of %d runs the machine was busy with other things.\n\n", n, len(s.records))
 		}

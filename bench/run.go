@@ -51,12 +51,17 @@ func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers,
 	if err != nil {
 		return numbers{}, err
 	}
+	foe, err := r.newFoe(ctx)
+	if err != nil {
+		return numbers{}, err
+	}
 	arrivals := w.arrivals(seed, r.warmUp+r.measured)
 	outcomes := make([]outcome, len(arrivals))
 	before := r.used()
 	r.begun = time.Now().Add(50 * time.Millisecond)
 	var all sync.WaitGroup
 	all.Go(func() { r.receive(ctx, arrivals, outcomes) })
+	all.Go(func() { foe.fight(ctx) })
 	n, err := r.measure(ctx)
 	close(r.leave)
 	all.Wait()
@@ -75,6 +80,7 @@ func (b *bench) run(ctx context.Context, w *work, p peer, seed uint64) (numbers,
 			n.add(outcomes[i], r.runs.of[strconv.Itoa(i)])
 		}
 	}
+	n.Hostile = r.runs.of[hostileVisit]
 	n.finish()
 	return n, nil
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -25,6 +26,9 @@ const (
 	// messageCost is what the thread needs for a handshake, and for a document that is pulled.
 	messageCost = time.Millisecond / scale
 )
+
+// serverHeader is where a page says which server has built it. Who looks closely can tell by a cookie or an id.
+const serverHeader = "Served-By"
 
 // server is a place for a Bokeh server: its address, and what is measured of it. It may die and come back.
 type server struct {
@@ -131,7 +135,11 @@ type doc struct {
 }
 
 func (l *life) page(w http.ResponseWriter, r *http.Request) {
-	if l.fails.Load() {
+	// As Tornado, which runs no handler before it has the body.
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	if l.fails.Load() || r.URL.Query().Has(failingQuery) {
 		http.Error(w, "out of order", http.StatusInternalServerError)
 		return
 	}
@@ -140,6 +148,7 @@ func (l *life) page(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	w.Header().Set("Content-Type", "text/html")
+	w.Header().Set(serverHeader, l.addr)
 	fmt.Fprintf(w, pageHTML, newToken(id, r))
 }
 

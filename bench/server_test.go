@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -159,6 +160,30 @@ func TestServer(t *testing.T) {
 	if _, _, err := v.page(t.Context()); err == nil || err.Error() != "500" {
 		t.Errorf("a server that fails: %v", err)
 	}
+}
+
+// A server runs no app before it has the body of a request, and some addresses fail at any server.
+func TestBody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{pace: 1, runs: &runs{of: map[string]int{}}}
+		l := &life{server: s, ctx: t.Context(), docs: map[string]*doc{}}
+		body, rest := io.Pipe()
+		page, failing := httptest.NewRecorder(), httptest.NewRecorder()
+		go l.page(page, httptest.NewRequest(http.MethodGet, "/app?cost=1&visit=1", body))
+		time.Sleep(time.Hour)
+		if s.runs.of["1"] != 0 {
+			t.Error("the app ran before the body was there")
+		}
+		rest.Close()
+		time.Sleep(time.Second)
+		if page.Code != http.StatusOK || s.runs.of["1"] != 1 {
+			t.Errorf("%d, and the app ran %d times", page.Code, s.runs.of["1"])
+		}
+		l.page(failing, httptest.NewRequest(http.MethodGet, "/app?"+failingQuery, nil))
+		if failing.Code != http.StatusInternalServerError {
+			t.Errorf("%d", failing.Code)
+		}
+	})
 }
 
 // A server takes the id that a page request brings, and puts its headers into the token.

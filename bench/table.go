@@ -53,6 +53,9 @@ func (s *summary) table() table.Writer {
 		}
 		return t
 	}
+	if !s.work.attack.empty() {
+		return s.attackTable()
+	}
 	head := table.Row{"", "app runs a visit", "ready: p50", "p90", "p99 (spread)", "to the best other", "to the central queue", "failed", "sessions, most/mean", "CPU s, 1000 visits"}
 	if s.work.late {
 		head = append(head, "pages building, most/mean")
@@ -90,7 +93,7 @@ func overview(all []*summary) table.Writer {
 	t := table.NewWriter()
 	t.AppendHeader(table.Row{"", "99 of 100 ready within", "the best other, within", "ratio (spread)", "to the central queue", "app runs a visit: ours, theirs", "failed: ours, theirs"})
 	for _, s := range all {
-		if s.work.comparesCost() {
+		if !s.work.comparesPeers() {
 			continue
 		}
 		against, best := againstBest(s, ours)

@@ -116,25 +116,31 @@ func (v visit) get(ctx context.Context, url string) (token string, err error) {
 	if err != nil {
 		return "", err
 	}
+	_, token, err = v.ask(req)
+	return token, err
+}
+
+// ask asks for a page and returns what it says.
+func (v visitor) ask(req *http.Request) (header http.Header, token string, err error) {
 	c := v.client()
 	defer c.CloseIdleConnections()
 	res, err := c.Do(req)
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%d", res.StatusCode)
+		return nil, "", fmt.Errorf("%d", res.StatusCode)
 	}
 	html, err := io.ReadAll(res.Body)
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
 	found := tokenInPage.FindSubmatch(html)
 	if found == nil {
-		return "", errNoToken
+		return nil, "", errNoToken
 	}
-	return string(found[1]), nil
+	return res.Header, string(found[1]), nil
 }
 
 // socket opens the websocket and pulls the document.

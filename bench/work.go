@@ -37,6 +37,8 @@ type work struct {
 	real  bool     // before bokeh serve, not simulated servers
 	idle  bool     // no load: sessions that are only there, and what they take of the proxy's memory
 	pair  bool     // the two that are compared in what they cost, both at the same time
+
+	attack attack // beside the load
 }
 
 // page is a kind of page.
@@ -120,6 +122,20 @@ var works = []work{
 		paces: []float64{1, 1, 1},
 		pages: []page{{"/app", 1, float64(realPage) / float64(meanPage)}},
 	},
+	{
+		name: "idle-requests", title: "300 requests whose bodies never come in full, bound to all servers but one, beside 60 % load", load: 0.6,
+		attack: attack{held: 300},
+		extra:  []string{"caddy-cookie-least_conn"},
+	},
+	{
+		name: "aborted-requests", title: "Pages that are aborted at once, bound to all servers but one, 22.5 % load beside 60 %", load: 0.6,
+		attack: attack{pages: 9 * scale, abort: true},
+	},
+	{
+		name: "errors", title: "Four clients ask 200 times a second for what any server answers with 500, beside 60 % load", load: 0.6,
+		attack: attack{errors: 40 * scale},
+		extra:  []string{"caddy-cookie-fail_duration"},
+	},
 	{name: "cost", title: "80 % load, two at the same time, for what each takes of the processor", load: 0.8, pair: true},
 	{name: "memory", title: "1000 sessions that do nothing", idle: true},
 }
@@ -133,6 +149,9 @@ func (w *work) speeds() []float64 {
 
 // comparesCost says whether a work is there for what a peer costs, not for when pages are ready.
 func (w *work) comparesCost() bool { return w.idle || w.pair }
+
+// comparesPeers says whether a work is there for when pages are ready behind one peer and another.
+func (w *work) comparesPeers() bool { return !w.comparesCost() && w.attack.empty() }
 
 // suits says whether a peer can do a work: nothing can be said of what the central queue costs, nor has it real servers.
 func (w *work) suits(peer string) bool {
