@@ -47,13 +47,22 @@ func (a attack) binds() bool { return a.held > 0 || a.abort }
 // there the same clients let the same pages come.
 func (a attack) without() attack { return attack{pages: a.pages} }
 
-// explained says what without is.
+// explained says what the hostile clients know, and what the crowd's figures are compared with.
 func (a attack) explained() string {
-	if a.pages == 0 {
-		return "Without is the same crowd and nobody else, in a run right before or after."
+	knows := fmt.Sprintf("Four hostile clients have addresses of their own. Without is the same crowd %s, in a run right before or after.", a.company())
+	if a.binds() {
+		knows += " The clients bring to three of the four servers what binds to them: the peer's cookie, or this policy's stamp in a made-up token."
 	}
-	return "Without is the same crowd in a run right before or after, in which the hostile clients let the same pages come in full, wherever" +
-		" the peer sends them: a server builds a page to its end though nobody waits for it any more, so that aborted pages take as much of the servers."
+	return knows
+}
+
+// company is what comes beside the crowd without the attack.
+func (a attack) company() string {
+	if a.pages == 0 {
+		return "and nobody else"
+	}
+	return "and the same pages of the same clients, which come in full wherever the peer sends them" +
+		" (a server builds an aborted page to its end, so that both take as much of it)"
 }
 
 // attacked lets a peer do a work with its attack and without, one right after the other. Which is the first changes with the seed.

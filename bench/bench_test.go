@@ -121,10 +121,9 @@ func TestAttacksHarm(t *testing.T) {
 	b := newBench(t, 200*time.Millisecond, 2*time.Second)
 	for work, bad := range map[string]string{"idle-requests": "caddy-cookie-least_conn", "errors": "caddy-cookie-fail_duration"} {
 		t.Run(work, func(t *testing.T) {
-			w := *workNamed(t, work)
-			w.attack.held = min(w.attack.held, 60)
-			n := b.calmPair(t, &w, bad)
-			missed := slices.ContainsFunc(verdict(summarize(&w, []record{{Peer: bad, numbers: n}}), bad), func(f finding) bool {
+			w := workNamed(t, work)
+			n := b.calmPair(t, w, bad)
+			missed := slices.ContainsFunc(verdict(summarize(w, []record{{Peer: bad, numbers: n}}), bad), func(f finding) bool {
 				t.Log(f)
 				return strings.Contains(f.what, "p99") && f.got.n > 0 && !f.reached
 			})
@@ -132,6 +131,25 @@ func TestAttacksHarm(t *testing.T) {
 				t.Errorf("with the attack %+v, without %+v", n, *n.Without)
 			}
 		})
+	}
+}
+
+// An attack that fails visits leaves no ratio.
+func TestAttackTables(t *testing.T) {
+	without := &calmNumbers{Ready99: 0.1}
+	s := summarize(workNamed(t, "errors"), []record{
+		{Peer: ours, numbers: numbers{Ready99: 0.11, Without: without}},
+		{Peer: "caddy-random", numbers: numbers{Ready99: visitLimit.Seconds(), Failed: 0.5, Without: without}},
+	})
+	for table, want := range map[string][]string{
+		attacks([]*summary{s}).RenderMarkdown(): {"| 50 % failed | 1.10, 110ms |"},
+		s.table().RenderMarkdown():              {"| 110ms (110ms–110ms) | 1.10 (1.10–1.10) |", "| — | 0.0 % | 50.0 % |"},
+	} {
+		for _, cells := range want {
+			if !strings.Contains(table, cells) {
+				t.Errorf("no %s in\n%s", cells, table)
+			}
+		}
 	}
 }
 

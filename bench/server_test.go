@@ -171,11 +171,13 @@ func TestBody(t *testing.T) {
 		page, failing := httptest.NewRecorder(), httptest.NewRecorder()
 		go l.page(page, httptest.NewRequest(http.MethodGet, "/app?cost=1&visit=1", body))
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if s.runs.of["1"] != 0 {
 			t.Error("the app ran before the body was there")
 		}
 		rest.Close()
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if page.Code != http.StatusOK || s.runs.of["1"] != 1 {
 			t.Errorf("%d, and the app ran %d times", page.Code, s.runs.of["1"])
 		}

@@ -123,16 +123,16 @@ var works = []work{
 		pages: []page{{"/app", 1, float64(realPage) / float64(meanPage)}},
 	},
 	{
-		name: "idle-requests", title: "300 requests whose bodies never come in full, bound to all servers but one, beside 60 % load", load: 0.6,
+		name: "idle-requests", title: "300 requests whose bodies never come in full, beside 60 % load", load: 0.6,
 		attack: attack{held: 300},
 		extra:  []string{"caddy-cookie-least_conn"},
 	},
 	{
-		name: "aborted-requests", title: "Pages that are aborted at once, bound to all servers but one, 22.5 % load beside 60 %", load: 0.6,
+		name: "aborted-requests", title: "45 pages a second that are aborted at once, 22.5 % load beside 60 %", load: 0.6,
 		attack: attack{pages: 9 * scale, abort: true},
 	},
 	{
-		name: "errors", title: "Four clients ask 200 times a second for what any server answers with 500, beside 60 % load", load: 0.6,
+		name: "errors", title: "200 requests a second that any server answers with 500, beside 60 % load", load: 0.6,
 		attack: attack{errors: 40 * scale},
 		extra:  []string{"caddy-cookie-fail_duration"},
 	},
