@@ -33,11 +33,12 @@ func (rn *run) isForFile(r *http.Request) bool {
 	return (rn.kind == other || rn.kind == maybePage) && isFile(r) && hasFileEnding(r.URL.Path) && !rn.isAtApp()
 }
 
-// asSent returns the error of a request in such a form that the reverse proxy takes it for one of a dial only where nothing can have
-// reached a server. Where a connection breaks that was kept, Go sends what it may once more on a new one, and tells of that alone.
-func (rn *run) asSent(err error) error {
+// noAnswer takes note that the last attempt has ended with an error, and returns that in such a form that the reverse proxy takes it for
+// one of a dial only where nothing can have reached a server. Where a connection breaks that was kept, Go sends what it may once more on a new one, and tells of that alone.
+func (rn *run) noAnswer(err error) error {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
+	rn.attempt.m.draining.requests.remove(&rn.attempt.open) // until the next attempt it is nobody's
 	if rn.cut {
 		return errCut
 	}

@@ -5,7 +5,12 @@ package caddybokeh
 import (
 	"fmt"
 	"net/http"
+	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
 func TestDeadlyRequest(t *testing.T) {
@@ -64,4 +69,23 @@ func died(servers []*bokeh) (n int) {
 		}
 	}
 	return n
+}
+
+// A request that has found nobody is not ended with the server that refused it: another one may take it.
+func TestRefusedRequestIsNotEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(2)
+		s := newTestSelection(pool)
+		r := newRequest(s, "/app")
+		r.choose(pool)
+		rn := r.run()
+		r.refuse()
+		_ = rn.noAnswer(reverseproxy.NewDialError(syscall.ECONNREFUSED))
+		rn.attempt.m.draining.requests.endAll(time.Nanosecond)
+		pass(time.Second)
+		if r.Context().Err() != nil {
+			t.Error("it was ended")
+		}
+		r.end()
+	})
 }

@@ -29,7 +29,7 @@ func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	res, err := send(r)
 	if err != nil {
-		return nil, rn.asSent(err)
+		return nil, rn.noAnswer(err)
 	}
 	rn.hasAnswer(res)
 	return res, nil
