@@ -178,12 +178,24 @@ func (n *node) tellUnread() {
 
 // share returns a storage as the node uses it. n.mu is locked.
 func (n *node) share(st recordStorage) *share {
-	counting := countingStorage{newPromptStorage(st), n.storageErrors, new(sync.Map)}
+	counting := countingStorage{newPromptStorage(st, n.isStrange), n.storageErrors, new(sync.Map)}
 	records := &lister{st: counting, own: nodeKey(n.name)}
 	if n.used != nil && reflect.TypeOf(n.used.raw) == reflect.TypeOf(st) {
 		records.way.Store(n.used.records.way.Load()) // a reload makes another one of the kind
 	}
 	return &share{raw: st, st: counting, records: records, read: make(chan struct{})}
+}
+
+// isStrange says whether this node can do without the record at key: with a report of another one missing, nothing is called drained,
+// and a mark of an upstream that is in no pool here changes nothing here.
+func (n *node) isStrange(key string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	needed := key == nodeKey(n.name)
+	n.eachPool(func(p pool) {
+		p.each(func(m *member, inPool bool) { needed = needed || inPool && markKey(m.shared) == key })
+	})
+	return !needed
 }
 
 // same says whether two storages are one. A storage module may be made of anything.

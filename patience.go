@@ -4,6 +4,7 @@ package caddybokeh
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 )
@@ -12,14 +13,25 @@ const (
 	// callWait is how long one call of a storage may take.
 	callWait = 5 * time.Second
 
-	// longestSilence bounds for how long a storage that does not answer is not asked again.
+	// longestSilence bounds for how long a storage that does not answer is not asked again, and what a node needs of it.
 	longestSilence = 5 * time.Minute
+
+	// longSilence does so for each thing that a node does not need, and for all once manyLeft calls are left behind.
+	longSilence = time.Hour
+	manyLeft    = 512
+
+	// allInRow is how many calls in a row must be left behind until nothing at all is asked for a while.
+	allInRow = loadsAtOnce
+
+	// mostStrange is how many calls for what a node does not need may be left behind until those that follow share one pause.
+	mostStrange = 4 * loadsAtOnce
 )
 
 // promptStorage is a storage that always answers. Not every storage heeds a context, so a call that takes too long is left
-// behind in its goroutine. While that is there, the same is asked again only after a pause, which doubles, and so is all else
-// once several calls in a row were left behind: what hangs for a day leaves a few dozen goroutines, and what is well again is
-// found.
+// behind in its goroutine, and may never end: a FIFO in the place of a file keeps it also when it is deleted. The same is
+// asked again only after a pause, which doubles, and so is all else once several calls in a row were left behind. Nothing is
+// given up for good, however much was left behind: what hangs for a day leaves some hundred goroutines, and what is well again
+// is found.
 //
 // A call that was left behind may do what it was asked for at any later time. So a record may be written after a younger one:
 // the node that has written the younger one finds that, and writes it again.
@@ -28,73 +40,105 @@ type promptStorage struct {
 	silent *silences
 }
 
-func newPromptStorage(st recordStorage) promptStorage {
-	return promptStorage{st, newSilences()}
+// newPromptStorage returns a storage of which some keys are strange: a node can do without loading them.
+func newPromptStorage(st recordStorage, isStrange func(key string) bool) promptStorage {
+	s := newSilences()
+	s.isStrange = func(what string) bool {
+		key, isLoad := strings.CutPrefix(what, "load ")
+		return isLoad && isStrange(key)
+	}
+	return promptStorage{st, s}
 }
 
 // silences are those of one storage.
 type silences struct {
-	mu  sync.Mutex // guards all below
-	all silence
-	of  map[string]*silence // by what was asked, of what is still there
+	isStrange func(what string) bool // whether a node does not need it
+
+	mu      sync.Mutex // guards all below
+	all     silence    // of what is needed
+	strange silence    // of what is not
+	trial   string     // the strange thing that was asked last while many hang
+	of      map[string]*silence
+	well    map[string]bool // what has answered last; not all of it, if that is much
 }
 
-func newSilences() *silences { return &silences{of: make(map[string]*silence)} }
+func newSilences() *silences {
+	return &silences{isStrange: func(string) bool { return false }, of: make(map[string]*silence), well: make(map[string]bool)}
+}
 
 // silence is that of what does not answer.
 type silence struct {
-	row   int           // calls in a row that were left behind
-	there int           // calls that were left behind and have not ended
-	pause time.Duration // how long nothing more was asked after the last of them
-	until time.Time     // when that is over
+	row     int           // calls in a row that were left behind
+	there   int           // calls that were left behind and have not ended
+	pause   time.Duration // how long nothing more was asked after the last of them
+	until   time.Time     // when that is over
+	strange bool          // of what a node does not need
 }
-
-// allowance is what may be left behind: in a row until there is a pause, and in all.
-type allowance struct{ row, there int }
-
-var (
-	allowedOfOne = allowance{row: 1, there: 16}
-	allowedOfAll = allowance{row: loadsAtOnce, there: 8 * loadsAtOnce}
-)
 
 // lasts says whether nothing is to be asked now.
-func (s *silence) lasts(a allowance) bool {
-	return s.there >= a.there || s.row >= a.row && time.Now().Before(s.until)
-}
+func (s *silence) lasts() bool { return time.Now().Before(s.until) }
 
-// asked takes note of a call that begins. After a silence it goes first, and alone.
-func (s *silence) asked(a allowance) {
-	if s.row >= a.row {
-		s.until = time.Now().Add(callWait)
-	}
-}
+// asked takes note of a call that begins after a silence: it goes first, and alone.
+func (s *silence) asked() { s.until = time.Now().Add(callWait) }
 
 // left takes note of a call that was left behind. Those that have begun together count as one.
-func (s *silence) left(a allowance) {
+func (s *silence) left(inRow int, longest time.Duration) {
 	s.row++
 	s.there++
-	if now := time.Now(); s.row >= a.row && !now.Before(s.until) {
-		s.pause = min(max(2*s.pause, callWait), longestSilence)
+	if now := time.Now(); s.row >= inRow && !now.Before(s.until) {
+		s.pause = min(max(2*s.pause, callWait), longest)
 		s.until = now.Add(s.pause)
 	}
 }
 
+// longest bounds the pause.
+func (s *silence) longest() time.Duration {
+	if s.there >= manyLeft {
+		return longSilence
+	}
+	return longestSilence
+}
+
 // over ends a silence.
-func (s *silence) over() { s.row, s.pause = 0, 0 }
+func (s *silence) over() { s.row, s.pause, s.until = 0, 0, time.Time{} }
 
 // begin says whether something may be asked now.
 func (s *silences) begin(what string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	one := s.of[what]
-	if s.all.lasts(allowedOfAll) || one != nil && one.lasts(allowedOfOne) {
+	hangs := one != nil && one.row > 0
+	shares := s.isOneOfMany(what, hangs)
+	if s.all.lasts() || hangs && one.lasts() || shares && s.strange.lasts() {
 		return false
 	}
-	s.all.asked(allowedOfAll)
-	if one != nil {
-		one.asked(allowedOfOne)
+	if s.all.row >= allInRow {
+		s.all.asked()
+	}
+	if hangs {
+		one.asked()
+	}
+	if shares {
+		s.strange.asked()
+		s.trial = what
 	}
 	return true
+}
+
+// isOneOfMany says whether something waits for its turn with all that is strange and hangs. What was never asked does so too where
+// much hangs: there may be thousands of such records. s.mu is locked.
+func (s *silences) isOneOfMany(what string, hangs bool) bool {
+	return s.strange.there >= mostStrange && !s.well[what] && s.isStrange(what) && (hangs || s.hanging() >= mostStrange)
+}
+
+// hanging returns how many strange things did not answer when they were asked last. s.mu is locked.
+func (s *silences) hanging() (n int) {
+	for _, one := range s.of {
+		if one.strange && one.row > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // answered takes note of an answer.
@@ -105,10 +149,20 @@ func (s *silences) answered(what string) {
 	if one := s.of[what]; one != nil {
 		one.over()
 	}
+	if !s.well[what] {
+		if len(s.well) >= 2*maxRecords {
+			clear(s.well)
+		}
+		s.well[what] = true
+	}
+	if s.trial == what {
+		s.trial, s.strange.until = "", time.Time{} // it is the turn of the next
+	}
 }
 
-// leave takes note of a call that is left behind.
-func (s *silences) leave(what string) {
+// leave takes note of a call that is left behind, and says whether it was for something strange. Such a call tells nothing of the
+// storage: in a folder anything may lie.
+func (s *silences) leave(what string) (strange bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	one := s.of[what]
@@ -116,21 +170,32 @@ func (s *silences) leave(what string) {
 		one = new(silence)
 		s.of[what] = one
 	}
-	one.left(allowedOfOne)
-	s.all.left(allowedOfAll)
+	delete(s.well, what)
+	if one.strange = s.isStrange(what); one.strange {
+		one.left(1, longSilence)
+		s.strange.left(mostStrange, s.strange.longest())
+	} else {
+		one.left(1, s.all.longest())
+		s.all.left(allInRow, s.all.longest())
+	}
+	return one.strange
 }
 
 // ended takes note of the end of a call that was left behind.
-func (s *silences) ended(what string) {
+func (s *silences) ended(what string, strange bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	one := s.of[what]
 	one.there--
-	s.all.there--
 	one.over()
-	s.all.over()
 	if one.there == 0 {
 		delete(s.of, what)
+	}
+	s.all.over()
+	if !strange {
+		s.all.there--
+	} else if s.strange.there--; s.strange.there < mostStrange {
+		s.strange.over()
 	}
 }
 
@@ -149,14 +214,14 @@ func ask[T any](ctx context.Context, s *silences, what string, f func(context.Co
 	deadline, _ := ctx.Deadline()
 	over := time.NewTimer(time.Until(deadline))
 	defer over.Stop()
-	taken, late := make(chan answer), make(chan struct{})
+	taken, late := make(chan answer), make(chan bool, 1)
 	go func() {
 		defer cancel()
 		value, err := f(ctx)
 		select {
 		case taken <- answer{value, err}:
-		case <-late:
-			s.ended(what)
+		case strange := <-late:
+			s.ended(what, strange)
 		}
 	}()
 	select {
@@ -164,8 +229,7 @@ func ask[T any](ctx context.Context, s *silences, what string, f func(context.Co
 		s.answered(what)
 		return a.value, a.err
 	case <-over.C:
-		s.leave(what)
-		close(late)
+		late <- s.leave(what)
 		return none, errUnanswered
 	}
 }

@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -237,4 +238,129 @@ func TestDrainedWhileWritesFail(t *testing.T) {
 			})
 		})
 	}
+}
+
+// hangingLoads is a load hook under which some keys hang.
+func (q *quagmire) hangingLoads(stuck map[string]bool) func(key string) error {
+	return func(key string) error {
+		if !stuck[key] {
+			return nil
+		}
+		return q.cross()
+	}
+}
+
+// However many records of strangers hang, and for however long, a node goes on with all that it needs, and little is left behind.
+func TestManyRecordsHang(t *testing.T) {
+	for _, n := range []int{4, 40} {
+		for kind, keyOf := range map[string]func(i int) string{
+			"reports": func(i int) string { return nodeKey(fmt.Sprintf("%x", i)) },
+			"marks":   func(i int) string { return markKey(fmt.Sprintf("elsewhere%d:80", i)) },
+		} {
+			t.Run(fmt.Sprint(n, kind), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					v, q, stuck := newVault(), newQuagmire(t), make(map[string]bool)
+					q.on.Store(true)
+					for i := range n {
+						stuck[keyOf(i)] = true
+					}
+					b := startNode(t, v)
+					a := startTricked(t, &trick{door: v.door(), load: q.hangingLoads(stuck)}, 3)
+					pass(time.Minute)
+					for key := range stuck {
+						if err := v.door().Store(t.Context(), key, []byte(`{}`)); err != nil {
+							t.Fatal(err)
+						}
+					}
+					for i := range 6 {
+						pass(20 * time.Minute)
+						if err := a.say(t.Context(), "u1:80", word{state: []string{stateDraining, stateReady}[i%2]}); err != nil {
+							t.Fatalf("after %d min an operator hears: %v", 20*(i+1), err)
+						}
+						b.tell(u0, word{state: []string{stateDraining, stateReady}[i%2]})
+					}
+					if got := q.in.Load(); got > 100 {
+						t.Errorf("in 2 h %d calls are left behind", got)
+					}
+					b.drain(u0)
+					pass(nodePause + 2*callWait)
+					a.wantNoVisit(u0, "marked through another node while records hang")
+					for key := range stuck {
+						_ = v.door().Delete(t.Context(), key)
+					}
+					pass(time.Minute)
+					if got := a.node.status().Storage; got != "" {
+						t.Errorf("a minute after the records are gone the node tells of its storage: %q", got)
+					}
+					a.wantDrained(u0, true, "when the records are gone, though the calls for them are not")
+				})
+			})
+		}
+	}
+}
+
+// A mark that a node needs is read again when it is mended, though no call of before ever ends.
+func TestRecordIsMended(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, q := newVault(), newQuagmire(t)
+		q.on.Store(true)
+		stuck := markKey("u2:80")
+		b := startNode(t, v)
+		a := startTricked(t, &trick{door: v.door(), load: q.hangingLoads(map[string]bool{stuck: true})}, 3)
+		if err := v.door().Store(t.Context(), stuck, []byte(`{}`)); err != nil {
+			t.Fatal(err)
+		}
+		pass(4 * time.Hour)
+		q.on.Store(false)
+		b.drain("u2:80")
+		pass(longestSilence + 3*callWait)
+		a.wantNoVisit("u2:80", "when its mark can be read again")
+		if got := a.node.status().Storage; got != "" {
+			t.Errorf("when it is mended: %q", got)
+		}
+	})
+}
+
+// A storage that hangs for hours is found soon when it is well, though the calls of then never end.
+func TestStorageHangsForHours(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, q := newVault(), newQuagmire(t)
+		cross := func(string) error { return q.cross() }
+		a := startTricked(t, &trick{door: v.door(), list: cross, load: cross, store: q.cross}, 100)
+		pass(time.Minute)
+		q.on.Store(true)
+		pass(8 * time.Hour)
+		if got := q.in.Load(); got > 120 {
+			t.Errorf("in 8 h %d calls are left behind", got)
+		}
+		q.on.Store(false)
+		pass(longestSilence + 3*callWait)
+		if err := a.say(t.Context(), "u1:80", word{state: stateDraining}); err != nil {
+			t.Error("an operator hears: ", err)
+		}
+		pass(time.Minute)
+		if got := a.node.status().Storage; got != "" {
+			t.Errorf("the node tells of its storage: %q", got)
+		}
+	})
+}
+
+// What hangs for weeks is asked once an hour in the end.
+func TestStorageHangsForWeeks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		end := make(chan struct{})
+		defer synctest.Wait()
+		defer close(end)
+		s, asked := newSilences(), 0
+		for begun := time.Now(); time.Since(begun) < 60*24*time.Hour; pass(time.Minute) {
+			_ = act(t.Context(), s, "load", func(context.Context) error {
+				asked++
+				<-end
+				return nil
+			})
+		}
+		if asked < manyLeft || asked > 2500 {
+			t.Errorf("in 60 days it is asked %d times", asked)
+		}
+	})
 }
