@@ -316,25 +316,39 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 	if n.here(sharedNameAt(name, n.host)) != name || !utf8.ValidString(name) {
 		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
 	}
-	if !force {
-		n.readMarks(ctx)
-		n.redial(ctx)
-	}
-	last := n.claim(name)
-	defer n.unclaim(name)
-	if last && !force {
-		return nil, lastError(name)
-	}
-	var err error
+	drain := n.drainUnlessLast
 	if force {
-		err = n.say(ctx, sharedNameAt(name, n.host), said)
-	} else {
-		err = n.sayUnlessLast(ctx, name, said)
+		drain = n.drainByForce
 	}
-	if err != nil {
+	if err := drain(ctx, name, said); err != nil {
 		return nil, storageError(err)
 	}
 	return n.upstream(name)
+}
+
+// drainByForce marks the named upstream as draining, whatever else there is.
+func (n *node) drainByForce(ctx context.Context, name string, said word) error {
+	if err := n.claim(name, true); err != nil {
+		return err
+	}
+	defer n.unclaim(name)
+	return n.say(ctx, sharedNameAt(name, n.host), said)
+}
+
+// drainUnlessLast marks the named upstream as draining if another one takes new sessions.
+func (n *node) drainUnlessLast(ctx context.Context, name string, said word) error {
+	done, err := n.turn(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer done()
+	n.readMarks(ctx)
+	n.redial(ctx)
+	if err := n.claim(name, false); err != nil {
+		return err
+	}
+	defer n.unclaim(name)
+	return n.sayUnlessLast(ctx, name, said)
 }
 
 // redial tries to reach the upstreams that could not be reached when they were dialed last: they may have been

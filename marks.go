@@ -46,6 +46,9 @@ type mark struct {
 	Written time.Time     `json:"written"`
 	Clock   string        `json:"clock"`          // of the machine
 	Span    time.Duration `json:"span,omitempty"` // over which the sockets are closed then
+
+	// Unsettled is a drain that may be taken back yet, because another one leaves nobody. Versions before this one ignore it.
+	Unsettled bool `json:"unsettled,omitempty"`
 }
 
 // drains says whether m, which may be nil, drains its upstream.
@@ -65,7 +68,7 @@ func (m *mark) closes() bool { return m != nil && m.State == stateClosed }
 // closed returns what becomes of m when its time is up. Nodes that find so at once write the same.
 func (m *mark) closed() *mark {
 	c := *m
-	c.ID, c.State = m.ID+closedSuffix, stateClosed
+	c.ID, c.State, c.Unsettled = m.ID+closedSuffix, stateClosed, false
 	return &c
 }
 
@@ -135,6 +138,8 @@ type word struct {
 	reason string
 	grace  *time.Duration // after which the upstream is closed; 0 for never
 	span   *time.Duration // over which its sockets are closed then
+
+	unlessLast bool // it may be taken back
 }
 
 // follows returns the mark by which w holds after another one, which may be nil. It is that one if
@@ -146,11 +151,12 @@ func (w word) follows(before *mark, shared, clock string, left time.Duration) *m
 		m.comeAfter(before)
 	}
 	if before != nil && before.drains() == m.drains() {
-		if (w.reason == "" || w.reason == before.Reason) && w.grace == nil && w.span == nil {
+		if (w.reason == "" || w.reason == before.Reason) && w.grace == nil && w.span == nil && (w.unlessLast || !before.Unsettled) {
 			return before
 		}
 		m.State, m.Since, m.Reason, m.Left, m.Span = before.State, before.Since, cmp.Or(w.reason, before.Reason), left, before.Span
 	}
+	m.Unsettled = w.unlessLast && (!before.drains() || before.Unsettled)
 	if w.grace != nil {
 		m.State, m.Left = w.state, *w.grace
 	}
@@ -243,6 +249,9 @@ func (n *node) put(ctx context.Context, sh *share, shared string, w word) (befor
 		return nil, nil, err
 	}
 	before, left := n.stands(shared, stored)
+	if before != nil && stored != nil && before.ID == stored.ID {
+		before = stored // which may have settled since it was read here
+	}
 	if m = w.follows(before, shared, n.clock(), left); stored != nil && m.ID == stored.ID {
 		return before, m, nil
 	}
@@ -260,8 +269,11 @@ func (n *node) hold(sh *share, m *mark) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.said++
-	if md := n.marked[m.Upstream]; md == nil || m.newer(md.mark) {
+	switch md := n.marked[m.Upstream]; {
+	case md == nil || m.newer(md.mark):
 		n.set(m)
+	case md.ID == m.ID:
+		md.mark = m // it has settled
 	}
 	n.marked[m.Upstream].share = sh
 	n.tell()

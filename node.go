@@ -73,31 +73,32 @@ type node struct {
 
 	farewells sync.WaitGroup // of storages that are not used any more
 
-	mu       sync.Mutex            // guards all below
-	shares   []*share              // the storages of the configs that are loaded
-	used     *share                // the one in use; nil if there is none
-	marked   map[string]*marked    // what operators have said, by the upstream's name between nodes
-	peers    map[string]*peer      // the other nodes, by their keys in the storage
-	verdicts map[*upstream]verdict // of the upstreams that drain
-	seq      uint64                // of the last report
-	settled  time.Duration         // what settles returned last
-	known    bool                  // others may have read of it
-	reported time.Duration         // when it last wrote a report, on the table's clock; 0 if one is due
-	reached  bool                  // one was written, or any record read: a storage that hides its errors may seem to be empty
-	parted   bool                  // that said that nobody is there, and that the process may be killed
-	unheard  time.Duration         // since when none could be written, on the table's clock; 0 if the last one could
-	awaited  time.Duration         // when somebody last waited for that, on the table's clock
-	knows    bool                  // the marks were read once; what they said holds, whatever becomes of the storage
-	round    time.Duration         // when all was read last; 0 if never
-	listed   time.Duration         // when its own report was last among those read; 0 if never
-	witness  bool                  // what begins to drain now begins before our eyes
-	asked    time.Duration         // since when the storage is being read and written; 0 while it is not
-	askedTo  string                // the operation that is under way
-	failure  error                 // why that failed since
-	failing  bool                  // whether that was logged
-	pending  map[string]int        // upstreams that are just being marked as draining, by name
-	said     int                   // how often an operator said something here: what was read before is older
-	news     chan struct{}         // closed when something may have changed
+	mu       sync.Mutex               // guards all below
+	shares   []*share                 // the storages of the configs that are loaded
+	used     *share                   // the one in use; nil if there is none
+	marked   map[string]*marked       // what operators have said, by the upstream's name between nodes
+	peers    map[string]*peer         // the other nodes, by their keys in the storage
+	verdicts map[*upstream]verdict    // of the upstreams that drain
+	seq      uint64                   // of the last report
+	settled  time.Duration            // what settles returned last
+	known    bool                     // others may have read of it
+	reported time.Duration            // when it last wrote a report, on the table's clock; 0 if one is due
+	reached  bool                     // one was written, or any record read: a storage that hides its errors may seem to be empty
+	parted   bool                     // that said that nobody is there, and that the process may be killed
+	unheard  time.Duration            // since when none could be written, on the table's clock; 0 if the last one could
+	awaited  time.Duration            // when somebody last waited for that, on the table's clock
+	knows    bool                     // the marks were read once; what they said holds, whatever becomes of the storage
+	round    time.Duration            // when all was read last; 0 if never
+	listed   time.Duration            // when its own report was last among those read; 0 if never
+	witness  bool                     // what begins to drain now begins before our eyes
+	asked    time.Duration            // since when the storage is being read and written; 0 while it is not
+	askedTo  string                   // the operation that is under way
+	failure  error                    // why that failed since
+	failing  bool                     // whether that was logged
+	pending  map[string]int           // upstreams that are just being marked as draining, by name
+	turns    map[string]chan struct{} // closed when one who drains the upstream of that name has done with it
+	said     int                      // how often an operator said something here: what was read before is older
+	news     chan struct{}            // closed when something may have changed
 
 	interrupted chan struct{} // closed when nobody should wait here any longer
 	ending      bool          // the process ends, and interrupted stays closed
@@ -131,6 +132,7 @@ func newNode(t *table, config func() recordStorage, logger *zap.Logger) *node {
 		peers:    make(map[string]*peer),
 		verdicts: make(map[*upstream]verdict),
 		pending:  make(map[string]int),
+		turns:    make(map[string]chan struct{}),
 		news:     make(chan struct{}),
 
 		interrupted: make(chan struct{}),

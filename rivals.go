@@ -45,29 +45,77 @@ func lastError(name string) error {
 		" refused the last connection (add another one, take a drain back, or force it with --force or ?force=true)", name)
 }
 
+// turn waits until nobody drains the named upstream who may take that back, and returns what lets the next one.
+func (n *node) turn(ctx context.Context, name string) (done func(), err error) {
+	for {
+		n.mu.Lock()
+		others, taken := n.turns[name]
+		if !taken {
+			own := make(chan struct{})
+			n.turns[name] = own
+			n.mu.Unlock()
+			return func() {
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				delete(n.turns, name)
+				close(own)
+			}, nil
+		}
+		n.mu.Unlock()
+		select {
+		case <-others:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
 // sayUnlessLast says that the named upstream drains, unless no other one takes new sessions then. A drain that was there before
-// is not taken back, whatever is said of it now.
+// is not taken back, whatever is said of it now, but for one that may be taken back itself: who types twice is not let off.
 func (n *node) sayUnlessLast(ctx context.Context, name string, w word) error {
 	sh, err := n.storage()
 	if err != nil {
 		return err
 	}
+	w.unlessLast = true
 	before, m, err := n.put(ctx, sh, sharedNameAt(name, n.host), w)
 	if m == nil {
 		return err
 	}
-	began := !before.drains()
+	ctx = context.WithoutCancel(ctx)
 	if err == nil {
-		err = n.settle(context.WithoutCancel(ctx), name, m, began)
+		err = n.settle(ctx, name, m, m.Unsettled)
 	}
 	switch {
 	case err == nil:
-		n.hold(sh, m)
+		n.hold(sh, m.settled())
+		if m.Unsettled {
+			sh.storeSettled(ctx, m)
+		}
 		return nil
-	case !began || errors.Is(err, errTakenBack):
+	case !m.Unsettled || errors.Is(err, errTakenBack):
 		return err
+	case before.drains():
+		before = nil // it may not stand either
 	}
-	return n.withdraw(context.WithoutCancel(ctx), m, before, err)
+	return n.withdraw(ctx, m, before, err)
+}
+
+// settled returns a drain that is not taken back any more.
+func (m *mark) settled() *mark {
+	s := *m
+	s.Unsettled = false
+	return &s
+}
+
+// storeSettled writes that a drain stands, unless something was said since. Where that fails, the drain stands all the same, and the
+// next word on it is one that may be taken back.
+func (sh *share) storeSettled(ctx context.Context, m *mark) {
+	ctx, cancel := context.WithTimeout(ctx, operatorWait)
+	defer cancel()
+	if stored, err := loadMark(ctx, sh.st, m.Upstream); err == nil && stored != nil && stored.ID == m.ID && stored.Unsettled {
+		_ = storeRecord(ctx, sh.st, markKey(m.Upstream), m.settled())
+	}
 }
 
 // settle looks whether a mark that was written can stand, and returns why not.

@@ -293,3 +293,86 @@ func TestGivesWayToWhatWasBefore(t *testing.T) {
 		}
 	})
 }
+
+// Who drains an upstream a second time, with a grace period, while it is not certain that the first drain can stand, gets no drain
+// that stands for that: through the same Caddy, or through another one.
+func TestTypedTwice(t *testing.T) {
+	for through, count := range map[string]uint64{"the same": 2, "another one": 4} {
+		t.Run(through, func(t *testing.T) {
+			for seed := range uint64(40) {
+				synctest.Test(t, func(t *testing.T) {
+					v := newVault()
+					var nodes []*caddyNode
+					for i := range count {
+						nodes = append(nodes, startTricked(t, slowTrick(v.door(), 300*time.Millisecond, seed+1000*i), 2))
+					}
+					pass(time.Minute)
+					grace := time.Hour
+					var asked sync.WaitGroup
+					for i := range 2 {
+						for j := range 2 {
+							n := nodes[(i+2*j)%len(nodes)]
+							asked.Go(func() {
+								time.Sleep(time.Duration(j) * 700 * time.Millisecond)
+								_, _ = n.node.drain(context.Background(), fmt.Sprintf("u%d:80", i), word{state: stateDraining, by: n.name, grace: &grace}, false)
+							})
+						}
+					}
+					asked.Wait()
+					pass(20 * time.Second)
+					if storedState(v, u0) != stateReady && storedState(v, "u1:80") != stateReady {
+						t.Errorf("seed %d: both drain", seed)
+					}
+					for _, n := range nodes {
+						n.kill()
+					}
+					pass(10 * time.Second)
+				})
+			}
+		})
+	}
+}
+
+// Who waits for another one's drain of the same upstream, and goes away, has said nothing.
+func TestWaitsForTheOtherDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := startNode(t, newVault()).node
+		done, err := n.turn(t.Context(), u0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := n.drain(ctx, u0, word{state: stateDraining}, false); err == nil || n.marked[u0] != nil {
+			t.Errorf("it is answered with %v, and marked: %v", err, n.marked[u0])
+		}
+		done()
+		if _, err := n.drain(t.Context(), u0, word{state: stateDraining}, false); err != nil || len(n.turns) > 0 {
+			t.Errorf("when the other one is done: %v, %d turns are taken", err, len(n.turns))
+		}
+	})
+}
+
+// A drain that stands is stored as one, and a drain that is refused keeps none from others.
+func TestSettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		for _, addr := range []string{u0, "u1:80"} {
+			if status, said := a.drainAsked(addr, false); status != http.StatusOK {
+				t.Fatal(status, said)
+			}
+			if m, err := loadMark(t.Context(), v.door(), addr); err != nil || m.Unsettled {
+				t.Errorf("it is stored as %+v, %v", m, err)
+			}
+		}
+		first := word{state: stateDraining, unlessLast: true}.follows(nil, u0, "c", 0)
+		if forced := (word{state: stateDraining}).follows(first, u0, "c", 0); !forced.newer(first) || forced.Unsettled {
+			t.Errorf("by force what may be taken back becomes %+v", forced)
+		}
+		if err := a.claim("u2:80", false); err == nil || len(a.pending) > 0 {
+			t.Errorf("the last one: %v, and %v is pending", err, a.pending)
+		}
+	})
+}

@@ -255,18 +255,18 @@ func (n *node) self(now time.Duration) nodeStatus {
 	return st
 }
 
-// claim takes note that the named upstream is about to drain, and says whether it takes new sessions
-// and is the only one that does in a pool of this Caddy. Two who drain one of two each at once must
-// not both be told that there is another.
-func (n *node) claim(name string) (last bool) {
+// claim takes note that the named upstream is about to drain. Unless forced it refuses that to one which takes new sessions and is
+// the only one that does in a pool of this Caddy. Two who drain one of two each at once must not both be told that there is another.
+func (n *node) claim(name string, force bool) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	last = n.last(name, nil, nil)
-	if md := n.marked[sharedNameAt(name, n.host)]; md != nil && md.drains() {
-		last = false // it takes none
+	md := n.marked[sharedNameAt(name, n.host)]
+	drains := md != nil && md.drains()
+	if !force && !drains && n.last(name, nil, nil) {
+		return lastError(name)
 	}
 	n.pending[name]++
-	return last
+	return nil
 }
 
 // unclaim takes that note back.
