@@ -96,14 +96,19 @@ func (m *mark) comeAfter(before *mark) {
 
 // isID says whether a mark may have an id, so that another one can come after it.
 func isID(id string) bool {
-	id = strings.TrimSuffix(id, closedSuffix)
-	return id != "" && max(len(id), len(laterID(id)))+len(closedSuffix) <= maxName
+	id = baseID(id)
+	return id != "" && max(len(id), len(laterID(id)))+len(withdrawnSuffix)+len(closedSuffix) <= maxName
+}
+
+// baseID returns an id without what says what has become of its mark.
+func baseID(id string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(id, closedSuffix), withdrawnSuffix)
 }
 
 // laterID returns a new id that is greater than another one, by the order of strings. It does not grow from one to the next, for
 // it counts.
 func laterID(id string) string {
-	id = strings.TrimSuffix(id, closedSuffix)
+	id = baseID(id)
 	count := uint64(0)
 	i := len(id) - len("~") - 16
 	counted := i >= 0 && id[i] == '~'
