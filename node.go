@@ -445,10 +445,13 @@ var errUnlisted = errors.New("what this Caddy has reported is not among what the
 	" (caddy bokeh storage-check says what it can do)")
 
 // findOwn says whether this node's own report is among those that were read since a time, as it was written last. If it
-// is not, it is written once more, and the storage is asked in other ways. n.mu is locked.
+// is not, it is written once more, and the storage is asked in other ways. One that was written before a reload does not count: it
+// may be old, for nothing may be writable since. n.mu is locked.
 func (n *node) findOwn(sh *share, reports map[string]*report, err error, began time.Duration) bool {
 	own := reports[nodeKey(n.name)]
 	switch {
+	case own != nil && sh.wrote == 0:
+		return false
 	case own != nil && own.Seq >= sh.wrote:
 		n.listed, sh.missing = began, 0
 		return true

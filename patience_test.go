@@ -213,12 +213,13 @@ func TestDrainedWhileWritesFail(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				defer pass(2 * time.Hour)
 				var failing atomic.Bool
-				a := startTricked(t, &trick{door: newVault().door(), store: func() error {
+				v, store := newVault(), func() error {
 					if !failing.Load() {
 						return nil
 					}
 					return fail()
-				}}, 3)
+				}
+				a := startTricked(t, &trick{door: v.door(), store: store}, 3)
 				pass(time.Minute)
 				a.drain(u0)
 				pass(time.Minute)
@@ -228,6 +229,11 @@ func TestDrainedWhileWritesFail(t *testing.T) {
 				for range 10 {
 					a.wantWait(u0, "cannot write to the storage", "while it cannot write")
 					pass(7 * time.Second)
+				}
+				a.load(&trick{door: v.door(), store: store}, a.pool)()
+				for range 20 {
+					a.wantDrained(u0, false, "after a reload, while it cannot write")
+					pass(time.Second)
 				}
 				if got := a.node.status().Storage; got == "" || strings.Contains(got, "read") {
 					t.Errorf("the node tells of its storage: %q", got)
