@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"math"
 	"net/http"
+	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -372,7 +374,10 @@ func (d *sizedDoor) Stat(_ context.Context, key string) (certmagic.KeyInfo, erro
 func TestTooLargeIsLoadedOnce(t *testing.T) {
 	v := newVault()
 	d := &sizedDoor{door: v.door()}
-	st := countingStorage{d, newCounters(operations...), new(sync.Map)}
+	st, isCounting := newNode(newTable(), nil, nil).share(d).st.(countingStorage)
+	if !isCounting {
+		t.Fatal("errors are not counted")
+	}
 	v.values[markKey(u0)] = make([]byte, maxMark+1)
 	for range 5 {
 		if _, err := loadRecord[mark](t.Context(), st, markKey(u0)); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "524289 bytes") {
@@ -385,6 +390,48 @@ func TestTooLargeIsLoadedOnce(t *testing.T) {
 	v.put(t, markKey(u0), poisoned("x"))
 	if m, err := loadRecord[mark](t.Context(), st, markKey(u0)); m == nil || err != nil {
 		t.Error("the next one is not read: ", err)
+	}
+	v.values[markKey(u0)] = make([]byte, maxMark+1)
+	_, _ = loadRecord[mark](t.Context(), st, markKey(u0))
+	delete(v.values, markKey(u0))
+	if _, err := loadRecords[mark](t.Context(), &lister{st: st, own: nodeKey("0")}, marksFolder); err != nil {
+		t.Error(err)
+	}
+	st.large.Range(func(key, _ any) bool {
+		t.Errorf("%v is remembered, and is there no more", key)
+		return true
+	})
+}
+
+// Files that seem to be larger than the memory, and take no room on the disk, are not read, nor is such a key.
+func TestSparseFiles(t *testing.T) {
+	st := &certmagic.FileStorage{Path: t.TempDir()}
+	keys := []string{storedKey}
+	for i := range 3 {
+		keys = append(keys, nodeKey(fmt.Sprintf("%x", i)))
+	}
+	for _, key := range keys {
+		if err := st.Store(t.Context(), key, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(st.Filename(key), 128<<20); err != nil {
+			t.Skip(err)
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 2 {
+		if _, err := loadRecords[report](t.Context(), newNode(newTable(), nil, nil).share(st).records, nodesFolder); !errors.Is(err, errBroken) {
+			t.Error(err)
+		}
+		k := &keeper{held: newHeldKeys(), st: st, silent: newSilences()}
+		if _, err := k.load(t.Context()); err == nil || !strings.Contains(err.Error(), "134217728 bytes") {
+			t.Error(err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if mib := (after.TotalAlloc - before.TotalAlloc) >> 20; mib > 64 {
+		t.Errorf("%d MiB are read", mib)
 	}
 }
 
@@ -454,14 +501,20 @@ func TestCut(t *testing.T) {
 func TestStoredKeyIsTooLarge(t *testing.T) {
 	v := newVault()
 	v.values[storedKey] = make([]byte, maxKey+1)
-	k := &keeper{held: newHeldKeys(), st: lockedDoor{v.door()}, silent: newSilences()}
-	if _, err := k.load(t.Context()); err == nil || errors.Is(err, errNoKey) || !strings.Contains(err.Error(), "delete it") {
-		t.Error(err)
+	d := &sizedDoor{door: v.door()}
+	k := &keeper{held: newHeldKeys(), st: lockedDoor{d}, silent: newSilences()}
+	for range 5 {
+		if _, err := k.load(t.Context()); err == nil || errors.Is(err, errNoKey) || !strings.Contains(err.Error(), "delete it") {
+			t.Error(err)
+		}
+	}
+	if d.loads != 1 {
+		t.Errorf("it is loaded %d times at once", d.loads)
 	}
 }
 
 // lockedDoor has locks that nobody needs.
-type lockedDoor struct{ *door }
+type lockedDoor struct{ recordStorage }
 
 func (lockedDoor) Lock(context.Context, string) error   { return nil }
 func (lockedDoor) Unlock(context.Context, string) error { return nil }

@@ -4,9 +4,12 @@ package caddybokeh
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/caddyserver/certmagic"
 )
 
 const (
@@ -44,8 +47,8 @@ type promptStorage struct {
 func newPromptStorage(st recordStorage, isStrange func(key string) bool) promptStorage {
 	s := newSilences()
 	s.isStrange = func(what string) bool {
-		key, isLoad := strings.CutPrefix(what, "load ")
-		return isLoad && isStrange(key)
+		asked, key, _ := strings.Cut(what, " ")
+		return (asked == "load" || asked == "stat") && isStrange(key)
 	}
 	return promptStorage{st, s}
 }
@@ -258,4 +261,13 @@ func (p promptStorage) Load(ctx context.Context, key string) ([]byte, error) {
 // List implements recordStorage.
 func (p promptStorage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
 	return ask(ctx, p.silent, "list "+prefix, func(ctx context.Context) ([]string, error) { return p.recordStorage.List(ctx, prefix, recursive) })
+}
+
+// Stat implements statStorage, as far as the storage does.
+func (p promptStorage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
+	st, ok := p.recordStorage.(statStorage)
+	if !ok {
+		return certmagic.KeyInfo{}, errors.ErrUnsupported
+	}
+	return ask(ctx, p.silent, "stat "+key, func(ctx context.Context) (certmagic.KeyInfo, error) { return st.Stat(ctx, key) })
 }

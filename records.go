@@ -100,10 +100,10 @@ func loadRecord[T any, R record[T]](ctx context.Context, st recordStorage, key s
 	return r, err
 }
 
-// loadSized returns how many bytes the record has beside.
+// loadSized returns how many bytes were loaded beside.
 func loadSized[T any, R record[T]](ctx context.Context, st recordStorage, key string) (_ *T, size int, _ error) {
 	r := R(new(T))
-	if size, is := isStillTooLarge(ctx, st, key, r.size()); is {
+	if size, is := isTooLarge(ctx, st, key, r.size()); is {
 		return nil, 0, broken(st, key, tooLarge(size, r.size()))
 	}
 	value, err := st.Load(ctx, key)
@@ -114,13 +114,13 @@ func loadSized[T any, R record[T]](ctx context.Context, st recordStorage, key st
 		return nil, 0, fmt.Errorf("loading %s: %w", key, err)
 	case len(value) > r.size():
 		noteTooLarge(st, key)
-		return nil, 0, broken(st, key, tooLarge(int64(len(value)), r.size()))
+		return nil, len(value), broken(st, key, tooLarge(int64(len(value)), r.size()))
 	}
 	if err = json.Unmarshal(value, r); err == nil {
 		err = r.check()
 	}
 	if err != nil {
-		return nil, 0, broken(st, key, err)
+		return nil, len(value), broken(st, key, err)
 	}
 	return r, len(value), nil
 }
@@ -151,14 +151,25 @@ type statStorage interface {
 	Stat(ctx context.Context, key string) (certmagic.KeyInfo, error)
 }
 
-// isStillTooLarge says whether a record that was too large is so still, and how large it is. Others are not asked about: storages
-// that are far away would be asked twice for each record, and many that know no size load the value for it.
-func isStillTooLarge(ctx context.Context, st recordStorage, key string, most int) (size int64, is bool) {
+// knowsSizes says whether a storage tells how large a value is without reading that: the one that Caddy has if none is configured. There
+// a file may seem to be larger than the memory and take no room on the disk.
+func knowsSizes(st any) bool {
+	if p, ok := st.(promptStorage); ok {
+		st = p.recordStorage
+	}
+	_, ok := st.(*certmagic.FileStorage)
+	return ok
+}
+
+// isTooLarge says whether it is known that a record is too large, and how large it is. Where that is not cheap, it is asked only about
+// what was too large before: storages that are far away would be asked twice for each record, and many that know no size load the value
+// for it.
+func isTooLarge(ctx context.Context, st recordStorage, key string, most int) (size int64, is bool) {
 	c, ok := st.(countingStorage)
 	if !ok {
 		return 0, false
 	}
-	if _, was := c.large.LoadAndDelete(key); !was {
+	if _, was := c.large.LoadAndDelete(key); !was && !knowsSizes(c.recordStorage) {
 		return 0, false
 	}
 	if st, ok := c.recordStorage.(statStorage); ok {
@@ -177,6 +188,27 @@ func noteTooLarge(st recordStorage, key string) {
 	}
 }
 
+// forgetTooLarge forgets what is not in a folder any more.
+func forgetTooLarge(st recordStorage, folder string, keys []string) {
+	c, ok := st.(countingStorage)
+	if !ok {
+		return
+	}
+	listed := sync.OnceValue(func() map[string]bool {
+		all := make(map[string]bool)
+		for _, key := range keys {
+			all[key] = true
+		}
+		return all
+	})
+	c.large.Range(func(key, _ any) bool {
+		if name, _ := key.(string); strings.HasPrefix(name, folder) && !listed()[name] {
+			c.large.Delete(key)
+		}
+		return true
+	})
+}
+
 // errTooMuch is what is said of a folder that holds more than is read of it.
 var errTooMuch = fmt.Errorf("it holds more than %d records, or more than %d MiB, and the rest is passed over (delete those of nodes and servers that are gone)",
 	maxRecords, maxFolder>>20)
@@ -187,6 +219,9 @@ func loadRecords[T any, R record[T]](ctx context.Context, l *lister, folder stri
 	keys, failed := l.keys(ctx, folder)
 	full := len(keys) > maxRecords
 	keys = keys[:min(len(keys), maxRecords)]
+	if failed == nil {
+		forgetTooLarge(l.st, folder, keys)
+	}
 	loaded, errs := make([]*T, len(keys)), make([]error, len(keys))
 	var bytes atomic.Int64
 	severally(len(keys), func(i int) {

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 )
 
@@ -32,6 +33,9 @@ const (
 
 	// keyRetryInterval is the same while it is missing.
 	keyRetryInterval = 250 * time.Millisecond
+
+	// largeKeyPause is how long a record is let be that was larger than a key.
+	largeKeyPause = time.Minute
 
 	// keyPatience is how long a process that has never seen a stored key leaves it to others to write back theirs, before
 	// it stores its own: longer than they take to see that it is missing.
@@ -67,6 +71,9 @@ type keeper struct {
 	locking  atomic.Bool // somebody waits for the lock
 
 	read atomic.Bool // the key was there once
+
+	large   error     // that of a record that is larger than a key; nil if there was none
+	largeAt time.Time // when it was read last
 
 	// What is told. Until answered is closed it is within first, then only by follow.
 	failures int       // since the key was there last
@@ -127,6 +134,9 @@ func (k *keeper) secret() []byte { return (*k.ring.Load())[0].secret }
 
 // load returns the stored key.
 func (k *keeper) load(ctx context.Context) ([]byte, error) {
+	if err := k.tooLarge(ctx); err != nil {
+		return nil, err
+	}
 	record, err := ask(ctx, k.silent, "load", func(ctx context.Context) ([]byte, error) { return k.st.Load(ctx, storedKey) })
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -134,11 +144,36 @@ func (k *keeper) load(ctx context.Context) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("loading: %w", err)
 	case len(record) > maxKey:
-		return nil, fmt.Errorf("the record has %d bytes, and a key at most %d: delete it", len(record), maxKey)
+		k.large = keyTooLarge(int64(len(record)))
+		k.largeAt = time.Now()
+		return nil, k.large
 	case isCutShort(record, k.secret()):
 		return nil, fmt.Errorf("%w, but a record of %d bytes that was not written to its end", errNoKey, len(record))
 	}
 	return record, nil
+}
+
+// tooLarge returns an error if it is known that the record is larger than a key. Where the storage does not tell that without reading
+// it, the record is let be for a while after it was.
+func (k *keeper) tooLarge(ctx context.Context) error {
+	if !knowsSizes(k.st) {
+		if k.large != nil && time.Since(k.largeAt) < largeKeyPause {
+			return k.large
+		}
+		return nil
+	}
+	info, err := ask(ctx, k.silent, "stat", func(ctx context.Context) (certmagic.KeyInfo, error) {
+		st, _ := k.st.(statStorage)
+		return st.Stat(ctx, storedKey)
+	})
+	if err == nil && info.Size > maxKey {
+		return keyTooLarge(info.Size)
+	}
+	return nil
+}
+
+func keyTooLarge(size int64) error {
+	return fmt.Errorf("the record has %d bytes, and a key at most %d: delete it", size, maxKey)
 }
 
 // isCutShort says whether a record is what is left when a write ends early: nothing, zeros, or the beginning of the key
