@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -310,10 +309,8 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 		name = st.Address
 	} else if !force {
 		return nil, apiError(http.StatusNotFound, "%v (?force=true drains it all the same)", err)
-	} else if printable(name) != name {
-		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
 	}
-	if n.here(sharedNameAt(name, n.host)) != name || !utf8.ValidString(name) {
+	if n.here(sharedNameAt(name, n.host)) != name || printable(name) != name {
 		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
 	}
 	drain := n.drainUnlessLast

@@ -59,6 +59,8 @@ func (m *mark) check() error {
 		return errors.New("malformed id")
 	case len(m.Upstream) > maxShared:
 		return fmt.Errorf("the name of its upstream has %d bytes", len(m.Upstream))
+	case printable(m.Upstream) != m.Upstream:
+		return errors.New("the name of its upstream would steer a terminal")
 	case len(m.Clock) > maxName:
 		return fmt.Errorf("the name of its clock has %d bytes", len(m.Clock))
 	}

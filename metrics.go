@@ -5,7 +5,7 @@ package caddybokeh
 import (
 	"errors"
 	"strconv"
-	"unicode/utf8"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -68,10 +68,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	now := m.n.t.now()
 	m.n.t.each(func(u *upstream) {
-		label := u.name
-		if !utf8.ValidString(label) { // a client's doing, where an address depends on the request
-			label = strconv.Quote(label)
-		}
+		label := labelOf(u.name)
 		for s, name := range stateNames {
 			gauge(descSessions, float64(u.counts[s].Load()), label, name)
 		}
@@ -103,6 +100,15 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descWaiting, float64(m.n.t.line.waiting(now)))
 	gauge(descKeys, asFloat(m.n.keysAgree()))
+}
+
+// labelOf returns the label of an upstream: its name, or that in quotes where it would steer a terminal or is no text, which is a
+// client's doing where an address depends on the request. So is one that begins with a quote, for no two may have the same label.
+func labelOf(name string) string {
+	if printable(name) != name || strings.HasPrefix(name, `"`) {
+		return strconv.QuoteToASCII(name)
+	}
+	return name
 }
 
 // stateNames are the states of sessions as metrics have them.

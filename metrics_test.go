@@ -97,6 +97,38 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// A label steers no terminal, and no two upstreams have the same.
+func TestLabels(t *testing.T) {
+	names := []string{"app1:5006", "bücher:80", "\x1b]0;owned\a", `\x1b]0;owned\a`, `"\x1b]0;owned\a"`, "\u009b2J", "a\u202e:80", "\xff", `"\xff"`, `"`, ""}
+	seen := make(map[string]string)
+	for _, name := range names {
+		label := labelOf(name)
+		if other, twice := seen[label]; twice || printable(label) != label {
+			t.Errorf("the label of %q is %q, that of %q too: %v", name, label, other, twice)
+		}
+		seen[label] = name
+	}
+	if labelOf("bücher:80") != "bücher:80" {
+		t.Error("the label of a name that is text is another one")
+	}
+}
+
+// A mark of an upstream whose name would steer a terminal is of no use, and nobody writes one.
+func TestMarkOfAnEscapeSequence(t *testing.T) {
+	m := poisoned("x")
+	m.Upstream = "\x1b]0;owned\a\u009b2J"
+	if err := m.check(); err == nil {
+		t.Error("it is read")
+	}
+	n := newNode(newTable(), nil, nil)
+	n.t.hold(m.Upstream)
+	for _, force := range []bool{false, true} {
+		if _, err := n.drain(t.Context(), m.Upstream, word{state: stateDraining}, force); err == nil {
+			t.Errorf("it is written, by force: %v", force)
+		}
+	}
+}
+
 // A client that makes up an address which is no text does not end the metrics.
 func TestMetricsOfStrangeNames(t *testing.T) {
 	n := newNode(newTable(), noStorage, zap.NewNop())
