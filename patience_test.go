@@ -370,3 +370,14 @@ func TestStorageHangsForWeeks(t *testing.T) {
 		}
 	})
 }
+
+// Among many errors it is seen that the storage does not answer.
+func TestUnansweredAmongMany(t *testing.T) {
+	var errs []error
+	for range 10 {
+		errs = append(errs, errBroken)
+	}
+	if err := few(append(errs, errUnanswered)); !errors.Is(err, errUnanswered) || !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "8 others") {
+		t.Error(err)
+	}
+}

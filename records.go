@@ -245,12 +245,16 @@ func loadRecords[T any, R record[T]](ctx context.Context, l *lister, folder stri
 	return records, errors.Join(failed, few(errs))
 }
 
-// few returns the first of some errors, which may be many, and says how many more there are.
+// few returns the first of some errors, which may be many, and says how many more there are. One that says that the storage does not
+// answer is among them, for that is asked about.
 func few(errs []error) error {
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	const most = 3
 	if len(errs) <= most {
 		return errors.Join(errs...)
+	}
+	if i := slices.IndexFunc(errs, func(err error) bool { return errors.Is(err, errUnanswered) }); i >= most {
+		errs[0], errs[i] = errs[i], errs[0]
 	}
 	return errors.Join(errors.Join(errs[:most]...), fmt.Errorf("and %d others", len(errs)-most))
 }
