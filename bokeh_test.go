@@ -209,6 +209,8 @@ func (b *bokeh) serveSocket(w http.ResponseWriter, r *http.Request) {
 	defer func() {
 		if b.greets != nil {
 			b.greets(conn)
+		} else {
+			fmt.Fprint(conn, "\x81\x02{}") // as Bokeh says ACK
 		}
 	}()
 	sum := sha1.Sum([]byte(r.Header.Get("Sec-Websocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))

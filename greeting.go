@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync/atomic"
 )
 
 // Opcodes of websocket frames (RFC 6455, section 5.2).
@@ -19,7 +20,8 @@ const (
 // open), and no app has run. To all others its first frame is the ACK.
 type greeting struct {
 	io.ReadWriteCloser
-	refused func() // called if the server refuses; nil once it has said something
+	refused func()      // called if the server refuses; nil once it has said something
+	left    atomic.Bool // the client has gone, so that it tells nothing if the server closes
 }
 
 // Read implements io.Reader.
@@ -28,15 +30,22 @@ func (g *greeting) Read(p []byte) (int, error) {
 	if g.refused == nil || n == 0 && err == nil {
 		return n, err
 	}
-	if n == 0 && err == io.EOF || n > 0 && p[0]&opcodeBits == opcodeClose {
+	if n == 0 && err == io.EOF && !g.left.Load() || n > 0 && p[0]&opcodeBits == opcodeClose {
 		g.refused()
 	}
 	g.refused = nil
 	return n, err
 }
 
+// Close implements io.Closer.
+func (g *greeting) Close() error {
+	g.left.Store(true)
+	return g.ReadWriteCloser.Close()
+}
+
 // CloseWrite closes one direction, as the body of a websocket can.
 func (g *greeting) CloseWrite() error {
+	g.left.Store(true)
 	if half, ok := g.ReadWriteCloser.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
@@ -57,7 +66,7 @@ func (rn *run) listen(a *attempt, res *http.Response) {
 	if !ok {
 		return
 	}
-	res.Body = &greeting{conn, func() {
+	res.Body = &greeting{ReadWriteCloser: conn, refused: func() {
 		rn.mu.Lock()
 		defer rn.mu.Unlock()
 		a.refused = true

@@ -65,3 +65,16 @@ func TestGreetingClosesByHalves(t *testing.T) {
 		t.Error("what cannot be closed by halves was")
 	}
 }
+
+// Whose client goes before the server has said anything was not refused: a busy server says it later.
+func TestClientGoesBeforeTheGreeting(t *testing.T) {
+	b := newBokeh(t, "")
+	b.greets = func(conn net.Conn) {
+		_, _ = io.Copy(io.Discard, conn) // until the client has gone
+		conn.Close()
+	}
+	s := serve(t, "bokeh_proxy "+b.addr())
+	w := s.open(s.get("/app").Token)
+	w.Close()
+	soonCounts(t, "gone", b.addr(), tally{0, 0, 0, 1})
+}
