@@ -288,6 +288,19 @@ func sessionsOf(addr string) tally {
 	return tally{}
 }
 
+// selectionsOf is how often an upstream was chosen.
+func selectionsOf(addr string) (n int64) {
+	tb := sessions()
+	tb.mu.Lock()
+	defer tb.mu.Unlock()
+	if u := tb.upstreams[upstreamName(addr)]; u != nil {
+		for _, times := range u.past.selected {
+			n += times.Load()
+		}
+	}
+	return n
+}
+
 // hangs is how long nothing takes that goes well, however busy the machine is. Waiting for what comes sooner ends sooner.
 const hangs = 2 * time.Minute
 
@@ -744,15 +757,16 @@ func TestDeadUpstreamIsPassedOver(t *testing.T) {
 func TestPoolOfOneRidesOutARestart(t *testing.T) {
 	b := newBokeh(t, "")
 	addr := b.addr()
-	s := serve(t, "reverse_proxy "+addr+" {\n lb_policy bokeh\n lb_try_duration 10s\n lb_try_interval 10ms\n}")
+	s := serve(t, "reverse_proxy "+addr+" {\n lb_policy bokeh\n lb_try_duration 10s\n lb_try_interval 10ms\n transport http {\n keepalive off\n }\n}") // one that was kept may break with a request on it
 	p, w := s.visit()
 	b.stop()
 	w.Close()
+	before := selectionsOf(addr)
 	got := make(chan page, 2)
 	go func() { got <- s.get("/app") }()
 	opened := make(chan ws, 1)
 	go func() { opened <- s.open(p.Token) }()
-	soon(t, "asked for a page", func() bool { return sessionsOf(addr)[0] > 0 })
+	soon(t, "both asked more than once", func() bool { return selectionsOf(addr) > before+2 })
 	newBokeh(t, addr)
 	if p := <-got; p.status != http.StatusOK {
 		t.Errorf("page: %d", p.status)
