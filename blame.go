@@ -17,8 +17,8 @@ const (
 	failuresOf = 10 * time.Second
 
 	// byChance is how likely so many failures in a row may be, by how often the app fails elsewhere, if they are to
-	// count for nothing.
-	byChance = 1e-6
+	// count for nothing. That share is known from the last few pages only, so there has to be room for its being more.
+	byChance = 1e-12
 
 	// maxFailingApps bounds the apps of an upstream of which failures are kept.
 	maxFailingApps = 64

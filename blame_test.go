@@ -106,7 +106,7 @@ func TestClientThatAlwaysFails(t *testing.T) {
 }
 
 func TestRowBeyondChance(t *testing.T) {
-	for share, want := range map[float64]int64{0: 3, 0.001: 3, 0.1: 6, 0.25: 10, 0.5: 20, 0.9: 132, 1: 13809} {
+	for share, want := range map[float64]int64{0: 3, 0.001: 4, 0.1: 12, 0.25: 20, 0.5: 40, 0.9: 263, 1: 27618} {
 		if got := rowBeyondChance(share); got != want {
 			t.Errorf("where %v fail elsewhere, %d in a row are needed, want %d", share, got, want)
 		}
