@@ -30,15 +30,19 @@ const (
 // seldom lets each client have its turn once in a while. Clients that share a place share the turn.
 type seldom struct{ last [64]atomic.Int64 } // by client, on the table's clock
 
-// of returns when the client has had its turn last.
-func (s *seldom) of(client uint64) *atomic.Int64 { return &s.last[client%uint64(len(s.last))] }
+// rests says whether the client has had its turn so lately that it is not to have the next; at is when that was.
+func (s *seldom) rests(client uint64, every, now time.Duration) (at int64, rests bool) {
+	at = s.of(client).Load()
+	return at, at != 0 && now-time.Duration(at) < every
+}
 
 // lets says whether it is the client's turn.
 func (s *seldom) lets(client uint64, every, now time.Duration) bool {
-	last := s.of(client)
-	before := last.Load()
-	return (before == 0 || now-time.Duration(before) >= every) && last.CompareAndSwap(before, int64(now))
+	at, rests := s.rests(client, every, now)
+	return !rests && s.of(client).CompareAndSwap(at, int64(now))
 }
+
+func (s *seldom) of(client uint64) *atomic.Int64 { return &s.last[client%uint64(len(s.last))] }
 
 // hasTurn says whether the run's client has its turn. One whose address Caddy does not know always has.
 func (rn *run) hasTurn(s *seldom, every, now time.Duration) bool {
@@ -49,8 +53,8 @@ func (rn *run) hasTurn(s *seldom, every, now time.Duration) bool {
 func (rn *run) hasFailed(pool []*member, but *member, now time.Duration) bool {
 	client := rn.clientHash()
 	return slices.ContainsFunc(pool, func(m *member) bool {
-		last := m.past.failures.of(client).Load()
-		return m != but && last != 0 && now-time.Duration(last) < failuresOf
+		_, lately := m.past.failures.rests(client, failuresOf, now)
+		return m != but && lately
 	})
 }
 

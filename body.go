@@ -1,4 +1,4 @@
-// This file holds the bodies of page requests: no server hears of a page before it is asked for completely.
+// This file holds the bodies of page requests: no page weighs before it is asked for completely.
 
 package caddybokeh
 
@@ -23,7 +23,7 @@ type body struct {
 
 // receive waits for the body of a request that may begin a session. A server begins a page when it has all of the request
 // (Tornado reads the body before it runs a handler), so half a request is no work. It would weigh like a page if it was sent
-// on, for the price of an open connection. A page whose body is too long weighs nothing until it is answered.
+// on, for the price of an open connection. A page whose body is too long to be waited for weighs from the end of that on.
 func (rn *run) receive(r *http.Request) {
 	if rn.kind != pageRequest && rn.kind != socket {
 		return

@@ -229,7 +229,7 @@ func (rn *run) drop(a *attempt) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	rn.settle(a, 0)
-	a.m.draining.requests.remove(&a.open)
+	a.leave()
 }
 
 // adopt makes a the run's last attempt, in the place of the one before, which was answered as well or was not.
@@ -238,7 +238,7 @@ func (rn *run) adopt(a *attempt, both bool) {
 	defer rn.mu.Unlock()
 	first := rn.attempt
 	rn.settle(first, 0)
-	first.m.draining.requests.remove(&first.open)
+	first.leave()
 	rn.attempt = a
 	rn.tried = append(rn.tried, a.m)
 	if asked := askedOf(rn.ctx); asked != nil {
@@ -250,6 +250,6 @@ func (rn *run) adopt(a *attempt, both bool) {
 	}
 	if rn.over {
 		rn.settle(a, 0)
-		a.m.draining.requests.remove(&a.open)
+		a.leave()
 	}
 }

@@ -38,7 +38,7 @@ func (rn *run) isForFile(r *http.Request) bool {
 func (rn *run) noAnswer(err error) error {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
-	rn.attempt.m.draining.requests.remove(&rn.attempt.open) // until the next attempt it is nobody's
+	rn.attempt.leave() // until the next attempt it is nobody's
 	if rn.cut {
 		return errCut
 	}

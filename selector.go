@@ -250,7 +250,7 @@ type attempt struct {
 	address   string        // of m, as the reverse proxy has it
 	question  question
 	load      load
-	count     func() load // when it is answered; nil if that was done at once, or is not to be
+	count     func() load // when its body has come to its end; nil if that was done, or is not to be
 	stamp     string      // that a GET was sent with, if it was
 	asID      bool        // it was sent as the session's id
 	noPage    bool        // the answer to a page request is none
@@ -616,6 +616,9 @@ func (a *attempt) weigh(count func() load) {
 	a.m.leftPages.again(a.load.s.key)
 }
 
+// leave takes note that the upstream is not asked any more.
+func (a *attempt) leave() { a.m.draining.requests.remove(&a.open) }
+
 // trace listens to the connection that an attempt takes or makes. That is the only way to hear
 // of a failed dial where nothing is retried.
 func (rn *run) trace(a *attempt) *httptrace.ClientTrace {
@@ -745,7 +748,7 @@ func (rn *run) failed() {
 	defer rn.mu.Unlock()
 	if a := rn.attempt; a != nil {
 		rn.settle(a, rn.retried(a))
-		a.m.draining.requests.remove(&a.open)
+		a.leave()
 	}
 }
 
@@ -778,7 +781,7 @@ func (rn *run) end() {
 		return
 	}
 	rn.settle(rn.attempt, rn.status(rn.attempt))
-	rn.attempt.m.draining.requests.remove(&rn.attempt.open)
+	rn.attempt.leave()
 }
 
 // cutOff ends the request and what is counted of it, also where its client does not read the answer.
