@@ -174,6 +174,70 @@ func TestAbortedPages(t *testing.T) {
 	}
 }
 
+// A page that is left before its answer holds a place as one does whose websocket never comes: its server makes the session all the
+// same, and keeps it. A server that has hung up keeps nothing.
+func TestPlaceOfALeftPage(t *testing.T) {
+	for name, tc := range map[string]struct {
+		end  func(*request)
+		kept bool
+	}{
+		"left":              {func(r *request) { r.end() }, true},
+		"given up by Caddy": {func(r *request) { r.proxyError(http.StatusGatewayTimeout) }, true},
+		"hung up":           {func(r *request) { r.proxyError(http.StatusBadGateway) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newCapped(newTable(), testPool(1), 1, 0)
+				m := s.members.get(u0)
+				r := newRequest(s, "/app")
+				r.choose(testPool(1))
+				r.run().connected(r.run().attempt)
+				time.Sleep(time.Second)
+				tc.end(r)
+				for after, want := range map[time.Duration]struct{ places, sessions int64 }{
+					time.Second:         {1, 1},
+					placeFor + beat:     {0, 1},
+					s.lifetime + 2*beat: {0, 0},
+				} {
+					if !tc.kept {
+						want.places, want.sessions = 0, 0
+					}
+					time.AfterFunc(after, func() {
+						if places, sessions := m.places(1), m.sessions.Load(); places != want.places || sessions != want.sessions {
+							t.Errorf("after %v it has %d sessions and %d places are taken, want %v", after, sessions, places, want)
+						}
+					})
+				}
+				time.Sleep(time.Minute)
+				if n := m.past.silent.Load(); n != 0 {
+					t.Errorf("%d pages are said to have got no websocket", n)
+				}
+			})
+		})
+	}
+}
+
+// A page that is left twice is still being built.
+func TestPageLeftTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newTestSelection(pool)
+		m := s.members.get(u0)
+		for range 2 {
+			r := newRequest(s, "/app?bokeh-session-id=mine")
+			r.choose(pool)
+			r.run().connected(r.run().attempt)
+			time.Sleep(10 * time.Millisecond)
+			r.end()
+			synctest.Wait()
+			if n := m.queue(); n != 1 {
+				t.Errorf("%d pages weigh", n)
+			}
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
 // A session holds one place for one time while it has no websocket: not longer for a second page, or for a websocket that is
 // refused; and a place that was given away comes back only with one that is open.
 func TestPlaceWithoutASocket(t *testing.T) {

@@ -262,6 +262,7 @@ func TestWaitForAnUpstreamThatIsTakenOff(t *testing.T) {
 				mu.Lock()
 				open--
 				mu.Unlock()
+				r.answer(http.StatusNotFound)
 			}()
 			time.Sleep(100 * time.Millisecond)
 			synctest.Wait()
@@ -349,7 +350,7 @@ func TestLineAtRandom(t *testing.T) {
 			policies := []*Selection{newCapped(tb, pool, limit, 20*time.Second), newCapped(tb, pool, limit, 3*time.Second)}
 			var idle time.Time // since when there have been places
 			for range 150 {
-				s, leaves, refused, stays := policies[rnd.IntN(2)], rnd.IntN(6) == 0, rnd.IntN(8) == 0, time.Duration(rnd.IntN(int(10*time.Second)))
+				s, leaves, refused, aborts, stays := policies[rnd.IntN(2)], rnd.IntN(6) == 0, rnd.IntN(8) == 0, rnd.IntN(4) == 0, time.Duration(rnd.IntN(int(10*time.Second)))
 				go func() {
 					r := newRequest(s, "/app")
 					defer r.end()
@@ -364,15 +365,18 @@ func TestLineAtRandom(t *testing.T) {
 					if addr != "" {
 						r.run().connected(r.run().attempt)
 						time.Sleep(stays)
+						if !aborts {
+							r.answer(http.StatusNotFound)
+						}
 					}
 				}()
 				time.Sleep(time.Duration(rnd.IntN(int(time.Second))))
 				synctest.Wait()
 				free := 0
 				for _, m := range policies[0].membersOf(pool, nil) {
-					n := m.sessions.Load()
-					if n > int64(limit) {
-						t.Fatalf("seed %d: %d sessions at %s, which may have %d", seed, n, m.name, limit)
+					n := m.places(int64(limit))
+					if n > int64(limit) || m.sessions.Load() > 2*int64(limit) {
+						t.Fatalf("seed %d: %d sessions at %s have %d places of %d", seed, m.sessions.Load(), m.name, n, limit)
 					}
 					if !m.troubled(tb.now()) {
 						free += limit - int(n)

@@ -29,7 +29,7 @@ func newDesc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	descSessions = newDesc("sessions", "Live sessions by what they are doing: building (page requested, no byte of the answer yet),"+
-		" waiting (page served, no websocket yet), connected, unused (last websocket closed, the server still keeps the session).", "upstream", "state")
+		" waiting (page served, or its visitor gone, and no websocket yet), connected, unused (last websocket closed, the server still keeps the session).", "upstream", "state")
 	descDraining = newDesc("upstream_draining", "Whether the upstream gets no new session.", "upstream")
 	descDrained  = newDesc("upstream_drained", "Whether the upstream is draining and certainly empty, through all nodes.", "upstream")
 	descStarted  = newDesc("upstream_drain_start_time_seconds", "When the upstream began to drain, by the clock of the node that was told; only while it drains.", "upstream")

@@ -845,8 +845,7 @@ func (rn *run) settle(a *attempt, status int) {
 	}
 	switch rn.kind {
 	case pageRequest:
-		// A request for a script that embeds an app and does not say where makes a session all the same (bokeh/server/views/autoload_js_handler.py).
-		a.load.pageEnded(a.answered, hasPage || status == http.StatusBadRequest && isEmbedded(path.Base(rn.path)))
+		rn.pageIsOver(a, status, hasPage, now)
 		switch {
 		case hasPage:
 			rn.s.table.pageBuilt(a.m.upstream, rn.terms, rn.lesson(a, now))
@@ -860,8 +859,6 @@ func (rn *run) settle(a *attempt, status int) {
 		case !a.connected || a.load.s == nil:
 		case status >= http.StatusInternalServerError:
 			rn.weighFailed(a, now)
-		case !a.answered && a.load.isOver(): // or the server has the document already
-			a.m.leftPages.add(a.load.s.key, now, rn.s.table.leftWork(a, rn.terms.app, now))
 		}
 		if hasPage {
 			a.m.trouble.pageCame()
@@ -890,6 +887,20 @@ func (rn *run) settle(a *attempt, status int) {
 			a.load.pageEnded(true, true)
 			rn.s.table.pageBuilt(a.m.upstream, rn.terms, 0)
 		}
+	}
+}
+
+// pageIsOver takes a page off its upstream, or turns it into a session that waits for its socket.
+func (rn *run) pageIsOver(a *attempt, status int, hasPage bool, now time.Duration) {
+	switch {
+	case a.load.s == nil:
+	case a.connected && !a.answered && status != http.StatusBadGateway:
+		if a.load.pageLeft() && status < http.StatusInternalServerError {
+			a.m.leftPages.add(a.load.s.key, now, rn.s.table.leftWork(a, rn.terms.app, now))
+		}
+	default:
+		// A request for a script that embeds an app and does not say where makes a session all the same (bokeh/server/views/autoload_js_handler.py).
+		a.load.pageEnded(a.answered, hasPage || status == http.StatusBadRequest && isEmbedded(path.Base(rn.path)))
 	}
 }
 

@@ -111,9 +111,12 @@ func (r *request) hang() {
 }
 
 // badGateway plays the end of a request whose last attempt has brought no answer.
-func (r *request) badGateway() {
+func (r *request) badGateway() { r.proxyError(http.StatusBadGateway) }
+
+// proxyError plays the end of a request by an error of the proxy's own.
+func (r *request) proxyError(status int) {
 	r.repl.Set(placeholderErrorID, "of this error")
-	r.repl.Set(placeholderErrorStatus, http.StatusBadGateway)
+	r.repl.Set(placeholderErrorStatus, status)
 	r.end()
 }
 

@@ -37,7 +37,7 @@ type state uint8
 const (
 	ended     state = iota
 	building        // page requested, not answered yet
-	waiting         // page served, no socket yet
+	waiting         // page served, or its visitor gone, and no socket yet
 	connected       // one socket or more
 	unused          // last socket closed, the server still keeps the session
 	numStates
@@ -98,6 +98,7 @@ type session struct {
 	served     int32         // answered, with their last byte not sent yet
 	sockets    int32
 	hadOne     bool // a socket, once
+	made       bool // its server has made it, for it has answered; it may have made it without
 	claimed    bool // counted elsewhere from now on: under the id of its socket, or where it moved
 	previous   state
 	began      time.Duration // on the table's clock
@@ -291,11 +292,23 @@ func (l load) built() {
 	l.update(func(s *session) {
 		s.pages--
 		s.served++
-		if !s.hadOne && !s.placeless && s.placeUntil == 0 { // one session holds one place for one time, however often it is asked for
-			s.placeUntil = onBeat(l.t.now() + placeFor)
-			l.t.arm(s)
+		s.made = true
+		l.t.lend(s)
+	})
+}
+
+// pageLeft tells that nobody waits for the page any more and that no answer has come, though the server had all of the request:
+// it makes the session all the same, and keeps it. It says whether the server may still be at it.
+func (l load) pageLeft() (busy bool) {
+	l.update(func(s *session) {
+		s.pages--
+		busy = !s.made && s.pages == 0
+		if !s.claimed {
+			l.t.keep(s, l.lifetime)
+			l.t.lend(s)
 		}
 	})
+	return busy
 }
 
 // pageEnded tells that the page request is over: built says whether it had been answered, ok
@@ -385,17 +398,10 @@ func (t *table) stopWaiting(sh *shard, s *session) {
 	t.settle(sh, s)
 }
 
-// isOver says whether there is nothing left of the session.
-func (l load) isOver() bool {
-	over := true
-	l.update(func(s *session) { over = s.state() == ended })
-	return over
-}
-
 // opened tells that the server has opened the socket.
 func (l load) opened() {
 	l.update(func(s *session) {
-		s.hadOne = true
+		s.hadOne, s.made = true, true
 		s.takePlace()
 	})
 }
@@ -462,6 +468,16 @@ func (t *table) wake(s *session) {
 	t.arm(s)
 }
 
+// lend gives s a place for as long as it may take until its socket comes, if it had none yet: one session holds one place for one
+// time, however often it is asked for. The shard is locked.
+func (t *table) lend(s *session) {
+	if s.hadOne || s.placeless || s.placeUntil != 0 {
+		return
+	}
+	s.placeUntil = onBeat(t.now() + placeFor)
+	t.arm(s)
+}
+
 // losePlace lets others have the place of a session whose socket has not come. The shard is locked.
 func (s *session) losePlace(now time.Duration, l *line) {
 	s.placeUntil = 0
@@ -495,7 +511,7 @@ func (t *table) expire(s *session) {
 		return
 	}
 	s.at.draining.remember(s.key)
-	if s.previous == waiting {
+	if s.previous == waiting && s.made {
 		s.at.past.silent.Add(1)
 	}
 }
