@@ -36,7 +36,7 @@ func command(ctx context.Context) error {
 	out := flag.String("out", "bench/results", "`folder` of the raw results")
 	cold := flag.Bool("cold", false, "measure only crowds of browsers that have none of Bokeh's scripts, with and without bokeh_files")
 	draw := flag.Bool("draw", false, "only draw what the raw results hold")
-	readme := flag.Bool("readme", false, "write the tables into the README and the plot into bench")
+	readme := flag.Bool("readme", false, "write the tables into docs/benchmarks.md and bench/results/README.md, and the plot into bench")
 	seed := flag.Uint64("seed", 1, "of the first repetition")
 	flag.DurationVar(&b.warmUp, "warm-up", 4*time.Second, "how long a run goes on before it is measured")
 	flag.DurationVar(&b.measured, "measured", 6*time.Second, "how long it is measured")
@@ -103,7 +103,7 @@ func revisionOf(root string) (string, error) {
 	return commit, nil
 }
 
-// report prints the tables, draws the plot beside the results, and writes the README anew if it is to.
+// report prints the tables, draws the plot beside the results, and writes the documents anew if it is to.
 func report(root, folder string, chosen []*work, readme bool) error {
 	all, err := read(folder, chosen)
 	if err != nil {
@@ -116,7 +116,7 @@ func report(root, folder string, chosen []*work, readme bool) error {
 	svg := filepath.Join(folder, "peers.svg")
 	if readme {
 		svg = filepath.Join(root, "bench", "peers.svg")
-		if err := updateReadme(filepath.Join(root, "README.md"), folder, all); err != nil {
+		if err := updateReadme(filepath.Join(root, "docs", "benchmarks.md"), folder, all); err != nil {
 			return err
 		}
 	}

@@ -1,4 +1,4 @@
-// This file holds how the comparison gets into the README, and all tables beside the raw results.
+// This file holds how the comparison gets into docs/benchmarks.md, and all tables into the README beside the raw results.
 
 package main
 
@@ -41,7 +41,7 @@ func updateReadme(file, folder string, all []*summary) error {
 // shortly returns the plot and one table of all works.
 func shortly(all []*summary) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "![time within which 99 of 100 pages are ready, behind each balancer at each work](bench/peers.svg)\n\n%s\n\n", overview(all).RenderMarkdown())
+	fmt.Fprintf(&b, "![time within which 99 of 100 pages are ready, behind each balancer at each work](../bench/peers.svg)\n\n%s\n\n", overview(all).RenderMarkdown())
 	if slices.ContainsFunc(all, func(s *summary) bool { return !s.work.attack.empty() }) {
 		b.WriteString("What an attack does to honest visitors: the time within which 99 of 100 of their pages are ready, by what it is without the attack," +
 			" and the time itself.\n\n" + attacks(all).RenderMarkdown() + "\n\n")
