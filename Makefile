@@ -57,9 +57,9 @@ bench-peers: ## HAProxy, nginx, Caddy's own policies and this one side by side: 
 	@go -C bench build -buildvcs=false -o ../.build/bench-peers .
 	@exec .build/bench-peers -works '$(WORKS)' -peers '$(PEERS)' -count $(COUNT) -out '$(OUT)' $(ARGS)
 
-stacks: ## what `make e2e` does with every stack, and the README's table of them written anew
+stacks: ## what `make e2e` does with every stack, and the table of them in docs/bokeh-servers.md written anew
 	@scripts/need e2e
-	cd e2e && UPDATE_README=1 go test -count=1 -timeout 30m -run '^TestStacks$$' -v .
+	cd e2e && UPDATE_DOCS=1 go test -count=1 -timeout 30m -run '^TestStacks$$' -v .
 
 xcaddy: ## Caddy with this module as users build it, as .build/caddy-xcaddy
 	@scripts/test xcaddy
