@@ -59,7 +59,7 @@ func adapted(t *testing.T, config string) string {
 	return pretty.String() + "\n"
 }
 
-// The Caddyfile that the README shows is formatted, and loads.
+// The Caddyfile that the documents name is formatted, and loads.
 func TestShippedCaddyfile(t *testing.T) {
 	config, err := os.ReadFile("testdata/Caddyfile")
 	if err != nil {
@@ -82,8 +82,8 @@ func TestShippedCaddyfile(t *testing.T) {
 }
 
 // The lines that keep ids out of logs are proven by the end-to-end tests as the Caddyfile has
-// them, so the README must show the same.
-func TestREADMEShowsTheLogFilter(t *testing.T) {
+// them, so the document must show the same.
+func TestReferenceShowsTheLogFilter(t *testing.T) {
 	filter := func(file string) string {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -109,8 +109,8 @@ func TestREADMEShowsTheLogFilter(t *testing.T) {
 		t.Fatalf("the log filter of %s does not end", file)
 		return ""
 	}
-	if readme, shipped := filter("README.md"), filter("testdata/Caddyfile"); readme != shipped {
-		t.Errorf("README:\n%s\nCaddyfile:\n%s", readme, shipped)
+	if shown, shipped := filter("docs/reference.md"), filter("testdata/Caddyfile"); shown != shipped {
+		t.Errorf("shown:\n%s\nCaddyfile:\n%s", shown, shipped)
 	}
 }
 
