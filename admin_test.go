@@ -460,7 +460,7 @@ func TestRemoteAdmin(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = caddy.Stop() })
 
-	// Clients trust the root that the README names.
+	// Clients trust the root that docs/draining.md names.
 	roots := x509.NewCertPool()
 	soon(t, "the root is in the storage", func() bool {
 		root, err := os.ReadFile(filepath.Join(storage, "pki", "authorities", "local", "root.crt"))

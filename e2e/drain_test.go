@@ -370,7 +370,7 @@ func TestRollingRestartOfTwo(t *testing.T) {
 	f.rollingRestart(func() {})
 }
 
-// rollingRestart restarts every server by the script that the README gives, and calls meanwhile whenever one drains.
+// rollingRestart restarts every server by the script that docs/draining.md gives, and calls meanwhile whenever one drains.
 func (f *fleet) rollingRestart(meanwhile func()) {
 	f.t.Helper()
 	// Its restart command asks this test to restart a server, by a file.
