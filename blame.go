@@ -16,6 +16,10 @@ const (
 	// failuresOf is how long a client that has met a failure at an upstream says no more of it by the next ones.
 	failuresOf = 10 * time.Second
 
+	// failuresKept is how long it is known that a client has met one. It is so much longer that no client is new again between two
+	// that count.
+	failuresKept = 6 * failuresOf
+
 	// byChance is how likely so many failures in a row may be, by how often the app fails elsewhere, if they are to
 	// count for nothing. That share is known from the last few pages only, so there has to be room for its being more.
 	byChance = 1e-12
@@ -53,8 +57,16 @@ func (rn *run) hasTurn(s *seldom, every, now time.Duration) bool {
 func (rn *run) hasFailed(pool []*member, but *member, now time.Duration) bool {
 	client := rn.clientHash()
 	return slices.ContainsFunc(pool, func(m *member) bool {
-		_, lately := m.past.failures.rests(client, failuresOf, now)
+		_, lately := m.past.failures.rests(client, failuresKept, now)
 		return m != but && lately
+	})
+}
+
+// hadChoice says whether the run's new session could have gone elsewhere than it went, and its client had no say in that.
+func (rn *run) hadChoice(a *attempt) bool {
+	limit := int64(rn.s.MaxSessions)
+	return rn.s.GroupBy == "" && slices.ContainsFunc(a.peers, func(m *member) bool {
+		return m != a.m && !m.draining.on() && (!rn.isCapped() || m.places(limit) < limit)
 	})
 }
 
@@ -136,8 +148,8 @@ func (f *failingApps) of(a app) float64 {
 func (rn *run) blame(a *attempt, now time.Duration) (weighs time.Duration) {
 	m, of := a.m, rn.failingApp()
 	// Where pages of an app that works fail for a client nowhere else, that is not its doing, unless it can choose where they go.
-	turn := rn.hasTurn(&m.past.failures, failuresOf, now)
-	ownFault := of != anyAddress && rn.s.GroupBy == "" && !rn.hasFailed(a.peers, m, now)
+	turn, failsElsewhere := rn.hasTurn(&m.past.failures, failuresOf, now), rn.hasFailed(a.peers, m, now)
+	ownFault := of != anyAddress && !failsElsewhere && rn.hadChoice(a)
 	if rn.mayFail || rn.blames || !turn && !ownFault || of == anyAddress && rn.s.table.answered.any.Load() {
 		return 0 // who makes addresses up, or varies one, could have each fail for the first time
 	}
@@ -145,11 +157,14 @@ func (rn *run) blame(a *attempt, now time.Duration) (weighs time.Duration) {
 	rn.blames = true
 	m.past.failing.failed(of)
 	elsewhere := meanShare(a.peers, m, of)
-	m.trouble.pageFailed(a.begun, now, rowBeyondChance(elsewhere))
-	if m.past.failing.of(of) <= elsewhere {
-		return 0
+	says := elsewhere > 0 || !failsElsewhere // or it was forgotten elsewhere sooner than who met it
+	if says {
+		m.trouble.pageFailed(a.begun, now, rowBeyondChance(elsewhere))
 	}
-	return failedPageWeight
+	if m.past.failing.of(of) > shareBeyondChance(elsewhere) || says && elsewhere == 0 {
+		return failedPageWeight
+	}
+	return 0
 }
 
 // clear takes note of a page that has come where pages of its app failed. Where they failed elsewhere about as often, it may be
@@ -190,6 +205,14 @@ func meanShare(pool []*member, but *member, of app) float64 {
 		}
 	}
 	return sum / float64(max(n, 1))
+}
+
+// shareBeyondChance returns how large the share of an app's pages that fail at one upstream may be by chance, where such a share of
+// them fails elsewhere: three standard deviations of the moving average more. Where nothing fails elsewhere, one failure says as little
+// as one success does; with the third in a row it is beyond that.
+func shareBeyondChance(share float64) float64 {
+	p := max(share, 1.0/averageOf)
+	return share + 3*math.Sqrt(p*(1-p)/(2*averageOf-1))
 }
 
 // rowBeyondChance returns how many pages in a row must fail at one upstream, where such a share of them fails elsewhere.

@@ -24,7 +24,11 @@ func (r *request) from(client string) *request {
 // An address that every server answers with an error takes no server from those who ask for something else, whether one client asks or many do. One
 // that fails at everything is found all the same.
 func TestAddressThatAlwaysFails(t *testing.T) {
-	for name, clients := range map[string]int{"asked for by one client": 1, "asked for by many clients": 1000} {
+	for name, tc := range map[string]struct{ clients, errors int }{ // a second
+		"asked for by one client":         {1, 40},
+		"asked for by four clients often": {4, 200},
+		"asked for by many clients":       {1000, 40},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			pool := testPool(4)
 			s := newTestSelection(pool)
@@ -43,10 +47,11 @@ func TestAddressThatAlwaysFails(t *testing.T) {
 				}()
 				return addr, true
 			}
+			weighed := 0 // how many failures weighed at servers as visits came, in all
 			play := func(span time.Duration) (visits, failed, troubled int) {
-				for end := time.Now().Add(span); time.Now().Before(end); time.Sleep(time.Duration(rnd.ExpFloat64() * float64(time.Second/64))) {
-					if rnd.IntN(64) < 40 {
-						ask("/app?boom", fmt.Sprint("192.0.2.", rnd.IntN(clients)))
+				for end := time.Now().Add(span); time.Now().Before(end); time.Sleep(time.Duration(rnd.ExpFloat64() * float64(time.Second) / float64(24+tc.errors))) {
+					if rnd.IntN(24+tc.errors) < tc.errors {
+						ask("/app?boom", fmt.Sprint("192.0.2.", rnd.IntN(tc.clients)))
 						continue
 					}
 					visits++
@@ -54,6 +59,7 @@ func TestAddressThatAlwaysFails(t *testing.T) {
 						failed++
 					}
 					for _, u := range pool {
+						weighed += int(s.members.get(u.Dial).failedPages.n.Load())
 						if s.members.get(u.Dial).troubled(s.table.now()) {
 							troubled++
 							break
@@ -62,8 +68,12 @@ func TestAddressThatAlwaysFails(t *testing.T) {
 				}
 				return visits, failed, troubled
 			}
-			if visits, _, troubled := play(5 * time.Minute); troubled > 0 {
+			visits, _, troubled := play(5 * time.Minute)
+			if troubled > 0 {
 				t.Errorf("%s: a server is kept off for %d of %d visits", name, troubled, visits)
+			}
+			if weighed > visits/20 {
+				t.Errorf("%s: %d failures weighed while %d visits came", name, weighed, visits)
 			}
 			broken = "u0:80"
 			if visits, failed, _ := play(time.Minute); failed > visits/20 {

@@ -90,7 +90,7 @@ func (tr *trouble) pageFailed(begun, now time.Duration, row int64) {
 	switch {
 	case tr.pages.Add(1) >= row:
 		tr.byPages.Store(true)
-		tr.failed(begun, now, firstPause)
+		tr.failed(begun, now, quickPause)
 	case tr.byPages.Load():
 		tr.end()
 	}
