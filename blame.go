@@ -32,7 +32,7 @@ const (
 )
 
 // seldom lets each client have its turn once in a while. Clients that share a place share the turn.
-type seldom struct{ last [64]atomic.Int64 } // by client, on the table's clock
+type seldom struct{ last [256]atomic.Int64 } // by client, on the table's clock
 
 // rests says whether the client has had its turn so lately that it is not to have the next; at is when that was.
 func (s *seldom) rests(client uint64, every, now time.Duration) (at int64, rests bool) {
