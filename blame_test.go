@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -141,3 +143,70 @@ func TestFailingAppsAreBounded(t *testing.T) {
 		t.Errorf("%d apps are kept that do not fail", n)
 	}
 }
+
+// One client's errors keep nobody off the only server that has places: it could go nowhere else.
+func TestErrorsWhereOthersAreFull(t *testing.T) {
+	for _, attack := range []time.Duration{0, 150 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := testPool(2)
+			tb := newTable()
+			s := newCapped(tb, pool, 50, 5*time.Second)
+			_, hangUp := occupy(t, s, pool[1:], 50) // u1 is full
+			for _, u := range pool {
+				s.members.get(u.Dial)
+			}
+			done := make(chan struct{})
+			if attack > 0 {
+				go func() {
+					for {
+						select {
+						case <-done:
+							return
+						case <-time.After(attack):
+						}
+						go func() {
+							r := newRequest(s, "/app?boom").from("192.0.2.1")
+							defer r.end()
+							if addr, _ := r.proxied(pool); addr != "" {
+								r.answer(500)
+							}
+						}()
+					}
+				}()
+			}
+			var mu sync.Mutex
+			var waits []time.Duration
+			var failed int
+			for i := range 60 {
+				go func() {
+					r, begun := newRequest(s, "/app").from(fmt.Sprint("198.51.100.", i)), time.Now()
+					defer r.end()
+					addr, _ := r.proxied(pool)
+					mu.Lock()
+					waits = append(waits, time.Since(begun))
+					if addr == "" {
+						failed++
+					}
+					mu.Unlock()
+					if addr == "" {
+						return
+					}
+					time.Sleep(100 * time.Millisecond)
+					r.answer(200)
+				}()
+				time.Sleep(time.Second)
+			}
+			close(done)
+			for _, end := range hangUp {
+				end()
+			}
+			time.Sleep(time.Minute)
+			slices.Sort(waits)
+			t.Logf("one error every %v: visits wait %v (half), %v (90 of 100), %d get 503", attack, waits[len(waits)/2], waits[len(waits)*9/10], failed)
+		})
+	}
+}
+
+var _ = http.StatusOK
+
+// 6. A storage that heeds its context and hangs is asked again and again.

@@ -101,6 +101,8 @@ func (rn *run) hasAll() error {
 	}
 	a.weigh(a.count)
 	if rn.isOver() || rn.id == "" && a.m.draining.on() || a.m.draining.closed() {
+		a.load.pageEnded(false, false) // the server never has all of it
+		a.load = load{}
 		rn.settle(a, 0)
 		return errNoPlace
 	}

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
 // Whatever a client says of a page, of its host or of what it has already: where max_sessions are there, no other app runs.
@@ -174,7 +176,7 @@ func TestAbortedPages(t *testing.T) {
 	}
 }
 
-// A page that is left before its answer holds a place as one does whose websocket never comes: its server makes the session all the
+// A page that is left before its answer counts as a session whose websocket has not come in time: its server makes it all the
 // same, and keeps it. A server that has hung up keeps nothing.
 func TestPlaceOfALeftPage(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -195,9 +197,9 @@ func TestPlaceOfALeftPage(t *testing.T) {
 				time.Sleep(time.Second)
 				tc.end(r)
 				for after, want := range map[time.Duration]struct{ places, sessions int64 }{
-					time.Second:         {1, 1},
-					placeFor + beat:     {0, 1},
-					s.lifetime + 2*beat: {0, 0},
+					time.Second:                       {0, 1},
+					s.lifetime:                        {0, 1},
+					s.lifetime + unknownPage + 2*beat: {0, 0},
 				} {
 					if !tc.kept {
 						want.places, want.sessions = 0, 0
@@ -431,3 +433,128 @@ func TestFailedTLSIsTriedElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// A page whose body comes to its end when there is no place any more never has been the server's, so it is no session.
+func TestRefusedLongBodyHoldsNoPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newCapped(newTable(), pool, 1, 0)
+		m := s.members.get(u0)
+		long := func() *request {
+			r := newRequest(s, "/app")
+			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(strings.Repeat("x", 2*mostBody))), 2*mostBody
+			r.choose(pool)
+			r.run().connected(r.run().attempt)
+			return r
+		}
+		var all []*request
+		for range 5 { // all are let in, for none weighs yet
+			all = append(all, long())
+		}
+		for i, r := range all {
+			_, err := io.Copy(io.Discard, r.Body)
+			if (err == nil) != (i == 0) {
+				t.Errorf("%d: error %v", i, err)
+			}
+		}
+		synctest.Wait()
+		if n, q := m.sessions.Load(), m.queue(); n != 1 || q != 1 {
+			t.Errorf("%d sessions and %d pages are counted, the server has 1; places taken: %d of 1", n, q, m.places(1))
+		}
+		for _, r := range all {
+			r.badGateway()
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// 2. Who reloads a slow page on a site with one place left must not be kept out by himself.
+
+// Who reloads a page that takes long does not wait for the place of the page that was left.
+func TestReloadOfASlowPage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newCapped(newTable(), pool, 1, 5*time.Second)
+		first := newRequest(s, "/app")
+		first.choose(pool)
+		first.run().connected(first.run().attempt)
+		time.Sleep(1100 * time.Millisecond)
+		first.end()
+		synctest.Wait()
+		second, begun := newRequest(s, "/app"), time.Now()
+		addr, header := second.proxied(pool)
+		if addr == "" {
+			t.Errorf("the reload gets 503 after %v, %v", time.Since(begun), header)
+		}
+		second.end()
+		time.Sleep(time.Minute)
+	})
+}
+
+// 3. A session named in the address, left unanswered on a server that is then called down, is tried elsewhere.
+
+// An error in answer to a page makes no session, so a page that is left after it is still being built.
+func TestErrorMakesNoSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newTestSelection(pool)
+		m := s.members.get(u0)
+		ask := func(q string) *request {
+			r := newRequest(s, "/app?bokeh-session-id=mine"+q)
+			r.choose(pool)
+			r.run().connected(r.run().attempt)
+			return r
+		}
+		leave := func() {
+			r := ask("")
+			time.Sleep(10 * time.Millisecond)
+			r.end()
+			synctest.Wait()
+		}
+		leave()
+		if n := m.queue(); n != 1 {
+			t.Errorf("left once: %d pages weigh", n)
+		}
+		ask("&boom").answer(500)
+		synctest.Wait()
+		time.Sleep(5 * time.Second)
+		leave()
+		if n := m.queue(); n != 1 {
+			t.Errorf("left after an error: %d pages weigh", n)
+		}
+		time.Sleep(time.Minute)
+		if n := m.past.silent.Load(); n != 0 {
+			t.Errorf("%d pages that never came are said to have got no websocket", n)
+		}
+	})
+}
+
+// 10. What pages that are left do under max_sessions.
+
+// A page that names its session, and has never come, binds nobody to a server that is called down.
+func TestReloadOfANamedSessionWhereTheServerHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(3)
+		s := newTestSelection(pool)
+		ask := func() (*request, string) {
+			r := newRequest(s, "/app?bokeh-session-id=mine")
+			addr, _ := r.choose(pool)
+			return r, addr
+		}
+		r, home := ask()
+		r.hang()
+		synctest.Wait()
+		s.healthy = func(u *reverseproxy.Upstream) bool { return u.Dial != home }
+		for i := range 5 {
+			r, addr := ask()
+			if addr == home {
+				t.Errorf("reload %d goes to %s, which is called down", i+1, addr)
+			}
+			r.hang()
+			synctest.Wait()
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// 4. Other sites with some of the servers, the same before and after, take no session from one whose reload replaces a server.

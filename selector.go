@@ -448,6 +448,9 @@ func (rn *run) home(v *view) int {
 	var room [4]int
 	places := room[:0]
 	rn.s.table.find(rn.entry, func(s *session) {
+		if rn.kind == pageRequest && s.isGuess() {
+			return // whoever asks once more need not be there
+		}
 		i := v.at(s.at)
 		if i < 0 && s.app == rn.terms.app && rn.s.inherits(s.owner, s.at) {
 			i = v.left(s)
@@ -895,8 +898,9 @@ func (rn *run) pageIsOver(a *attempt, status int, hasPage bool, now time.Duratio
 	switch {
 	case a.load.s == nil:
 	case a.connected && !a.answered && status != http.StatusBadGateway:
-		if a.load.pageLeft() && status < http.StatusInternalServerError {
-			a.m.leftPages.add(a.load.s.key, now, rn.s.table.leftWork(a, rn.terms.app, now))
+		work := rn.s.table.leftWork(a, rn.terms.app, now)
+		if a.load.pageLeft(work) && status < http.StatusInternalServerError {
+			a.m.leftPages.add(a.load.s.key, now, work)
 		}
 	default:
 		// A request for a script that embeds an app and does not say where makes a session all the same (bokeh/server/views/autoload_js_handler.py).

@@ -98,7 +98,7 @@ type session struct {
 	served     int32         // answered, with their last byte not sent yet
 	sockets    int32
 	hadOne     bool // a socket, once
-	made       bool // its server has made it, for it has answered; it may have made it without
+	made       bool // its server has said that it has made it; where the visitor has gone it may have done so and not have said it
 	claimed    bool // counted elsewhere from now on: under the id of its socket, or where it moved
 	previous   state
 	began      time.Duration // on the table's clock
@@ -292,20 +292,26 @@ func (l load) built() {
 	l.update(func(s *session) {
 		s.pages--
 		s.served++
-		s.made = true
-		l.t.lend(s)
+		if !s.hadOne && !s.placeless && s.placeUntil == 0 { // one session holds one place for one time, however often it is asked for
+			s.placeUntil = onBeat(l.t.now() + placeFor)
+			l.t.arm(s)
+		}
 	})
 }
 
 // pageLeft tells that nobody waits for the page any more and that no answer has come, though the server had all of the request:
-// it makes the session all the same, and keeps it. It says whether the server may still be at it.
-func (l load) pageLeft() (busy bool) {
+// it makes the session all the same, in a time that is given, and keeps it. No websocket will come, so it holds no place. It says
+// whether the server may still be at it.
+func (l load) pageLeft(work time.Duration) (busy bool) {
 	l.update(func(s *session) {
 		s.pages--
-		busy = !s.made && s.pages == 0
-		if !s.claimed {
-			l.t.keep(s, l.lifetime)
-			l.t.lend(s)
+		busy = !s.made && s.pages == 0 && s.served == 0
+		if s.claimed {
+			return
+		}
+		l.t.keep(s, work+l.lifetime)
+		if s.pages == 0 && s.placeUntil == 0 {
+			s.losePlace(l.t.now(), &l.t.line)
 		}
 	})
 	return busy
@@ -320,6 +326,7 @@ func (l load) pageEnded(built, ok bool) {
 		} else {
 			s.pages--
 		}
+		s.made = s.made || ok
 		if ok && !s.claimed {
 			l.t.keep(s, l.lifetime)
 		}
@@ -468,20 +475,13 @@ func (t *table) wake(s *session) {
 	t.arm(s)
 }
 
-// lend gives s a place for as long as it may take until its socket comes, if it had none yet: one session holds one place for one
-// time, however often it is asked for. The shard is locked.
-func (t *table) lend(s *session) {
-	if s.hadOne || s.placeless || s.placeUntil != 0 {
-		return
-	}
-	s.placeUntil = onBeat(t.now() + placeFor)
-	t.arm(s)
-}
+// isGuess says whether nobody has ever had the session, and nobody waits for it: its server may have made it. The shard is locked.
+func (s *session) isGuess() bool { return !s.made && s.pages == 0 && s.served == 0 && s.sockets == 0 }
 
-// losePlace lets others have the place of a session whose socket has not come. The shard is locked.
+// losePlace lets others have the place of a session whose socket has not come, or will not. The shard is locked.
 func (s *session) losePlace(now time.Duration, l *line) {
 	s.placeUntil = 0
-	if s.hadOne || s.state() == ended {
+	if s.hadOne || s.placeless || s.state() == ended {
 		return
 	}
 	s.placeless = true
