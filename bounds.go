@@ -134,8 +134,8 @@ func (*report) size() int { return maxReport }
 // check returns an error if no Caddy writes such a report.
 func (r *report) check() error {
 	switch {
-	case r.Node == "" || len(r.Node) > maxName || len(r.Host) > maxName:
-		return errors.New("malformed name of a node or a host")
+	case r.Node == "" || max(len(r.Node), len(r.Host), len(r.Process.Boot), len(r.Process.Namespace), len(r.Process.Started)) > maxName:
+		return errors.New("malformed name of a node, a host or a process")
 	case r.Settles < 0 || r.Settles > 2*maxLifetime:
 		return fmt.Errorf("its sessions settle in %v", r.Settles)
 	case len(r.Upstreams) > maxAccounts || len(r.Heard) > maxRecords:
@@ -197,16 +197,12 @@ func (r *report) atMost() int {
 	return size
 }
 
-// leastFirst returns the upstreams of r, first those that it has no session at, last those that drain.
+// leastFirst returns the upstreams of r, first those that it has no session at, last those that drain: of these first the ones that
+// are in no pool of its, which somebody may have made up.
 func (r *report) leastFirst() []string {
 	matters := func(shared string) int {
-		switch a := r.Upstreams[shared]; {
-		case a.Draining:
-			return 2
-		case a.Sessions.all() > 0:
-			return 1
-		}
-		return 0
+		a := r.Upstreams[shared]
+		return rank(a.Draining, a.Draining && a.wanted() || a.Sessions.all() > 0)
 	}
 	return slices.SortedFunc(maps.Keys(r.Upstreams), func(a, b string) int {
 		return cmp.Or(cmp.Compare(matters(a), matters(b)), -cmp.Compare(a, b))

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // marksFolder is where Caddy's storage keeps the marks.
@@ -401,6 +402,7 @@ func (n *node) set(m *mark) {
 		}
 	}
 	name := n.here(m.Upstream)
+	known := n.t.knows(name, md.u)
 	if before.closes() && !m.closes() && md.u != nil {
 		md.u.draining.reopened.Store(int64(n.t.now()))
 	}
@@ -419,7 +421,11 @@ func (n *node) set(m *mark) {
 		n.evict(md)
 	}
 	if before.drains() != m.drains() || before.closes() != m.closes() {
-		n.logger.Info("upstream is marked "+m.State, zap.String("upstream", name), zap.String("by", m.By), zap.String("reason", m.Reason))
+		level := zapcore.InfoLevel
+		if !known {
+			level = zapcore.DebugLevel // there may be thousands
+		}
+		n.logger.Log(level, "upstream is marked "+m.State, zap.String("upstream", name), zap.String("by", m.By), zap.String("reason", m.Reason))
 	}
 }
 

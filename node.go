@@ -97,6 +97,7 @@ type node struct {
 	failing  bool                     // whether that was logged
 	pending  map[string]int           // upstreams that are just being marked as draining, by name
 	turns    map[string]chan struct{} // closed when one who drains the upstream of that name has done with it
+	overfull time.Duration            // when it was logged last that more was written by others than is remembered, on the table's clock; 0 if never
 	said     int                      // how often an operator said something here: what was read before is older
 	news     chan struct{}            // closed when something may have changed
 
@@ -413,6 +414,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	read := errMarks == nil && said == n.said
 	lacking := n.take(sh, marks, read, read && all, accounts)
 	n.hear(sh, reports, all && errReports == nil, now)
+	n.bound(marks, reports, now, accounts)
 	n.judgeAll(now)
 	n.witness = n.round != 0
 	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) }) // once more: the marks have changed

@@ -78,12 +78,16 @@ func (n *node) crowd(reports map[string]*report) error {
 	if len(n.peers) >= maxRecords {
 		for key := range reports {
 			if n.peers[key] == nil && key != nodeKey(n.name) {
-				return fmt.Errorf("%s: %w", nodesFolder, errTooMuch)
+				return errCrowd
 			}
 		}
 	}
 	return nil
 }
+
+// errCrowd is that of a storage in which more nodes have reported than are remembered.
+var errCrowd = fmt.Errorf("more than %d Caddys have reported in %s, and the others are passed over (look who writes there, and delete the records of those"+
+	" that are gone; a restart of this Caddy forgets those whose records are deleted)", maxRecords, nodesFolder)
 
 // overdue says whether p is missed.
 func (p *peer) overdue(now time.Duration) bool { return now-p.changed > overdueAfter }

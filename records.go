@@ -91,6 +91,7 @@ func storeRecord(ctx context.Context, st recordStorage, key string, record any) 
 type record[T any] interface {
 	*T
 	size() int    // how many bytes it may have
+	memory() int  // how many bytes it takes in memory, about
 	check() error // whether it says what a Caddy may have written
 }
 
@@ -217,22 +218,26 @@ var errTooMuch = fmt.Errorf("it holds more than %d records, or more than %d MiB,
 // had; one that is broken is nil.
 func loadRecords[T any, R record[T]](ctx context.Context, l *lister, folder string) (map[string]*T, error) {
 	keys, failed := l.keys(ctx, folder)
-	full := len(keys) > maxRecords
+	tooMany := len(keys) > maxRecords
 	keys = keys[:min(len(keys), maxRecords)]
 	if failed == nil {
 		forgetTooLarge(l.st, folder, keys)
 	}
 	loaded, errs := make([]*T, len(keys)), make([]error, len(keys))
-	var bytes atomic.Int64
+	var bytes, memory atomic.Int64
+	full := func() bool { return bytes.Load() > maxFolder || memory.Load() > maxKept }
 	severally(len(keys), func(i int) {
-		if bytes.Load() > maxFolder {
+		if full() {
 			return
 		}
 		var size int
 		loaded[i], size, errs[i] = loadSized[T, R](ctx, l.st, keys[i])
 		bytes.Add(int64(size))
+		if loaded[i] != nil {
+			memory.Add(int64(R(loaded[i]).memory()))
+		}
 	})
-	if full || bytes.Load() > maxFolder {
+	if tooMany || full() {
 		countError(l.st, "list")
 		failed = errors.Join(failed, fmt.Errorf("reading %s: %w", folder, errTooMuch))
 	}

@@ -223,6 +223,14 @@ func (t *table) hold(name string) *upstream {
 	return u
 }
 
+// knows says whether somebody holds the named upstream, other than one who has it already.
+func (t *table) knows(name string, already *upstream) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	u := t.upstreams[name]
+	return u != nil && (u != already || u.holders.Load() > 1)
+}
+
 // sessionsAt returns how many sessions the named upstream has.
 func (t *table) sessionsAt(name string) int64 {
 	t.mu.Lock()

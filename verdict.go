@@ -51,11 +51,11 @@ const aloneFor = 5 * time.Second
 
 // judgeAll passes the verdict on every draining upstream. n.mu is locked.
 func (n *node) judgeAll(now time.Duration) {
-	verdicts := make(map[*upstream]verdict)
+	verdicts, all := make(map[*upstream]verdict), n.peersByName()
 	n.t.each(func(u *upstream) {
 		if u.draining.on() {
 			before, known := n.verdicts[u]
-			peers := n.concerned(u, now)
+			peers := n.concerned(u, all, now)
 			v := n.judge(u, peers, before, now)
 			if !known {
 				n.tellStarted(u)
@@ -116,19 +116,16 @@ func (n *node) judge(u *upstream, peers []*peer, v verdict, now time.Duration) v
 	if id := m.id(); v.mark != id || v.begun == 0 {
 		v = verdict{mark: id, begun: now}
 	}
-	begun := map[string]int64{n.name: u.begun.Load()}
 	v.waits = n.waitsHere(u, v.begun, now)
-	for _, p := range peers {
-		begun[p.Node] = p.Upstreams[u.shared].Begun
-		v.waits = append(v.waits, n.waitsFor(p, p.Upstreams[u.shared], m, now)...)
-	}
+	v.waits = append(v.waits, n.waitsForAll(peers, u, m, v.drained && !isCertain(v.waits), now)...)
 	if len(v.waits) > 0 {
 		// What was certain stays so while a node is late, or young.
-		if !v.drained || slices.ContainsFunc(v.waits, func(w wait) bool { return w.certain }) {
+		if !v.drained || isCertain(v.waits) {
 			v.moment, v.drained = nil, false
 		}
 		return v
 	}
+	begun := n.begun(u, peers)
 	if v.drained && !grew(v.moment.begun, begun) {
 		return v
 	}
@@ -148,6 +145,17 @@ func (n *node) judge(u *upstream, peers []*peer, v verdict, now time.Duration) v
 	return v
 }
 
+// begun returns how many sessions each node has had at u; none, where it is not among them. n.mu is locked.
+func (n *node) begun(u *upstream, peers []*peer) map[string]int64 {
+	begun := map[string]int64{n.name: u.begun.Load()}
+	for _, p := range peers {
+		if c := p.Upstreams[u.shared].Begun; c != 0 {
+			begun[p.Node] = c
+		}
+	}
+	return begun
+}
+
 // grew says whether a node has had a session since. One that was not known before had none then.
 func grew(before, now map[string]int64) bool {
 	for name, begun := range now {
@@ -158,11 +166,17 @@ func grew(before, now map[string]int64) bool {
 	return false
 }
 
-// concerned returns the peers that may dial u, or to which browsers may come back that they sent there, in
-// the order of their names. n.mu is locked.
-func (n *node) concerned(u *upstream, now time.Duration) (peers []*peer) {
+// peersByName returns the peers in the order of their names. n.mu is locked.
+func (n *node) peersByName() (peers []*peer) {
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
-		p := n.peers[key]
+		peers = append(peers, n.peers[key])
+	}
+	return peers
+}
+
+// concerned returns those of some peers that may dial u, or to which browsers may come back that they sent there. n.mu is locked.
+func (n *node) concerned(u *upstream, all []*peer, now time.Duration) (peers []*peer) {
+	for _, p := range all {
 		over := p.gone != 0 && n.settling(p, now) <= 0
 		if !over && (u.shared == u.name || p.Host == n.host || p.Host == "") { // of which nothing could be read
 			peers = append(peers, p)
@@ -212,6 +226,36 @@ func (n *node) waitsHere(u *upstream, since, now time.Duration) (waits []wait) {
 		say(false, "it has not found its own report in the storage that its config names now")
 	}
 	return waits
+}
+
+// maxWaits is for how many things is told that an upstream is not called drained. There may be thousands of nodes and drains.
+const maxWaits = 32
+
+// waitsForAll returns what is to be waited for from some peers. Where what is certain matters, it looks until it has found that.
+// n.mu is locked.
+func (n *node) waitsForAll(peers []*peer, u *upstream, m *mark, certain bool, now time.Duration) (waits []wait) {
+	left := 0
+	for i, p := range peers {
+		if len(waits) >= maxWaits && (!certain || isCertain(waits)) {
+			left = len(peers) - i
+			break
+		}
+		ws := n.waitsFor(p, p.Upstreams[u.shared], m, now)
+		if len(waits) >= maxWaits && len(ws) > 0 && !isCertain(ws) {
+			left++
+			continue
+		}
+		waits = append(waits, ws...)
+	}
+	if left > 0 {
+		waits = append(waits, wait{n.name, n.host, fmt.Sprintf("%d other Caddys are still to be looked at", left), false})
+	}
+	return waits
+}
+
+// isCertain says whether one of some things that are waited for shows that the upstream is not empty, or may not be.
+func isCertain(waits []wait) bool {
+	return slices.ContainsFunc(waits, func(w wait) bool { return w.certain })
 }
 
 // waitsFor returns what is to be waited for from a peer, given its account of the upstream and the

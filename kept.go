@@ -1,0 +1,146 @@
+// This file holds how much is remembered of what others have written to the storage, and what is forgotten first where that is more.
+
+package caddybokeh
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Somebody who writes to the storage may give his records new names again and again. What he has deleted is remembered all the same:
+// a record that is missing says nothing, so its node may be alive, and a drain that was taken back may be unknown to a node that is
+// cut off. So not only what is read at once is bounded, but also what is remembered of it.
+const (
+	maxKept      = 2 * maxFolder // bytes of memory of the reports of all other nodes
+	maxStrangers = maxRecords    // marks of upstreams that are in no pool here and have no session
+)
+
+// memory is how many bytes m takes, about.
+func (m *mark) memory() int {
+	return 512 + len(m.ID) + len(m.Upstream) + len(m.State) + len(m.By) + len(m.Reason) + len(m.Clock)
+}
+
+// memory is how many bytes r takes, about: what a few bytes of JSON become may be large.
+func (r *report) memory() int {
+	size := 1024
+	for node := range r.Heard {
+		size += 64 + len(node)
+	}
+	for shared, a := range r.Upstreams {
+		size += 256 + len(shared) + len(a.Mark)
+		for _, print := range a.Keys {
+			size += 24 + len(print)
+		}
+	}
+	return size
+}
+
+// outline returns what must not be forgotten of a node: that it is there, and until when browsers may come back to it. What it has told
+// of upstreams is unknown then, and who does not know that it has read a mark calls nothing drained.
+func (r *report) outline() *report {
+	o := *r
+	o.Heard, o.Upstreams, o.Unsure = nil, nil, true
+	return &o
+}
+
+// bound forgets what is too much of what the others have written, where these are the records that were just read. n.mu is locked.
+func (n *node) bound(marks map[string]*mark, reports map[string]*report, now time.Duration, accounts func() map[string]account) {
+	outlined, forgotten := n.boundReports(reports, accounts), n.boundMarks(marks, accounts)
+	if outlined+forgotten == 0 || n.overfull != 0 && now-n.overfull < nagPause {
+		return
+	}
+	n.overfull = now
+	n.logger.Warn("the storage has held more of other Caddys, and of servers that are in no pool here, than is remembered; what matters least"+
+		" is forgotten, and no upstream is called drained for it (look who writes to "+folder+" in the storage, and delete the records of nodes"+
+		" and servers that are gone; a restart of this Caddy forgets those whose records are deleted)",
+		zap.Int("reports_forgotten", outlined), zap.Int("marks_forgotten", forgotten))
+}
+
+// boundReports leaves the outlines of some reports where all take too much memory, and returns of how many. First go those that tell of
+// no upstream in a pool here and of no session, and of these those that the storage does not hold any more, the oldest first. n.mu is locked.
+func (n *node) boundReports(reports map[string]*report, accounts func() map[string]account) (outlined int) {
+	size := 0
+	for _, p := range n.peers {
+		size += p.memory()
+	}
+	if size <= maxKept {
+		return 0
+	}
+	worth := make(map[*peer]int)
+	for key, p := range n.peers {
+		worth[p] = rank(p.concerns(accounts()), reports[key] != nil)
+	}
+	for _, p := range slices.SortedFunc(maps.Values(n.peers), func(a, b *peer) int {
+		return cmp.Or(cmp.Compare(worth[a], worth[b]), cmp.Compare(a.changed, b.changed), cmp.Compare(a.Node, b.Node))
+	}) {
+		if size <= maxKept {
+			break
+		}
+		size -= p.memory()
+		p.report = p.outline()
+		size += p.memory()
+		outlined++
+	}
+	return outlined
+}
+
+// concerns says whether r tells of a session, or of an upstream that is in use here.
+func (r *report) concerns(own map[string]account) bool {
+	for shared, a := range r.Upstreams {
+		if a.Sessions.all() > 0 || own[shared].wanted() {
+			return true
+		}
+	}
+	return false
+}
+
+// boundMarks forgets marks of upstreams that are not in use here, where those are too many, and returns how many. First go those that
+// no other node has in use either, and of these those that the storage does not hold any more, and those that keep nobody out. One that
+// it holds is read again when its upstream comes into a pool. n.mu is locked.
+func (n *node) boundMarks(marks map[string]*mark, accounts func() map[string]account) (forgotten int) {
+	if len(n.marked) <= maxStrangers {
+		return 0
+	}
+	strangers := slices.DeleteFunc(slices.Sorted(maps.Keys(n.marked)), func(shared string) bool { return accounts()[shared].wanted() })
+	forgotten = max(len(strangers)-maxStrangers, 0)
+	if forgotten == 0 {
+		return 0
+	}
+	elsewhere, worth := n.wantedElsewhere(), make(map[string]int)
+	for _, shared := range strangers {
+		worth[shared] = rank(elsewhere[shared], marks[markKey(shared)] != nil, n.marked[shared].drains())
+	}
+	slices.SortStableFunc(strangers, func(a, b string) int { return cmp.Compare(worth[a], worth[b]) })
+	for _, shared := range strangers[:forgotten] {
+		n.unset(shared)
+	}
+	return forgotten
+}
+
+// wantedElsewhere returns the upstreams that other nodes have in use. n.mu is locked.
+func (n *node) wantedElsewhere() map[string]bool {
+	wanted := make(map[string]bool)
+	for _, p := range n.peers {
+		for shared, a := range p.Upstreams {
+			if a.wanted() {
+				wanted[shared] = true
+			}
+		}
+	}
+	return wanted
+}
+
+// rank returns a number by which things are compared of which something is so or not, the most important first.
+func rank(is ...bool) (number int) {
+	for _, so := range is {
+		number *= 2
+		if so {
+			number++
+		}
+	}
+	return number
+}
