@@ -203,6 +203,7 @@ func (n *node) loadMarks(ctx context.Context, sh *share) (map[string]*mark, erro
 		return listed
 	})
 	found := make([]*mark, len(names))
+	ctx = oneLook(ctx)
 	severally(len(names), func(i int) {
 		found[i], _ = loadMark(ctx, sh.st, names[i]) // most have none, for which some storages have errors of their own
 	})

@@ -429,17 +429,27 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	if r != nil {
 		err = errors.Join(err, n.write(ctx, sh, r))
 	}
-	for _, m := range lacking {
-		err = errors.Join(err, storeAgain(ctx, sh.st, m))
-	}
-	for _, last := range dead {
-		err = errors.Join(err, storeRecord(ctx, sh.st, nodeKey(last.Node), last))
-	}
-	for _, key := range forgotten {
-		err = errors.Join(err, deleteRecord(ctx, sh.st, key))
-	}
+	err = errors.Join(err,
+		briefly(ctx, lacking, func(ctx context.Context, m *mark) error { return storeAgain(ctx, sh.st, m) }),
+		briefly(ctx, dead, func(ctx context.Context, last *report) error {
+			return storeRecord(ctx, sh.st, nodeKey(last.Node), last)
+		}),
+		briefly(ctx, forgotten, func(ctx context.Context, key string) error { return deleteRecord(ctx, sh.st, key) }))
 	n.finish(ctx, began, err)
 	return errMarks == nil
+}
+
+// briefly calls f, which uses the storage, with some things, and begins with none of them when that has taken as long as one call may. The
+// next exchange finds what is left, in another order.
+func briefly[T any](ctx context.Context, all []T, f func(context.Context, T) error) error {
+	ctx, began := oneLook(ctx), time.Now()
+	errs := make([]error, len(all))
+	severally(len(all), func(i int) {
+		if time.Since(began) < callWait {
+			errs[i] = f(ctx, all[i])
+		}
+	})
+	return few(errs)
 }
 
 // errUnlisted is that of a storage in which nodes cannot find each other.

@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -34,7 +35,7 @@ const (
 // behind in its goroutine, and may never end: a FIFO in the place of a file keeps it also when it is deleted. The same is
 // asked again only after a pause, which doubles, and so is all else once several calls in a row were left behind. Nothing is
 // given up for good, however much was left behind: what hangs for a day leaves some hundred goroutines, and what is well again
-// is found.
+// is found. Where many records hang, see look, they are asked one after the other once manyLeft calls were left behind.
 //
 // A call that was left behind may do what it was asked for at any later time. So a record may be written after a younger one:
 // the node that has written the younger one finds that, and writes it again.
@@ -59,10 +60,29 @@ type silences struct {
 
 	mu      sync.Mutex // guards all below
 	all     silence    // of what is needed
+	news    time.Time  // when a call was answered last, or counted in that
 	strange silence    // of what is not
-	trial   string     // the strange thing that was asked last while many hang
+	many    silence    // of needed records, once much was left behind
+	trial   string     // what of these two was asked last while many hang
 	of      map[string]*silence
 	well    map[string]bool // what has answered last; not all of it, if that is much
+}
+
+// look is one look at many records, or one row of writes, of which any may hang. It waits for no more than loadsAtOnce that are not known
+// to answer, and for none that did not answer last: those are asked again while it goes on, and the next one finds what has answered.
+type look struct{ doubtful map[string]bool } // what was asked in it and has not answered; guarded by the mu of the silences
+
+type lookKey struct{}
+
+// oneLook returns a context for what is one look.
+func oneLook(ctx context.Context) context.Context {
+	return context.WithValue(ctx, lookKey{}, &look{make(map[string]bool)})
+}
+
+// lookOf returns the look that a context is for, or nil.
+func lookOf(ctx context.Context) *look {
+	l, _ := ctx.Value(lookKey{}).(*look)
+	return l
 }
 
 func newSilences() *silences {
@@ -105,15 +125,30 @@ func (s *silence) longest() time.Duration {
 // over ends a silence.
 func (s *silence) over() { s.row, s.pause, s.until = 0, 0, time.Time{} }
 
-// begin says whether something may be asked now.
-func (s *silences) begin(what string) bool {
+// turn is what becomes of something that is to be asked.
+type turn int
+
+const (
+	notNow     turn = iota
+	waitedFor       // asked
+	notAwaited      // asked, and nobody waits for the answer
+)
+
+// begin says whether something may be asked now, which may be part of a look.
+func (s *silences) begin(what string, l *look) turn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	one := s.of[what]
 	hangs := one != nil && one.row > 0
-	shares := s.isOneOfMany(what, hangs)
-	if s.all.lasts() || hangs && one.lasts() || shares && s.strange.lasts() {
-		return false
+	many := s.manyWith(what, l, hangs)
+	doubtful := l != nil && !hangs && !s.well[what]
+	switch {
+	case s.all.lasts() || hangs && one.lasts() || many != nil && many.lasts():
+		return notNow
+	case doubtful && len(l.doubtful) >= loadsAtOnce:
+		return notNow
+	case doubtful:
+		l.doubtful[what] = true
 	}
 	if s.all.row >= allInRow {
 		s.all.asked()
@@ -121,11 +156,25 @@ func (s *silences) begin(what string) bool {
 	if hangs {
 		one.asked()
 	}
-	if shares {
-		s.strange.asked()
+	if many != nil {
+		many.asked()
 		s.trial = what
 	}
-	return true
+	if hangs && l != nil {
+		return notAwaited
+	}
+	return waitedFor
+}
+
+// manyWith returns the silence that something shares with others of its kind where many of them hang, or nil. s.mu is locked.
+func (s *silences) manyWith(what string, l *look, hangs bool) *silence {
+	switch {
+	case s.isOneOfMany(what, hangs):
+		return &s.strange
+	case l != nil && hangs && s.all.there >= manyLeft && !s.isStrange(what):
+		return &s.many
+	}
+	return nil
 }
 
 // isOneOfMany says whether something waits for its turn with all that is strange and hangs. What was never asked does so too where
@@ -145,10 +194,14 @@ func (s *silences) hanging() (n int) {
 }
 
 // answered takes note of an answer.
-func (s *silences) answered(what string) {
+func (s *silences) answered(what string, l *look) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if l != nil {
+		delete(l.doubtful, what)
+	}
 	s.all.over()
+	s.news = time.Now()
 	if one := s.of[what]; one != nil {
 		one.over()
 	}
@@ -159,42 +212,63 @@ func (s *silences) answered(what string) {
 		s.well[what] = true
 	}
 	if s.trial == what {
-		s.trial, s.strange.until = "", time.Time{} // it is the turn of the next
+		s.trial, s.strange.until, s.many.until = "", time.Time{}, time.Time{} // it is the turn of the next
 	}
 }
 
 // leave takes note of a call that is left behind, and says whether it was for something strange. Such a call tells nothing of the
-// storage: in a folder anything may lie.
-func (s *silences) leave(what string) (strange bool) {
+// storage: in a folder anything may lie. Nor does one tell more than those that were waited for at the same time, of which one has
+// been answered, or was counted.
+func (s *silences) leave(what string, l *look, began time.Time) (strange bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	one := s.of[what]
-	if one == nil {
-		one = new(silence)
-		s.of[what] = one
-	}
+	one := s.silenceOf(what)
 	delete(s.well, what)
 	if one.strange = s.isStrange(what); one.strange {
 		one.left(1, longSilence)
 		s.strange.left(mostStrange, s.strange.longest())
-	} else {
-		one.left(1, s.all.longest())
-		s.all.left(allInRow, s.all.longest())
+		return true
 	}
-	return one.strange
+	one.left(1, s.all.longest())
+	if began.Before(s.news) {
+		s.all.there++
+	} else {
+		s.all.left(allInRow, s.all.longest())
+		s.news = time.Now()
+	}
+	if l != nil && s.all.there >= manyLeft {
+		s.many.left(1, longestSilence)
+	}
+	return false
 }
 
-// ended takes note of the end of a call that was left behind.
-func (s *silences) ended(what string, strange bool) {
+// silenceOf returns the silence of something. Of what has answered late, and is not asked any more, some are forgotten. s.mu is locked.
+func (s *silences) silenceOf(what string) *silence {
+	one := s.of[what]
+	if one == nil {
+		if len(s.of) >= 2*maxRecords {
+			maps.DeleteFunc(s.of, func(_ string, old *silence) bool { return old.there == 0 })
+		}
+		one = new(silence)
+		s.of[what] = one
+	}
+	return one
+}
+
+// ended takes note of the end of a call that was left behind. Where it only ended because nobody waits any longer, the record hangs still.
+func (s *silences) ended(what string, strange, hangs bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	one := s.of[what]
 	one.there--
-	one.over()
-	if one.there == 0 {
+	if !hangs {
+		one.over()
+	}
+	if one.there == 0 && !hangs {
 		delete(s.of, what)
 	}
 	s.all.over()
+	s.news = time.Now()
 	if !strange {
 		s.all.there--
 	} else if s.strange.there--; s.strange.there < mostStrange {
@@ -203,15 +277,25 @@ func (s *silences) ended(what string, strange bool) {
 }
 
 // ask lets f ask a storage for something, and waits for the answer no longer than callWait, or until the deadline of ctx.
-func ask[T any](ctx context.Context, s *silences, what string, f func(context.Context) (T, error)) (T, error) {
+func ask[T any](ctx context.Context, s *silences, what string, f func(context.Context) (T, error)) (none T, _ error) {
+	switch s.begin(what, lookOf(ctx)) {
+	case waitedFor:
+		return await(ctx, s, what, f)
+	case notAwaited:
+		go func() { _, _ = await(context.WithoutCancel(ctx), s, what, f) }()
+	case notNow:
+	}
+	return none, errUnanswered
+}
+
+// await is ask for what may be asked now.
+func await[T any](ctx context.Context, s *silences, what string, f func(context.Context) (T, error)) (T, error) {
 	type answer struct {
 		value T
 		err   error
 	}
 	var none T
-	if !s.begin(what) {
-		return none, errUnanswered
-	}
+	l, began := lookOf(ctx), time.Now()
 	// A storage that heeds the context answers when that is cancelled. Others are waited for, so that what comes next comes after it.
 	ctx, cancel := context.WithTimeout(ctx, callWait)
 	deadline, _ := ctx.Deadline()
@@ -224,15 +308,19 @@ func ask[T any](ctx context.Context, s *silences, what string, f func(context.Co
 		select {
 		case taken <- answer{value, err}:
 		case strange := <-late:
-			s.ended(what, strange)
+			s.ended(what, strange, l != nil && isTimeout(err))
 		}
 	}()
 	select {
 	case a := <-taken:
-		s.answered(what)
+		if l != nil && isTimeout(a.err) {
+			s.ended(what, s.leave(what, l, began), true)
+			return none, errUnanswered
+		}
+		s.answered(what, l)
 		return a.value, a.err
 	case <-over.C:
-		late <- s.leave(what)
+		late <- s.leave(what, l, began)
 		return none, errUnanswered
 	}
 }

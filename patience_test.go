@@ -381,3 +381,183 @@ func TestUnansweredAmongMany(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// hangingMarks returns a storage hook under which the marks of every second upstream of a pool hang, and how many do.
+func (q *quagmire) hangingMarks(upstreams int, when func(i int) bool) (load func(key string) error, hang int) {
+	stuck := make(map[string]bool)
+	for i := range upstreams {
+		if when(i) {
+			stuck[markKey(fmt.Sprintf("u%d:80", i))] = true
+		}
+	}
+	return q.hangingLoads(stuck), len(stuck)
+}
+
+// untilLate lets a call that hangs end when the storage is not waited for any longer, as with a storage that heeds the context.
+func (q *quagmire) untilLate(load func(key string) error) func(key string) error {
+	return func(key string) error {
+		done := make(chan error, 1)
+		go func() { done <- load(key) }()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(callWait):
+			return context.DeadlineExceeded
+		}
+	}
+}
+
+// hasDrain says whether a node knows that an upstream drains.
+func (c *caddyNode) hasDrain(shared string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	md := c.marked[shared]
+	return md != nil && md.drains()
+}
+
+// laps measures how long a node takes from one look at a folder to the next.
+type laps struct {
+	folder  string
+	last    time.Time
+	longest time.Duration
+}
+
+// list is a list hook.
+func (l *laps) list(prefix string) error {
+	if strings.TrimSuffix(prefix, "/")+"/" == l.folder {
+		if !l.last.IsZero() {
+			l.longest = max(l.longest, time.Since(l.last))
+		}
+		l.last = time.Now()
+	}
+	return nil
+}
+
+// However many marks of its own pool hang, a node looks at the storage in time, and what does not hang is read, said and drained as
+// before.
+func TestManyMarksOfThePoolHang(t *testing.T) {
+	const upstreams = 200
+	for name, hangs := range map[string]func(i int) bool{
+		"every second": func(i int) bool { return i%2 == 0 },
+		"all but two":  func(i int) bool { return i != 1 && i != 3 },
+	} {
+		for _, heeds := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, the storage heeds a context: %v", name, heeds), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					v, q := newVault(), newQuagmire(t)
+					load, hang := q.hangingMarks(upstreams, hangs)
+					if heeds {
+						load = q.untilLate(load)
+					}
+					for i := range upstreams {
+						m := word{state: stateReady}.follows(nil, fmt.Sprintf("u%d:80", i), "elsewhere", 0)
+						v.put(t, markKey(m.Upstream), m)
+					}
+					b := startNodeOn(t, "b", v.door(), testPool(upstreams))
+					b.drain("u3:80")
+					q.on.Store(true)
+					looks := &laps{folder: marksFolder}
+					a := startTricked(t, &trick{door: v.door(), load: load, list: looks.list}, upstreams)
+					pass(6 * time.Minute)
+					if !a.hasDrain("u3:80") {
+						t.Error("6 min after the start a mark is not read that can be")
+					}
+					for i := range 2 {
+						pass(3 * time.Minute)
+						began := time.Now()
+						_, err := a.node.drain(t.Context(), "u1:80", word{state: stateDraining}, false)
+						if took := time.Since(began); err != nil && !strings.Contains(err.Error(), "cannot be seen whether") || took > 3*callWait {
+							t.Errorf("after %v an operator hears: %v", took, err)
+						}
+						a.tell("u1:80", word{state: stateReady})
+						b.tell("u3:80", word{state: []string{stateReady, stateDraining}[i%2]})
+						if pass(2*nodePause + time.Second); a.hasDrain("u3:80") != (i%2 == 1) {
+							t.Error("5 s after it was said at another node, a mark is not read")
+						}
+					}
+					if looks.longest > nodePause+2*callWait {
+						t.Error("from one look to the next it takes ", looks.longest)
+					}
+					if got := int(q.in.Load()); !heeds && got > manyLeft+hang {
+						t.Errorf("%d calls are left behind", got)
+					}
+				})
+			})
+		}
+	}
+}
+
+// Of many marks that hang, each is read again when it is mended, though no call of before ever ends.
+func TestManyMarksAreMended(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const upstreams = 100
+		v, q := newVault(), newQuagmire(t)
+		load, _ := q.hangingMarks(upstreams, func(i int) bool { return i > 1 })
+		for i := range upstreams {
+			m := word{state: stateReady}.follows(nil, fmt.Sprintf("u%d:80", i), "elsewhere", 0)
+			v.put(t, markKey(m.Upstream), m)
+		}
+		q.on.Store(true)
+		a := startTricked(t, &trick{door: v.door(), load: load}, upstreams)
+		pass(20 * time.Minute)
+		if got := q.in.Load(); got < manyLeft {
+			t.Errorf("only %d calls are left behind", got)
+		}
+		q.on.Store(false)
+		pass(longSilence + time.Minute)
+		if got := a.node.status().Storage; got != "" {
+			t.Errorf("when all is mended the node tells of its storage: %q", got)
+		}
+	})
+}
+
+// stuckWrites is a door at which some writes hang.
+type stuckWrites struct {
+	*trick
+	hangs func(key string) error
+}
+
+func (d *stuckWrites) Store(ctx context.Context, key string, value []byte) error {
+	if err := d.hangs(key); err != nil {
+		return err
+	}
+	return d.trick.Store(ctx, key, value)
+}
+
+// However many marks a node has to write again that cannot be written, it looks at the storage in time.
+func TestManyWritesHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const upstreams = 100
+		v, q := newVault(), newQuagmire(t)
+		write, _ := q.hangingMarks(upstreams, func(i int) bool { return i > 3 })
+		looks := &laps{folder: marksFolder}
+		pool := testPool(upstreams)
+		d := &stuckWrites{&trick{door: v.door(), list: looks.list}, write}
+		a, b := makeNode(t, d, newTestSelection(pool), pool), startNodeOn(t, "b", v.door(), pool)
+		a.s.join(a.node, d)
+		for i := range upstreams - 1 {
+			b.drain(fmt.Sprintf("u%d:80", i))
+		}
+		pass(time.Minute)
+		b.kill()
+		pass(10 * time.Second)
+		q.on.Store(true)
+		v.mu.Lock()
+		for i := range upstreams - 1 {
+			v.values[markKey(fmt.Sprintf("u%d:80", i))] = []byte("{bro")
+		}
+		v.mu.Unlock()
+		pass(10 * time.Minute)
+		if looks.longest > nodePause+3*callWait {
+			t.Error("from one look to the next it takes ", looks.longest)
+		}
+		if st := a.node.status(); len(st.Storage) > 2000 {
+			t.Errorf("the node says %.1000q", st.Storage)
+		}
+		for i := range 4 {
+			if got := string(v.value(markKey(fmt.Sprintf("u%d:80", i)))); !strings.Contains(got, stateDraining) {
+				t.Errorf("a mark that can be written is %s", got)
+			}
+		}
+	})
+}

@@ -224,6 +224,7 @@ func loadRecords[T any, R record[T]](ctx context.Context, l *lister, folder stri
 		forgetTooLarge(l.st, folder, keys)
 	}
 	loaded, errs := make([]*T, len(keys)), make([]error, len(keys))
+	ctx = oneLook(ctx)
 	var bytes, memory atomic.Int64
 	full := func() bool { return bytes.Load() > maxFolder || memory.Load() > maxKept }
 	severally(len(keys), func(i int) {

@@ -174,6 +174,7 @@ func (n *node) lookBeside(ctx context.Context, name string) (*besideLook, error)
 	}
 	names := n.beside(name)
 	marks, errs := make([]*mark, len(names)), make([]error, len(names))
+	ctx = oneLook(ctx)
 	severally(len(names), func(i int) { marks[i], errs[i] = loadMark(ctx, sh.st, names[i]) })
 	l := &besideLook{others: make(map[string]*mark), missed: make(map[string]error)}
 	for i, m := range marks {
