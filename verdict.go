@@ -125,7 +125,11 @@ func (n *node) judge(u *upstream, peers []*peer, v verdict, now time.Duration) v
 		}
 		return v
 	}
-	begun := n.begun(u, peers)
+	var last map[string]int64
+	if v.moment != nil {
+		last = v.moment.begun
+	}
+	begun := n.begun(u, peers, last)
 	if v.drained && !grew(v.moment.begun, begun) {
 		return v
 	}
@@ -145,11 +149,12 @@ func (n *node) judge(u *upstream, peers []*peer, v verdict, now time.Duration) v
 	return v
 }
 
-// begun returns how many sessions each node has had at u; none, where it is not among them. n.mu is locked.
-func (n *node) begun(u *upstream, peers []*peer) map[string]int64 {
+// begun returns how many sessions each node has had at u. Of those that have had none, as last time, nothing is kept: there may be
+// thousands of nodes and drains. n.mu is locked.
+func (n *node) begun(u *upstream, peers []*peer, last map[string]int64) map[string]int64 {
 	begun := map[string]int64{n.name: u.begun.Load()}
 	for _, p := range peers {
-		if c := p.Upstreams[u.shared].Begun; c != 0 {
+		if c := p.Upstreams[u.shared].Begun; c != last[p.Node] || c != 0 {
 			begun[p.Node] = c
 		}
 	}
