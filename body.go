@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync/atomic"
 )
 
 // mostBody bounds the body of a page request that is waited for. What a browser asks for as a page has none, and Bokeh reads
@@ -55,7 +56,7 @@ func (rn *run) putBack(b *body, r *http.Request) {
 	switch {
 	case b.rest == nil: // it never had one
 	case !b.whole:
-		r.Body = &lastPart{io.MultiReader(bytes.NewReader(b.bytes), b.rest), b.rest, r.ContentLength, rn.hasAll}
+		r.Body = &lastPart{Reader: io.MultiReader(bytes.NewReader(b.bytes), b.rest), rest: b.rest, left: r.ContentLength, all: rn.hasAll}
 	case len(b.bytes) == 0:
 		r.Body, r.ContentLength, r.TransferEncoding = http.NoBody, 0, nil
 	default:
@@ -66,13 +67,24 @@ func (rn *run) putBack(b *body, r *http.Request) {
 // lastPart is a body too long to be waited for. The server does not get the end of it before that has been counted.
 type lastPart struct {
 	io.Reader
-	io.Closer
-	left int64        // bytes until the end; below 0 if nobody knows
-	all  func() error // called once with the end, which it may refuse; nil after that
+	rest  io.Closer
+	asked atomic.Bool  // for a first byte; it may be closed meanwhile
+	left  int64        // bytes until the end; below 0 if nobody knows
+	all   func() error // called once with the end, which it may refuse; nil after that
+}
+
+// Close implements io.Closer. What nobody has read of may be sent by the next attempt: a dial that fails closes the body too. Caddy sees to
+// that by itself, but only for a body that was not read from, and of this one the first part was.
+func (l *lastPart) Close() error {
+	if !l.asked.Load() {
+		return nil
+	}
+	return l.rest.Close()
 }
 
 // Read implements io.Reader.
 func (l *lastPart) Read(p []byte) (int, error) {
+	l.asked.Store(true)
 	n, err := l.Reader.Read(p)
 	if l.left >= 0 {
 		l.left -= int64(n)

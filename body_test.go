@@ -98,6 +98,39 @@ func TestBodyOfAPage(t *testing.T) {
 	}
 }
 
+// A page whose server refuses the connection is asked of another one, however long its body is.
+func TestBodyIsTriedElsewhere(t *testing.T) {
+	for name, size := range map[string]int{"short": 100, "as much as goes": mostBody, "a bit more": mostBody + 1024, "long": 4 * mostBody} {
+		t.Run(name, func(t *testing.T) {
+			b := newBokeh(t, "")
+			b.files = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				n, err := io.Copy(io.Discard, r.Body)
+				fmt.Fprint(w, n, err)
+			})
+			s := serve(t, "bokeh_proxy "+deadAddr(t)+" "+b.addr())
+			for i := range 8 { // half of them begin at the dead one
+				r, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://%s/echo/%d", s.addr, i), strings.NewReader(strings.Repeat("x", size)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				res, err := s.client.Do(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := io.ReadAll(res.Body)
+				res.Body.Close()
+				if want := fmt.Sprint(size, nil); err != nil || string(got) != want {
+					t.Errorf("page %d: status %d, %q, error %v; the server is to get %q", i, res.StatusCode, got, err, want)
+				}
+				sessions().each(func(u *upstream) { // the dead one may be well again
+					u.trouble.end()
+					u.failedAt.Store(0)
+				})
+			}
+		})
+	}
+}
+
 // endless is a body of which only the first part comes.
 type endless struct {
 	io.Reader
