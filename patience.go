@@ -37,6 +37,9 @@ const (
 // given up for good, however much was left behind: what hangs for a day leaves some hundred goroutines, and what is well again
 // is found. Where many records hang, see look, they are asked one after the other once manyLeft calls were left behind.
 //
+// A call that heeds its context ends when its time is up, and leaves no goroutine. That it has ended tells nothing of the storage,
+// so the pauses are the same. The same holds for one that ends late and with an error.
+//
 // A call that was left behind may do what it was asked for at any later time. So a record may be written after a younger one:
 // the node that has written the younger one finds that, and writes it again.
 type promptStorage struct {
@@ -203,7 +206,7 @@ func (s *silences) answered(what string, l *look) {
 	s.all.over()
 	s.news = time.Now()
 	if one := s.of[what]; one != nil {
-		one.over()
+		s.isWell(what, one)
 	}
 	if !s.well[what] {
 		if len(s.well) >= 2*maxRecords {
@@ -255,20 +258,25 @@ func (s *silences) silenceOf(what string) *silence {
 	return one
 }
 
-// ended takes note of the end of a call that was left behind. Where it only ended because nobody waits any longer, the record hangs still.
-func (s *silences) ended(what string, strange, hangs bool) {
+// isWell ends the silence of something that has answered. s.mu is locked.
+func (s *silences) isWell(what string, one *silence) {
+	one.over()
+	if one.there == 0 {
+		delete(s.of, what)
+	}
+}
+
+// ended takes note of the end of a call that was left behind, and of whether that was an answer.
+func (s *silences) ended(what string, strange, answered bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	one := s.of[what]
 	one.there--
-	if !hangs {
-		one.over()
+	if answered {
+		s.isWell(what, one)
+		s.all.over()
+		s.news = time.Now()
 	}
-	if one.there == 0 && !hangs {
-		delete(s.of, what)
-	}
-	s.all.over()
-	s.news = time.Now()
 	if !strange {
 		s.all.there--
 	} else if s.strange.there--; s.strange.there < mostStrange {
@@ -293,6 +301,7 @@ func await[T any](ctx context.Context, s *silences, what string, f func(context.
 	type answer struct {
 		value T
 		err   error
+		late  error // why its time was up before it failed, or nil
 	}
 	var none T
 	l, began := lookOf(ctx), time.Now()
@@ -305,25 +314,35 @@ func await[T any](ctx context.Context, s *silences, what string, f func(context.
 	go func() {
 		defer cancel()
 		value, err := f(ctx)
+		a := answer{value, err, nil}
+		if err != nil {
+			a.late = ctx.Err()
+		}
 		select {
-		case taken <- answer{value, err}:
+		case taken <- a:
 		case strange := <-late:
-			s.ended(what, strange, l != nil && isTimeout(err))
+			s.ended(what, strange, !isSilence(a.late, a.err, l))
 		}
 	}()
 	select {
 	case a := <-taken:
-		if l != nil && isTimeout(a.err) {
-			s.ended(what, s.leave(what, l, began), true)
+		switch {
+		case errors.Is(a.late, context.Canceled): // nobody waits any more, which tells nothing
+		case isSilence(a.late, a.err, l):
+			s.ended(what, s.leave(what, l, began), false)
 			return none, errUnanswered
+		default:
+			s.answered(what, l)
 		}
-		s.answered(what, l)
 		return a.value, a.err
 	case <-over.C:
 		late <- s.leave(what, l, began)
 		return none, errUnanswered
 	}
 }
+
+// isSilence says whether a call that ended tells of no answer: its time was up, or it was one of a look and the storage's own time was.
+func isSilence(late, err error, l *look) bool { return late != nil || l != nil && isTimeout(err) }
 
 // act is ask for what has no answer but an error.
 func act(ctx context.Context, s *silences, what string, f func(context.Context) error) error {
