@@ -396,7 +396,7 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 		if isShared(h.DynamicUpstreamsRaw) {
 			src := s.table.holdSource(string(h.DynamicUpstreamsRaw))
 			s.members.discoverBy(src)
-			s.owner.pool = func() map[string]bool { return src.lastFound().names }
+			s.owner.source = src
 		}
 		return
 	}
@@ -406,11 +406,10 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 		}
 	}
 	s.static = h.Upstreams
-	names := make(map[string]bool)
+	s.owner.static = make(map[string]bool)
 	for _, u := range h.Upstreams {
-		names[upstreamName(u.Dial)] = true
+		s.owner.static[upstreamName(u.Dial)] = true
 	}
-	s.owner.pool = func() map[string]bool { return names }
 }
 
 // warnOfStrangers says so where an address on the drain line is none of the handler's.

@@ -6,16 +6,26 @@ import "maps"
 
 // owner is one policy of one config, whose sessions are its own.
 type owner struct {
-	config int64                  // by the table's count
-	pool   func() map[string]bool // the names of the upstreams in its pool; nil if each request has its own
+	config int64           // by the table's count
+	source *source         // where its upstreams are discovered, or nil
+	static map[string]bool // else their names; nil if each request has its own
 }
 
 // names returns the upstreams of the owner's pool by their names.
 func (o *owner) names() map[string]bool {
-	if o.pool == nil {
-		return nil
+	if o.source != nil {
+		return o.source.lastFound().names
 	}
-	return o.pool()
+	return o.static
+}
+
+// isOneWith says whether two policies of a config count as one owner: whatever visitors reach by one of them, they reach by the other.
+// So it is where the websockets of a site have a handler of their own. That two sources find the same just now is chance.
+func (o *owner) isOneWith(other *owner) bool {
+	if o.source != nil || other.source != nil {
+		return o.source == other.source
+	}
+	return len(o.static) > 0 && maps.Equal(o.static, other.static)
 }
 
 // newOwner returns the owner of the sessions of a policy of the config that is loading, of which it may be the first.
@@ -37,10 +47,10 @@ func (t *table) disown(o *owner) {
 	delete(t.owners, o)
 }
 
-// inherits says whether a policy looks for the sessions of an owner at an upstream that is not in its pool: its own; and those of another
-// config, for a reload may have taken the upstream off or is about to, but only if it is the one that follows that owner.
-// What another policy of this config has follows that one, whose site may let in other visitors. Where each request has a pool of
-// its own, an upstream may be somebody else's.
+// inherits says whether a policy looks for the sessions of an owner at an upstream that is not in its pool: its own, and those of a policy
+// that counts as one with it; and those of another config, for a reload may have taken the upstream off or is about to, but only if
+// it is the one that follows that owner. What any other policy of this config has follows that one, whose site may let in other
+// visitors. Where each request has a pool of its own, an upstream may be somebody else's.
 func (s *Selection) inherits(of *owner, u *upstream) bool {
 	switch {
 	case s.poolVaries():
@@ -48,7 +58,7 @@ func (s *Selection) inherits(of *owner, u *upstream) bool {
 	case of == s.owner:
 		return true
 	case of.config == s.owner.config:
-		return false
+		return s.owner.isOneWith(of)
 	}
 	return s.table.follows(s.owner, of, u.name)
 }

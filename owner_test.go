@@ -87,18 +87,11 @@ func TestPoolIsReplaced(t *testing.T) {
 func TestAddressFoundSinceAReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tb := newTable()
-		load := func(first bool, name string) *Selection {
-			s := newTestSelection(nil)
-			s.attach(tb)
-			s.owner = tb.newOwner(first)
-			s.knowPool(&reverseproxy.Handler{DynamicUpstreamsRaw: fmt.Appendf(nil, `{"source":"a","name":%q}`, name)})
-			return s
-		}
-		before := load(true, "app-v1")
+		before := discovering(tb, true, "app-v1")
 		_, token := landed(t, before, poolOf("10.0.0.1:80"))
 		open := newSocket(before, token)
 		open.choose(poolOf("10.0.0.1:80"))
-		after, other := load(true, "app-v2"), load(false, "of-another-site")
+		after, other := discovering(tb, true, "app-v2"), discovering(tb, false, "of-another-site")
 		newRequest(after, "/app").choose(poolOf("10.0.0.2:80"))
 		newRequest(other, "/app").choose(poolOf("10.0.0.9:80"))
 		time.Sleep(time.Minute)
@@ -113,5 +106,65 @@ func TestAddressFoundSinceAReload(t *testing.T) {
 		if addr, why := newSocket(after, token).choose(poolOf("10.0.0.2:80")); addr != "10.0.0.2:80" {
 			t.Errorf("it is %s at %s, the server of another site", why, addr)
 		}
+	})
+}
+
+// discovering returns a policy whose upstreams a source finds, of a config of which it may be the first.
+func discovering(tb *table, first bool, name string) *Selection {
+	s := newTestSelection(nil)
+	s.attach(tb)
+	s.owner = tb.newOwner(first)
+	s.knowPool(&reverseproxy.Handler{DynamicUpstreamsRaw: fmt.Appendf(nil, `{"source":"a","name":%q}`, name)})
+	return s
+}
+
+// wantAt says whether a request of a session goes to an upstream.
+func (r *request) wantAt(t *testing.T, pool reverseproxy.UpstreamPool, want, what string) {
+	t.Helper()
+	if addr, why := r.choose(pool); addr != want {
+		t.Errorf("%s goes to %s, %s", what, addr, why)
+	}
+}
+
+// open lets a websocket be opened.
+func (r *request) open() {
+	r.run().connected(r.run().attempt)
+	r.run().firstByteCame(r.run().attempt)
+}
+
+// Where the websockets of a site have a handler of their own, both find the sessions of a server that its source does not find any more.
+func TestTwoHandlersOfOneSite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		pages, sockets, other := discovering(tb, true, "app"), discovering(tb, false, "app"), discovering(tb, false, "of-another-site")
+		both, one := poolOf("10.0.0.1:80", "10.0.0.2:80"), poolOf("10.0.0.2:80")
+		newRequest(pages, "/static/x.js").choose(both)
+		_, token := landed(t, pages, both[:1])
+		socket := newSocket(sockets, token)
+		socket.wantAt(t, both, "10.0.0.1:80", "its websocket")
+		socket.open()
+		newRequest(pages, "/app?bokeh-session-id="+readToken(token, testRing).id).wantAt(t, one, "10.0.0.1:80", "a page of it")
+		newSocket(other, token).wantAt(t, one, "10.0.0.2:80", "its token, at another site whose source finds the same just now,")
+		socket.end()
+		time.Sleep(2 * time.Minute)
+	})
+}
+
+// Both find also those of a server that a reload takes off.
+func TestTwoHandlersOverAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTable()
+		before := loaded(tb, poolOf("a:1", "b:1"), poolOf("a:1", "b:1"), poolOf("c:1")) // pages, websockets, another site
+		_, token := landed(t, before[0], before[0].static[:1])
+		after := loaded(tb, poolOf("b:1"), poolOf("b:1"), poolOf("b:1", "c:1"))
+		socket := newSocket(after[1], token)
+		socket.wantAt(t, after[1].static, "a:1", "its websocket")
+		socket.open()
+		newRequest(after[0], "/app?bokeh-session-id="+readToken(token, testRing).id).wantAt(t, after[0].static, "a:1", "a page of it")
+		if addr, why := newSocket(after[2], token).choose(after[2].static); addr == "a:1" {
+			t.Errorf("another site leads there: %s", why)
+		}
+		socket.end()
+		time.Sleep(2 * time.Minute)
 	})
 }
