@@ -239,6 +239,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		whenStopped(servers, thisNode().serversStopped)
 	}
 	if h, ok := innermost[*reverseproxy.Handler](ctx); ok {
+		s.owner.standIn(servers, h)
 		s.knowPool(h)
 		s.warnOfStrangers(h)
 		s.warnOfBuffers(h)
@@ -246,7 +247,10 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		if err := s.watchTransport(ctx, h); err != nil {
 			return err
 		}
-		if err := events.On("started", whenStarted{func() { s.members.started(h.Upstreams) }}); err != nil {
+		if err := events.On("started", whenStarted{func() {
+			s.members.started(h.Upstreams)
+			s.table.ownersOf(s.owner.config)
+		}}); err != nil {
 			return fmt.Errorf("asking for the event of the start: %w", err)
 		}
 	}

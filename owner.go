@@ -2,13 +2,32 @@
 
 package caddybokeh
 
-import "maps"
+import (
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
 
 // owner is one policy of one config, whose sessions are its own.
 type owner struct {
-	config int64           // by the table's count
+	config *config
 	source *source         // where its upstreams are discovered, or nil
 	static map[string]bool // else their names; nil if each request has its own
+
+	handler *reverseproxy.Handler // that it is the policy of, until its place is known
+	place   place
+}
+
+// config is what the policies of one config have in common. Their sessions keep it, but nothing in it keeps another config.
+type config struct {
+	number int64    // by the table's count
+	owners []*owner // all that there ever were; the table's mu guards it
+
+	looked sync.Once
+	app    *caddyhttp.App // until the places are known; nil in tests
 }
 
 // names returns the upstreams of the owner's pool by their names.
@@ -28,6 +47,16 @@ func (o *owner) isOneWith(other *owner) bool {
 	return len(o.static) > 0 && maps.Equal(o.static, other.static)
 }
 
+// standIn takes note of the reverse proxy that o is the policy of, and of the servers among whose routes that is looked for.
+func (o *owner) standIn(app *caddyhttp.App, h *reverseproxy.Handler) {
+	if app != nil {
+		o.handler, o.config.app = h, app
+	}
+}
+
+// standsAt says whether o stands where another one stood.
+func (o *owner) standsAt(other *owner) bool { return o.place != place{} && o.place == other.place }
+
 // newOwner returns the owner of the sessions of a policy of the config that is loading, of which it may be the first.
 func (t *table) newOwner(first bool) *owner {
 	t.mu.Lock()
@@ -35,9 +64,20 @@ func (t *table) newOwner(first bool) *owner {
 	if first {
 		t.configs++
 	}
-	o := &owner{config: t.configs}
+	o := &owner{config: t.loading()}
+	o.config.owners = append(o.config.owners, o)
 	t.owners[o] = struct{}{}
 	return o
+}
+
+// loading returns the config that is loading. t.mu is locked.
+func (t *table) loading() *config {
+	for o := range t.owners {
+		if o.config.number == t.configs {
+			return o.config
+		}
+	}
+	return &config{number: t.configs}
 }
 
 // disown forgets an owner, which may be nil. Its sessions go on.
@@ -45,6 +85,24 @@ func (t *table) disown(o *owner) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.owners, o)
+}
+
+// ownersOf returns the owners of a config that has been loaded, whose places are known from then on.
+func (t *table) ownersOf(c *config) []*owner {
+	t.mu.Lock()
+	owners := slices.Clone(c.owners)
+	t.mu.Unlock()
+	c.looked.Do(func() {
+		if c.app == nil {
+			return
+		}
+		places := placesIn(c.app)
+		for _, o := range owners {
+			o.place, o.handler = places[o.handler], nil
+		}
+		c.app = nil
+	})
+	return owners
 }
 
 // inherits says whether a policy looks for the sessions of an owner at an upstream that is not in its pool: its own, and those of a policy
@@ -63,24 +121,41 @@ func (s *Selection) inherits(of *owner, u *upstream) bool {
 	return s.table.follows(s.owner, of, u.name)
 }
 
-// follows says whether no other policy of a config is more like one of another config, by the upstreams of their pools. Where none
-// is like it at all, the one that has the upstream by now is.
+// follows says whether a policy follows one of another config, and no other one of its config does. Where that one stood, its follower
+// stands, unless the pools say something else. Else the one follows whose pool is most like that one's; where none is like it at all,
+// the one that has the upstream by now. In doubt nobody does: a session that is lost is better than a door that is open.
 func (t *table) follows(mine, before *owner, name string) bool {
-	t.mu.Lock()
-	owners := maps.Clone(t.owners)
-	t.mu.Unlock()
-	pool := before.names()
-	own := likeness(mine.names(), pool)
-	for o := range owners {
-		if o == mine || o.config != mine.config {
-			continue
+	rivals, all := t.ownersOf(mine.config), t.ownersOf(before.config)
+	pool, names := before.names(), mine.names()
+	f := following{name: name, all: all, pool: pool, own: likeness(names, pool)}
+	f.same = slices.DeleteFunc(slices.Clone(all), func(b *owner) bool { return b != before && !b.isOneWith(before) })
+	f.stays = slices.ContainsFunc(f.same, mine.standsAt)
+	f.strays = !f.stays && slices.ContainsFunc(all, func(b *owner) bool { return likeness(names, b.names()) > f.own })
+	return !slices.ContainsFunc(rivals, func(o *owner) bool { return !o.isOneWith(mine) && f.isFor(o) })
+}
+
+// following is the question whether a policy follows one of another config.
+type following struct {
+	name      string          // of the upstream that a session is at
+	all, same []*owner        // of that config, and those that count as one with the one in question
+	pool      map[string]bool // of that
+	own       float64         // how like it the policy is
+	stays     bool            // the policy stands where one of the same stood
+	strays    bool            // it does not, and is more like another one
+}
+
+// isFor says whether a rival is the one that follows, or may be.
+func (f *following) isFor(rival *owner) bool {
+	names := rival.names()
+	like := likeness(names, f.pool)
+	if f.stays {
+		if slices.ContainsFunc(f.all, func(b *owner) bool { return rival.standsAt(b) && likeness(names, b.names()) >= like }) {
+			return false // it stays as well, and so follows another one
 		}
-		names := o.names()
-		if likeness(names, pool) > own || own == 0 && names[name] {
-			return false
-		}
+	} else if f.strays && like > 0 || (like > 0 || f.own == 0) && slices.ContainsFunc(f.same, rival.standsAt) {
+		return true
 	}
-	return true
+	return like > f.own || f.own == 0 && names[f.name]
 }
 
 // likeness is the share of what is in one of two pools that is in both (Jaccard).

@@ -4,10 +4,12 @@ package caddybokeh
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
@@ -32,6 +34,14 @@ func loaded(tb *table, pools ...reverseproxy.UpstreamPool) (policies []*Selectio
 	return policies
 }
 
+// standing gives each policy of a config a place of its own, the same in each config.
+func standing(policies []*Selection) []*Selection {
+	for i, s := range policies {
+		s.owner.place[0] = byte(1 + i)
+	}
+	return policies
+}
+
 // A session of one site leads no visitor of another one to its server, not after a reload either; and its own site still finds it.
 // The sites have one host, port and path, as where handle_path or a matcher of addresses tells them apart.
 func TestReloadOpensNoDoor(t *testing.T) {
@@ -44,23 +54,29 @@ func TestReloadOpensNoDoor(t *testing.T) {
 		"it is taken off":              {[]reverseproxy.UpstreamPool{poolOf("in:1", "in:2"), poolOf("out:1")}, []reverseproxy.UpstreamPool{poolOf("in:2"), poolOf("out:1")}, "in:1"},
 		"it is taken off and given to": {[]reverseproxy.UpstreamPool{poolOf("in:1", "in:2"), poolOf("out:1")}, []reverseproxy.UpstreamPool{poolOf("in:2"), poolOf("out:1", "in:1")}, "in:1"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				tb := newTable()
-				before := loaded(tb, tc.before...)
-				_, token := landed(t, before[0], tc.before[0][:1])
-				after := loaded(tb, tc.after...)
-				if addr, why := newSocket(after[0], token).choose(tc.after[0]); addr != tc.own {
-					t.Errorf("its own site leads to %s: %s", addr, why)
-				}
-				for i, other := range []*Selection{before[1], after[1]} {
-					pool := [][]reverseproxy.UpstreamPool{tc.before, tc.after}[i][1]
-					if addr, why := newSocket(other, token).choose(pool); addr == "in:1" && !slices.ContainsFunc(pool, func(u *reverseproxy.Upstream) bool { return u.Dial == addr }) {
-						t.Errorf("the other site, config %d, leads there: %s", i, why)
+		for _, known := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", places known: ", known), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					tb := newTable()
+					before := loaded(tb, tc.before...)
+					_, token := landed(t, before[0], tc.before[0][:1])
+					after := loaded(tb, tc.after...)
+					if known {
+						standing(before)
+						standing(after)
 					}
-				}
+					if addr, why := newSocket(after[0], token).choose(tc.after[0]); addr != tc.own {
+						t.Errorf("its own site leads to %s: %s", addr, why)
+					}
+					for i, other := range []*Selection{before[1], after[1]} {
+						pool := [][]reverseproxy.UpstreamPool{tc.before, tc.after}[i][1]
+						if addr, why := newSocket(other, token).choose(pool); addr == "in:1" && !slices.ContainsFunc(pool, func(u *reverseproxy.Upstream) bool { return u.Dial == addr }) {
+							t.Errorf("the other site, config %d, leads there: %s", i, why)
+						}
+					}
+				})
 			})
-		})
+		}
 	}
 }
 
@@ -167,4 +183,90 @@ func TestTwoHandlersOverAReload(t *testing.T) {
 		socket.end()
 		time.Sleep(2 * time.Minute)
 	})
+}
+
+// A reload that replaces a server keeps its sessions, whatever other sites have. None of these is led there.
+func TestReloadBesideOtherSites(t *testing.T) {
+	for name, tc := range map[string]struct{ before, after, other, otherAfter []string }{
+		"one of two is replaced, the other is another site's": {[]string{"s:1", "s:2"}, []string{"s:2", "s:3"}, []string{"s:2"}, []string{"s:2"}},
+		"all are replaced, and have a name of their own":      {[]string{"blue:1"}, []string{"green:1"}, []string{"blue:1"}, []string{"blue:1"}},
+		"all are replaced, at another site as well":           {[]string{"s:1", "s:2"}, []string{"s:3"}, []string{"s:2"}, []string{"s:4"}},
+		"one of two is taken off":                             {[]string{"s:1", "s:2"}, []string{"s:2"}, []string{"s:2", "z:1"}, []string{"s:2", "z:1"}},
+		"it is taken off here and another is added there":     {[]string{"s:1", "s:2"}, []string{"s:2"}, []string{"s:2"}, []string{"s:2", "s:3"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				tb := newTable()
+				before := standing(loaded(tb, poolOf(tc.before...), poolOf(tc.other...)))
+				home, token := landed(t, before[0], before[0].static[:1])
+				_, another := landed(t, before[0], before[0].static[:1])
+				after := standing(loaded(tb, poolOf(tc.after...), poolOf(tc.otherAfter...)))
+				if addr, why := newSocket(after[1], another).choose(after[1].static); addr == home && !slices.Contains(tc.otherAfter, home) {
+					t.Errorf("another site leads there: %s", why)
+				}
+				newSocket(after[0], token).wantAt(t, after[0].static, home, "its token, at its own site,")
+				time.Sleep(2 * time.Minute)
+			})
+		})
+	}
+}
+
+// Where it is not known which policy stands where, the pools tell; and where these fit another one better, nobody follows.
+func TestReloadInDoubt(t *testing.T) {
+	for name, tc := range map[string]struct {
+		before, after, other, otherAfter []string
+		place, otherPlace                byte // of after and otherAfter; before has 1, and other 2
+		want                             []string
+	}{
+		"a server is replaced":                        {[]string{"in:1", "both:1"}, []string{"in:2", "both:1"}, []string{"both:1"}, []string{"both:1"}, 0, 0, []string{"both:1", "in:2"}},
+		"the same, and another site is new":           {[]string{"in:1", "both:1"}, []string{"in:2", "both:1"}, nil, []string{"both:1"}, 1, 2, []string{"in:2", "both:1"}},
+		"the sites change places":                     {[]string{"in:1", "in:2"}, []string{"in:2"}, []string{"out:1"}, []string{"out:1"}, 2, 1, []string{"in:1"}},
+		"the same, and one is written in other words": {[]string{"in:1", "in:2"}, []string{"in:2"}, []string{"out:1"}, []string{"out:1"}, 3, 1, []string{"in:1"}},
+		"all is replaced, and another site is new":    {[]string{"in:1"}, []string{"in:2"}, nil, []string{"out:1"}, 1, 2, []string{"in:1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				tb := newTable()
+				before := standing(loaded(tb, poolOf(tc.before...), poolOf(tc.other...)))
+				home, token := landed(t, before[0], before[0].static[:1])
+				_, another := landed(t, before[0], before[0].static[:1])
+				after := loaded(tb, poolOf(tc.after...), poolOf(tc.otherAfter...))
+				after[0].owner.place[0], after[1].owner.place[0] = tc.place, tc.otherPlace
+				if addr, why := newSocket(after[1], another).choose(after[1].static); addr == home {
+					t.Errorf("the other site leads there: %s", why)
+				}
+				if addr, why := newSocket(after[0], token).choose(after[0].static); !slices.Contains(tc.want, addr) {
+					t.Errorf("its own site leads to %s: %s, want one of %s", addr, why, tc.want)
+				}
+				time.Sleep(2 * time.Minute)
+			})
+		})
+	}
+}
+
+// Of a config that has ended nothing is kept but what its sessions need, however many follow.
+func TestOwnersAreForgotten(t *testing.T) {
+	tb := newTable()
+	var old []weak.Pointer[config]
+	for range 10 {
+		policies := loaded(tb, poolOf("a:1", "b:1"), poolOf("b:1"))
+		for _, s := range policies {
+			r := newRequest(s, "/app?bokeh-session-id=given")
+			r.choose(s.static)
+			r.end()
+		}
+		old = append(old, weak.Make(policies[0].owner.config))
+		for _, s := range policies {
+			if err := s.Cleanup(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	soon(t, "all configs but the last one are forgotten", func() bool {
+		runtime.GC()
+		return !slices.ContainsFunc(old[:9], func(c weak.Pointer[config]) bool { return c.Value() != nil })
+	})
+	if len(tb.owners) > 0 {
+		t.Errorf("%d owners are kept", len(tb.owners))
+	}
 }

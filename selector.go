@@ -442,15 +442,27 @@ func (rn *run) maker(v *view) int {
 	return i
 }
 
+// sighting is what is known of a session when it is looked for. It may have ended since.
+type sighting struct {
+	at    *upstream
+	owner *owner
+	app   app
+	began time.Duration
+}
+
 // home returns the place of the upstream to which the session is bound, or -1: the one where it
 // is known to be, else the one its stamp names.
 func (rn *run) home(v *view) int {
 	var room [4]int
-	places := room[:0]
+	var roomOfThose [4]sighting
+	places, those := room[:0], roomOfThose[:0]
 	rn.s.table.find(rn.entry, func(s *session) {
 		if rn.kind == pageRequest && s.isGuess() {
 			return // whoever asks once more need not be there
 		}
+		those = append(those, sighting{s.at, s.owner, s.app, s.began})
+	})
+	for _, s := range those {
 		i := v.at(s.at)
 		if i < 0 && s.app == rn.terms.app && rn.s.inherits(s.owner, s.at) {
 			i = v.left(s)
@@ -458,7 +470,7 @@ func (rn *run) home(v *view) int {
 		if i >= 0 {
 			places = append(places, i)
 		}
-	})
+	}
 	alive := slices.IndexFunc(places, func(i int) bool { return !v.lost(i) })
 	switch {
 	case len(places) == 0 && rn.stamp != "":

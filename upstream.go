@@ -420,7 +420,7 @@ func (v *view) named(k *key, t tag) int {
 
 // left returns the place of an upstream that has left the pool, for a session of this site that lives there. It is lost where
 // its address is most likely that of another server by now.
-func (v *view) left(s *session) int {
+func (v *view) left(s sighting) int {
 	u := s.at
 	m := v.gone(func(m *member) bool { return m.upstream == u })
 	switch {
