@@ -220,8 +220,8 @@ func (s *silences) answered(what string, l *look) {
 }
 
 // leave takes note of a call that is left behind, and says whether it was for something strange. Such a call tells nothing of the
-// storage: in a folder anything may lie. Nor does one tell more than those that were waited for at the same time, of which one has
-// been answered, or was counted.
+// storage: in a folder anything may lie. Nor does one of a look tell more than those that were waited for at the same time, of which one
+// has been answered, or was counted.
 func (s *silences) leave(what string, l *look, began time.Time) (strange bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -233,7 +233,7 @@ func (s *silences) leave(what string, l *look, began time.Time) (strange bool) {
 		return true
 	}
 	one.left(1, s.all.longest())
-	if began.Before(s.news) {
+	if l != nil && began.Before(s.news) {
 		s.all.there++
 	} else {
 		s.all.left(allInRow, s.all.longest())
