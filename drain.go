@@ -77,6 +77,9 @@ func (d *draining) set(m *mark) {
 	d.changed()
 }
 
+// doubt takes note that it is not certain any more that the upstream is empty.
+func (d *draining) doubt() { d.empty.Store(0) }
+
 // changed brings everything in line with configs and mark.
 func (d *draining) changed() {
 	d.mu.Lock()

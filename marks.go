@@ -130,7 +130,13 @@ type marked struct {
 	u      *upstream     // held while it drains; nil where it is another machine's
 	until  time.Duration // when it is closed, on the table's clock; 0 if never
 	lonely time.Duration // since when it is in no pool, on the table's clock; 0 if it is in one
+	held   time.Duration // since when u is, on the table's clock
+	opens  time.Duration // when a drain that was taken back is over here, on the table's clock; 0 if there is none
 }
+
+// openRest is how long a node goes on sending no new session to an upstream whose drain was taken back, where there are others: one
+// that has not read of it yet may take the upstream for empty, and would send the websocket of a new session elsewhere.
+const openRest = nodePause + nodePause/2
 
 // word is what an operator says of an upstream. What is left out stays as it was.
 type word struct {
@@ -412,9 +418,14 @@ func (n *node) set(m *mark) {
 		return
 	case m.drains():
 		if md.u == nil {
-			md.u = n.t.hold(name)
+			md.u, md.held = n.t.hold(name), n.t.now()
 		}
+		md.opens = 0
 		md.u.draining.set(m)
+	case md.u != nil && before.drains() && n.mayBeTakenForEmpty(md):
+		md.opens = n.t.now() + openRest
+		md.u.draining.doubt()
+		time.AfterFunc(openRest, func() { n.openDue() })
 	case md.u != nil:
 		n.let(md)
 	}
@@ -427,6 +438,33 @@ func (n *node) set(m *mark) {
 			level = zapcore.DebugLevel // there may be thousands
 		}
 		n.logger.Log(level, "upstream is marked "+m.State, zap.String("upstream", name), zap.String("by", m.By), zap.String("reason", m.Reason))
+	}
+}
+
+// mayBeTakenForEmpty says whether another node may call an upstream drained, of which something else was just said. One that gives way to
+// a rival has not drained for long enough, but for a moment. n.mu is locked.
+func (n *node) mayBeTakenForEmpty(md *marked) bool {
+	now := n.t.now()
+	return now-md.held > markRest-openRest && !strings.HasSuffix(md.ID, withdrawnSuffix) && len(n.concerned(md.u, n.peersByName(), now)) > 0
+}
+
+// opens says whether a drain of u was taken back and is about to be over. n.mu is locked.
+func (n *node) opens(u *upstream) bool {
+	md := n.marked[u.shared]
+	return md != nil && md.u == u && md.opens != 0
+}
+
+// openDue ends the drains that were taken back and are over.
+func (n *node) openDue() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := n.t.now()
+	for _, md := range n.marked {
+		if md.opens != 0 && now >= md.opens && md.u != nil {
+			md.opens = 0
+			n.let(md)
+			n.tell()
+		}
 	}
 }
 

@@ -1018,6 +1018,26 @@ func TestDrainedNotWhileANodeIsStarting(t *testing.T) {
 	})
 }
 
+// Who takes a drain back sends nobody new to the server before the others have read that.
+func TestUndrainIsHeardFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a, b := startNode(t, v), startNode(t, v)
+		pass(time.Minute)
+		a.drain(u0)
+		pass(time.Minute)
+		b.wantDrained(u0, true, "at first")
+		a.tell(u0, word{state: stateReady})
+		if !a.s.members.get(u0).draining.on() {
+			t.Error("it gets new sessions though another node takes it for empty")
+		}
+		pass(openRest)
+		if home, _ := b.socket(a.visitAt(u0)); home != u0 {
+			t.Errorf("a session that began then went to %q", home)
+		}
+	})
+}
+
 // A drain that is taken back and said again between two looks of a node leaves nothing of what it knew.
 func TestMarkChangesBetweenTwoLooks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1028,6 +1048,7 @@ func TestMarkChangesBetweenTwoLooks(t *testing.T) {
 		pass(time.Minute)
 		b.wantDrained(u0, true, "at first")
 		a.tell(u0, word{state: stateReady})
+		pass(openRest) // until then b may take it for empty
 		token := a.visitAt(u0)
 		b.drain(u0)
 		if home, _ := b.socket(token); home != u0 {

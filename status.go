@@ -126,7 +126,7 @@ func (n *node) upstreams() []*upstreamStatus {
 	}
 	n.addHealth(of)
 	n.t.each(func(u *upstream) {
-		if u.draining.on() {
+		if u.draining.on() && !n.opens(u) {
 			of(u.name).judge(u, n.verdicts[u])
 		}
 	})

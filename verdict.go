@@ -53,7 +53,7 @@ const aloneFor = 5 * time.Second
 func (n *node) judgeAll(now time.Duration) {
 	verdicts, all := make(map[*upstream]verdict), n.peersByName()
 	n.t.each(func(u *upstream) {
-		if u.draining.on() {
+		if u.draining.on() && !n.opens(u) {
 			before, known := n.verdicts[u]
 			peers := n.concerned(u, all, now)
 			v := n.judge(u, peers, before, now)
