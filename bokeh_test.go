@@ -18,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // bokeh is a server that behaves like bokeh serve with one app at /app.
@@ -25,8 +27,8 @@ type bokeh struct {
 	*httptest.Server
 	t *testing.T
 
-	ids    string // as --session-ids
-	secret *key   // as BOKEH_SECRET_KEY
+	ids    string     // as --session-ids
+	secret *stamp.Key // as BOKEH_SECRET_KEY
 
 	apps  []string     // paths of apps beside /app
 	files http.Handler // answers what is neither a page nor a socket, if not nil
@@ -142,7 +144,7 @@ func (b *bokeh) servePage(w http.ResponseWriter, r *http.Request) {
 	if id == "" && b.ids != sessionIDsExternalSigned {
 		id = "made-by-" + strings.ReplaceAll(b.addr(), ".", "-") + "-" + rand.Text()
 		if b.secret != nil {
-			id += "." + b.secret.signature(id)
+			id += "." + b.secret.Signature(id)
 		}
 	}
 	if !b.accepts(id) {
@@ -169,7 +171,7 @@ func (b *bokeh) accepts(id string) bool {
 		return id != ""
 	}
 	base, sig, ok := strings.Cut(id, ".")
-	return ok && sig == b.secret.signature(base)
+	return ok && sig == b.secret.Signature(base)
 }
 
 // open makes the session unless the server has it.

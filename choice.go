@@ -229,7 +229,7 @@ func (rn *run) lesson(a *attempt, now time.Duration) time.Duration {
 // (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998) among those
 // that may be taken, or -1. Nodes that know the same upstreams agree on it without talking.
 func (v *view) first(id string, may func(int) bool) int {
-	digest := v.ring.digest(id)
+	digest := v.ring.Digest(id)
 	seed := binary.BigEndian.Uint64(digest[:8])
 	best, highest := -1, uint64(0)
 	for i, m := range v.members[:v.present] {

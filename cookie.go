@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"path"
 	"slices"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // defaultCookie is the name of the cookie where the Caddyfile gives none.
@@ -32,11 +34,11 @@ func (rn *run) ofItsBrowser(v *view) int {
 		return -1
 	}
 	raw, err := base64url.DecodeString(rn.cookie)
-	if err != nil || len(raw) != tagBytes {
+	if err != nil || len(raw) != stamp.TagLen {
 		return -1
 	}
 	for _, k := range *rn.ring {
-		i := v.named(k, tag(raw))
+		i := v.named(k, stamp.Tag(raw))
 		if i < 0 || i >= v.present {
 			continue
 		}

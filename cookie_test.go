@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // Links that name no session find what the page has made, whatever they are called. A page goes where it is ready first.
@@ -51,7 +53,7 @@ func TestCookie(t *testing.T) {
 // The cookie draws nobody to where new sessions do not go, and one that nobody was given means nothing.
 func TestCookieDrawsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		named := testRing[0].tag("u0:80")
+		named := testRing[0].Tag("u0:80")
 		for what, tc := range map[string]struct {
 			value string
 			make  func(s *Selection) // so
@@ -67,7 +69,7 @@ func TestCookieDrawsNobody(t *testing.T) {
 			"it is longer than one":  {value: base64url.EncodeToString(append(named[:], 0, 0, 0))},
 			"it is empty":            {value: ""},
 			"its name is another's":  {value: "; x=" + base64url.EncodeToString(named[:])},
-			"it is one of many keys": {value: base64url.EncodeToString(named[:]), make: func(s *Selection) { s.ring.Store(&keyring{newKey([]byte("new")), testRing[0]}) }, drawn: true},
+			"it is one of many keys": {value: base64url.EncodeToString(named[:]), make: func(s *Selection) { s.ring.Store(&stamp.Keyring{stamp.NewKey([]byte("new")), testRing[0]}) }, drawn: true},
 		} {
 			pool := testPool(3)
 			s := newTestSelection(pool)
@@ -105,7 +107,7 @@ func TestPagesAndTheCookie(t *testing.T) {
 		s := newTestSelection(pool)
 		s.Cookie = defaultCookie
 		home, token := landed(t, s, pool)
-		tag := testRing[0].tag(home)
+		tag := testRing[0].Tag(home)
 		for _, path := range []string{"/app", "/app/", "/other/autoload.js"} {
 			r := newRequest(s, path, "Cookie", defaultCookie+"="+base64url.EncodeToString(tag[:]))
 			if addr, why := r.choose(pool); addr == home || why != "new" {
@@ -114,9 +116,9 @@ func TestPagesAndTheCookie(t *testing.T) {
 			r.end()
 			synctest.Wait()
 		}
-		away := testRing[0].tag(pool[0].Dial)
+		away := testRing[0].Tag(pool[0].Dial)
 		if home == pool[0].Dial {
-			away = testRing[0].tag(pool[1].Dial)
+			away = testRing[0].Tag(pool[1].Dial)
 		}
 		r := newSocket(s, token)
 		r.Header.Set("Cookie", defaultCookie+"="+base64url.EncodeToString(away[:]))

@@ -14,6 +14,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 func TestMistakesAreLogged(t *testing.T) {
@@ -269,8 +271,8 @@ func TestMistakesAreLoggedApart(t *testing.T) {
 
 // A stamp that no key here has signed is counted for each request and logged once a minute, without the session's id.
 func TestUnknownStamps(t *testing.T) {
-	stranger := newKey([]byte("another Caddy's"))
-	stamp := stranger.stamp(stranger.tag("u0:80"))
+	stranger := stamp.NewKey([]byte("another Caddy's"))
+	strange := stranger.Stamp(stranger.Tag("u0:80"))
 	upstreams := testPool(3)
 	page := func(query string) func(s *Selection) *request {
 		return func(s *Selection) *request { return newRequest(s, "/app?"+query) }
@@ -282,24 +284,24 @@ func TestUnknownStamps(t *testing.T) {
 		request func(s *Selection) *request
 		counted string // nothing if not at all
 	}{
-		"a socket's id":            {token(stamp, nil), kindSocket},
-		"beside a socket's id":     {token("x", map[string]any{stampHeader: stamp}), kindSocket},
-		"a reused page's id":       {token("x", map[string]any{sessionIDHeader: stamp}), kindSocket},
-		"a page's query":           {page("bokeh-session-id=" + stamp), kindPage},
-		"a page's token":           {page("bokeh-token=" + makeToken(t, stamp, nil)), kindPage},
-		"a page's header":          {func(s *Selection) *request { return newRequest(s, "/app", sessionIDHeader, stamp) }, kindPage},
-		"made up":                  {token(stamp[:10]+"AAAA"+stamp[14:], nil), kindSocket},
-		"ours beside a stranger's": {token(stamp, map[string]any{stampHeader: stampOf("u1:80")}), ""},
-		"a stranger's beside ours": {token(stampOf("u1:80"), map[string]any{sessionIDHeader: stamp}), ""},
-		"two, the second ours":     {token("x", map[string]any{stampHeader: stampOf("u1:80"), sessionIDHeader: stamp}), ""},
+		"a socket's id":            {token(strange, nil), kindSocket},
+		"beside a socket's id":     {token("x", map[string]any{stampHeader: strange}), kindSocket},
+		"a reused page's id":       {token("x", map[string]any{sessionIDHeader: strange}), kindSocket},
+		"a page's query":           {page("bokeh-session-id=" + strange), kindPage},
+		"a page's token":           {page("bokeh-token=" + makeToken(t, strange, nil)), kindPage},
+		"a page's header":          {func(s *Selection) *request { return newRequest(s, "/app", sessionIDHeader, strange) }, kindPage},
+		"made up":                  {token(strange[:10]+"AAAA"+strange[14:], nil), kindSocket},
+		"ours beside a stranger's": {token(strange, map[string]any{stampHeader: stampOf("u1:80")}), ""},
+		"a stranger's beside ours": {token(stampOf("u1:80"), map[string]any{sessionIDHeader: strange}), ""},
+		"two, the second ours":     {token("x", map[string]any{stampHeader: stampOf("u1:80"), sessionIDHeader: strange}), ""},
 		"ours":                     {token(stampOf("u1:80"), nil), ""},
 		"Bokeh's":                  {token(strings.Repeat("a", 44), nil), ""},
-		"Bokeh's, signed":          {token(strings.Repeat("a", 44)+"."+stranger.signature(strings.Repeat("a", 44)), nil), ""},
-		"another version":          {token("d"+stamp[1:], nil), ""},
-		"no dot":                   {token(strings.Replace(stamp, ".", "A", 1), nil), ""},
-		"no base64url":             {token(stamp[:stampLen-1]+"\n", nil), ""},
-		"a file's":                 {func(s *Selection) *request { return newRequest(s, "/static/a.js?bokeh-session-id="+stamp) }, ""},
-		"a page's own stamp":       {func(s *Selection) *request { return newRequest(s, "/app", stampHeader, stamp) }, ""}, // never read
+		"Bokeh's, signed":          {token(strings.Repeat("a", 44)+"."+stranger.Signature(strings.Repeat("a", 44)), nil), ""},
+		"another version":          {token("d"+strange[1:], nil), ""},
+		"no dot":                   {token(strings.Replace(strange, ".", "A", 1), nil), ""},
+		"no base64url":             {token(strange[:stamp.Len-1]+"\n", nil), ""},
+		"a file's":                 {func(s *Selection) *request { return newRequest(s, "/static/a.js?bokeh-session-id="+strange) }, ""},
+		"a page's own stamp":       {func(s *Selection) *request { return newRequest(s, "/app", stampHeader, strange) }, ""}, // never read
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -332,7 +334,7 @@ func TestUnknownStamps(t *testing.T) {
 				switch got := strings.Count(text, "give every Caddy in front of these servers the same secret_key"); {
 				case c.counted == "" && got > 0, c.counted != "" && got != 2:
 					t.Errorf("logged %d times: %s", got, text)
-				case strings.Contains(text, stamp[:20]):
+				case strings.Contains(text, strange[:20]):
 					t.Errorf("the log shows the id: %s", text)
 				}
 			})
@@ -345,7 +347,7 @@ func TestTwoCaddysTwoKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(3)
 		a, b := newTestSelection(pool), newTestSelection(pool)
-		b.ring.Store(&keyring{newKey([]byte("another"))})
+		b.ring.Store(&stamp.Keyring{stamp.NewKey([]byte("another"))})
 		core, logs := observer.New(zapcore.WarnLevel)
 		b.logger = zap.New(core)
 		_, token := landed(t, a, pool)

@@ -206,7 +206,7 @@ func TestDrainingWhileChoosing(t *testing.T) {
 	if n := s.table.upstreams[marked].sessions.Load(); n != 0 {
 		t.Errorf("%d sessions are counted there", n)
 	}
-	if tg, k, ok := testRing.verify(r.stamp()); !ok || tg != k.tag(addr) {
+	if tg, k, ok := testRing.Verify(r.stamp()); !ok || tg != k.Tag(addr) {
 		t.Errorf("the stamp does not name %s", addr)
 	}
 	if got := original.Get(sessionIDHeader); got != r.stamp() {

@@ -21,6 +21,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 func init() {
@@ -164,7 +166,7 @@ type Selection struct {
 	members  *members
 	lifetime time.Duration // of a session without a socket
 	givesIDs bool          // whether a stamp may be a session's id
-	ring     *atomic.Pointer[keyring]
+	ring     *atomic.Pointer[stamp.Keyring]
 	keyed    <-chan struct{}                         // closed when the storage was looked at for the key; nil where the config has it
 	raise    func(event string, data map[string]any) // nil in tests
 	healthy  func(*reverseproxy.Upstream) bool
@@ -361,7 +363,7 @@ func (s *Selection) isUnloaded() bool {
 
 // stampKeys returns the keys of the stamps; none until the storage was looked at for them, for what signs until then may not
 // be what will.
-func (s *Selection) stampKeys() keyring {
+func (s *Selection) stampKeys() stamp.Keyring {
 	if s.keyed != nil {
 		select {
 		case <-s.keyed:

@@ -35,6 +35,8 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/net/http2"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // TestMain sees to it that Go's HTTP/2 offers websockets: that is read from the environment
@@ -528,20 +530,20 @@ func TestServerSeesTheSame(t *testing.T) {
 			}
 			with, without := heard("bokeh {\n secret_key k\n}"), heard("first")
 			without = headerLine(stampHeader).ReplaceAllString(without, "") // nothing but a client's own
-			stamp := ""
+			given := ""
 			if tc.stamp != none {
 				found := headerLine(tc.stamp).FindAllStringSubmatch(with, -1)
 				if len(found) != 1 {
 					t.Fatalf("it has %d stamps:\n%.2000s", len(found), with)
 				}
-				stamp = found[0][1]
+				given = found[0][1]
 				with = headerLine(tc.stamp).ReplaceAllString(with, "")
 			}
 			if with != without {
 				t.Errorf("the server sees\n%.2000s\nwithout us\n%.2000s", with, without)
 			}
-			if _, _, ok := (keyring{newKey([]byte("k"))}).verify(stamp); ok != (tc.stamp != none) {
-				t.Errorf("the stamp %q is not one of ours", stamp)
+			if _, _, ok := (stamp.Keyring{stamp.NewKey([]byte("k"))}).Verify(given); ok != (tc.stamp != none) {
+				t.Errorf("the stamp %q is not one of ours", given)
 			}
 		})
 	}
@@ -555,10 +557,10 @@ func headerLine(name string) *regexp.Regexp {
 // The ways in which servers make session ids, and what a policy may have been told of it.
 func TestSessionIDs(t *testing.T) {
 	const secret = "a secret key"
-	k := newKey([]byte(secret))
+	k := stamp.NewKey([]byte(secret))
 	external := func(n int) string {
 		base := fmt.Sprintf("external-%d", n)
-		return base + "." + k.signature(base)
+		return base + "." + k.Signature(base)
 	}
 	for _, server := range []string{sessionIDsUnsigned, sessionIDsSigned, sessionIDsExternalSigned} {
 		for name, options := range map[string]string{
@@ -611,7 +613,7 @@ func TestSessionIDs(t *testing.T) {
 // An external-signed server refuses a visitor who brings no id. We must not let him in.
 func TestExternalSignedNeedsAnID(t *testing.T) {
 	b := newBokeh(t, "")
-	b.ids, b.secret = sessionIDsExternalSigned, newKey([]byte("k"))
+	b.ids, b.secret = sessionIDsExternalSigned, stamp.NewKey([]byte("k"))
 	s := serve(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh {\n session_ids external-signed\n secret_key k\n }\n}")
 	if p := s.get("/app"); p.status != http.StatusForbidden {
 		t.Errorf("status %d, want 403", p.status)
@@ -630,7 +632,7 @@ func TestBoundAfterRestart(t *testing.T) {
 			servers, addrs := three(t)
 			if name == "beside" {
 				for _, b := range servers {
-					b.ids, b.secret = sessionIDsSigned, newKey([]byte("theirs"))
+					b.ids, b.secret = sessionIDsSigned, stamp.NewKey([]byte("theirs"))
 				}
 			}
 			storage := storageDir(t)
@@ -695,8 +697,8 @@ func TestNewSessionSurvivesDeadUpstreams(t *testing.T) {
 				// The stamp that reached the server is the fresh one, which names it.
 				stamp := alive.lastPage().Get(sessionIDHeader)
 				ring := *activeRing(t)
-				tg, k, ok := ring.verify(stamp)
-				if !ok || tg != k.tag(sharedName(upstreamName(alive.addr()))) {
+				tg, k, ok := ring.Verify(stamp)
+				if !ok || tg != k.Tag(sharedName(upstreamName(alive.addr()))) {
 					t.Errorf("the server got the stamp %q", stamp)
 				}
 				if readToken(p.Token, ring).stamp != stamp {
@@ -715,13 +717,13 @@ func TestNewSessionSurvivesDeadUpstreams(t *testing.T) {
 }
 
 // activeRing is the keyring that the stored key makes.
-func activeRing(t *testing.T) *keyring {
+func activeRing(t *testing.T) *stamp.Keyring {
 	t.Helper()
 	secret, err := caddy.ActiveContext().Storage().Load(context.Background(), storedKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &keyring{newKey(secret)}
+	return &stamp.Keyring{stamp.NewKey(secret)}
 }
 
 // Without retries the failed dial of one visit tells the next one.
@@ -1033,7 +1035,7 @@ func TestHeaderLimitIsWarnedOf(t *testing.T) {
 func TestReloadWithoutStorage(t *testing.T) {
 	servers, addrs := three(t)
 	for _, b := range servers {
-		b.ids, b.secret = sessionIDsSigned, newKey([]byte("theirs"))
+		b.ids, b.secret = sessionIDsSigned, stamp.NewKey([]byte("theirs"))
 	}
 	storage := storageDir(t)
 	config := "reverse_proxy " + addrs + " {\n lb_policy bokeh {\n session_ids signed\n }\n}"
@@ -1111,7 +1113,7 @@ func TestOneSitesTLSIsNotAnothers(t *testing.T) {
 // Two keys of which a server takes neither cost one page each.
 func TestTwoKeysRefused(t *testing.T) {
 	b := newBokeh(t, "")
-	b.ids, b.secret = sessionIDsSigned, newKey([]byte("theirs"))
+	b.ids, b.secret = sessionIDsSigned, stamp.NewKey([]byte("theirs"))
 	s := serve(t, "handle /two/* {\n reverse_proxy "+b.addr()+" {\n lb_policy bokeh {\n secret_key other\n }\n }\n}\n"+
 		"handle {\n reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n }\n}")
 	visits, refused := 0, 0

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"testing"
 	"testing/synctest"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // namings are the ways in which a request can name the session of a stamp.
@@ -61,7 +63,7 @@ func TestRequestThatNamesNoSession(t *testing.T) {
 	s := newTestSelection(pool)
 	for what, name := range map[string]string{
 		"a made-up id":                    "anybody",
-		"a stamp by another key":          newKey([]byte("x")).stamp(testRing[0].tag("u0:80")),
+		"a stamp by another key":          stamp.NewKey([]byte("x")).Stamp(testRing[0].Tag("u0:80")),
 		"a stamp that names another site": stampOf("elsewhere:80"),
 	} {
 		for how, newRequest := range namings(name) {

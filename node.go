@@ -15,6 +15,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 const (
@@ -47,7 +49,7 @@ type pool interface {
 	knowsPool() bool
 
 	// stampKeys returns the keys of its stamps, if it has them already.
-	stampKeys() keyring
+	stampKeys() stamp.Keyring
 
 	// settles returns how long a session lives without a socket.
 	settles() time.Duration

@@ -20,6 +20,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // vault is a storage that several nodes share.
@@ -753,7 +755,7 @@ func TestNodesWithDifferentKeys(t *testing.T) {
 		v := newVault()
 		a, b := startNode(t, v), startNode(t, v)
 		pass(time.Minute)
-		b.s.ring.Store(&keyring{newKey([]byte("another"))})
+		b.s.ring.Store(&stamp.Keyring{stamp.NewKey([]byte("another"))})
 		pass(time.Minute)
 		for _, n := range []*caddyNode{a, b} {
 			if got := n.logs.FilterMessageSnippet("another node signs").Len(); got != 1 {

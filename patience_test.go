@@ -16,6 +16,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // quagmire holds the calls that get into it, for ever as far as a node can see.
@@ -159,7 +161,7 @@ func TestKeysOfAPolicyThatHasNotLooked(t *testing.T) {
 		pass(time.Minute)
 		pool, d := testPool(3), v.door()
 		s := newTestSelection(pool)
-		ring := keyring{newKey([]byte("made for as long as nothing else is known"))}
+		ring := stamp.Keyring{stamp.NewKey([]byte("made for as long as nothing else is known"))}
 		s.ring.Store(&ring)
 		keyed := make(chan struct{})
 		s.keyed = keyed

@@ -3,7 +3,6 @@
 package caddybokeh
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
@@ -101,7 +100,7 @@ func (n *node) accounts(now time.Duration) map[string]account {
 	n.eachPool(func(p pool) {
 		key := ""
 		if ring := p.stampKeys(); len(ring) > 0 {
-			key = fingerprint(ring[0])
+			key = ring[0].Fingerprint().String()
 		}
 		p.each(func(m *member, inPool bool) {
 			a := as[m.shared]
@@ -140,8 +139,6 @@ func (u *upstream) sessionCounts() counts {
 	return counts{u.counts[building].Load(), u.counts[waiting].Load(), u.counts[connected].Load(), u.counts[unused].Load()}
 }
 
-func fingerprint(k *key) string { return fmt.Sprintf("%016x", k.print) }
-
 // verifiable returns the fingerprints of the keys that can be verified here, by upstream. n.mu is
 // locked.
 func (n *node) verifiable() map[string][]string {
@@ -153,7 +150,7 @@ func (n *node) verifiable() map[string][]string {
 		}
 		own := make([]string, 0, len(ring))
 		for _, k := range ring {
-			own = append(own, fingerprint(k))
+			own = append(own, k.Fingerprint().String())
 		}
 		p.each(func(m *member, _ bool) { prints[m.shared] = append(prints[m.shared], own...) })
 	})

@@ -15,6 +15,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // maxHeldKeys bounds the keys that a process holds. Each but the first is another storage's.
@@ -23,10 +25,10 @@ const maxHeldKeys = 4
 // heldKeys are the keys by which a process has stamped, other than those of configs. They all
 // verify: no session is lost because the storage fails when a config is loaded.
 type heldKeys struct {
-	mu      sync.Mutex // guards all below
-	ring    *keyring   // the newest first
-	stored  bool       // whether that was in a storage: the first one of all is only here
-	keepers []*keeper  // of the storages of the configs that are loaded
+	mu      sync.Mutex     // guards all below
+	ring    *stamp.Keyring // the newest first
+	stored  bool           // whether that was in a storage: the first one of all is only here
+	keepers []*keeper      // of the storages of the configs that are loaded
 
 	logger func() *zap.Logger // as it is at present: that of a config may end before these do
 }
@@ -36,19 +38,19 @@ type heldKeys struct {
 var held = sync.OnceValue(newHeldKeys)
 
 func newHeldKeys() *heldKeys {
-	return &heldKeys{ring: &keyring{newKey(randomSecret())}, logger: func() *zap.Logger { return printableLog(caddy.Log().Named("bokeh")) }}
+	return &heldKeys{ring: &stamp.Keyring{stamp.NewKey(randomSecret())}, logger: func() *zap.Logger { return printableLog(caddy.Log().Named("bokeh")) }}
 }
 
 // add makes a stored key the one that signs, and returns all.
-func (h *heldKeys) add(secret []byte) *keyring {
+func (h *heldKeys) add(secret []byte) *stamp.Keyring {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.stored = true
-	k := newKey(secret)
-	if (*h.ring)[0].print == k.print {
+	k := stamp.NewKey(secret)
+	if (*h.ring)[0].Fingerprint() == k.Fingerprint() {
 		return h.ring
 	}
-	ring := append(keyring{k}, slices.DeleteFunc(slices.Clone(*h.ring), func(old *key) bool { return old.print == k.print })...)
+	ring := append(stamp.Keyring{k}, slices.DeleteFunc(slices.Clone(*h.ring), func(old *stamp.Key) bool { return old.Fingerprint() == k.Fingerprint() })...)
 	ring = ring[:min(len(ring), maxHeldKeys)]
 	h.ring = &ring
 	return h.ring
@@ -95,7 +97,7 @@ func (h *heldKeys) leave(k *keeper) {
 func (s *Selection) provideKeys(ctx caddy.Context) error {
 	if len(s.SecretKey) > 0 {
 		ring, err := configured(s.SecretKey)
-		s.ring = new(atomic.Pointer[keyring])
+		s.ring = new(atomic.Pointer[stamp.Keyring])
 		s.ring.Store(&ring)
 		return err
 	}
@@ -112,9 +114,9 @@ func (s *Selection) provideKeys(ctx caddy.Context) error {
 var keyPlaceholder = regexp.MustCompile(`^\{(env|file)\.[A-Za-z0-9_./-]+\}$`)
 
 // configured makes a ring of the keys in the config.
-func configured(secrets []string) (keyring, error) {
+func configured(secrets []string) (stamp.Keyring, error) {
 	repl := caddy.NewReplacer()
-	var ring keyring
+	var ring stamp.Keyring
 	for i, s := range secrets {
 		secret, err := repl.ReplaceOrErr(s, true, true)
 		if err != nil {
@@ -127,7 +129,7 @@ func configured(secrets []string) (keyring, error) {
 		if secret == "" {
 			return nil, fmt.Errorf("secret_key %d is empty", i+1)
 		}
-		ring = append(ring, newKey([]byte(secret)))
+		ring = append(ring, stamp.NewKey([]byte(secret)))
 	}
 	return ring, nil
 }

@@ -20,7 +20,7 @@ func TestHeldKeys(t *testing.T) {
 	}
 	h.add([]byte("second"))
 	ring := *h.add([]byte("first"))
-	if len(ring) != 3 || string(ring[0].secret) != "first" || string(ring[1].secret) != "second" || ring[2] != own {
+	if len(ring) != 3 || string(ring[0].Secret()) != "first" || string(ring[1].Secret()) != "second" || ring[2] != own {
 		t.Errorf("the ring is %v", ring)
 	}
 	for i := range 10 {
@@ -43,7 +43,7 @@ func TestConfiguredKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, want := range []string{"plain", "from env", "from file"} {
-		if got := string(ring[i].secret); got != want {
+		if got := string(ring[i].Secret()); got != want {
 			t.Errorf("key %d is %q, want %q", i+1, got, want)
 		}
 	}

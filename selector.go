@@ -23,6 +23,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // decision says why an upstream was chosen.
@@ -198,7 +200,7 @@ type run struct {
 	claim
 	s          *Selection
 	entry      sessionKey // of the id, in the table
-	ring       *keyring
+	ring       *stamp.Keyring
 	repl       *caddy.Replacer
 	ctx        context.Context // of the request, with this run in it
 	host, path string
@@ -426,7 +428,7 @@ func (rn *run) choose(v *view) (int, decision) {
 // isOfAnotherTier says whether a page has its id from a Caddy in front of this one, which has begun a session: its stamp
 // names nobody here, whether we have the key or not. To us that is a new session like any other.
 func (rn *run) isOfAnotherTier(v *view) bool {
-	return rn.kind == pageRequest && looksLikeStamp(rn.id) && (rn.stamp == "" || v.named(rn.key, rn.tag) < 0)
+	return rn.kind == pageRequest && stamp.HasForm(rn.id) && (rn.stamp == "" || v.named(rn.key, rn.tag) < 0)
 }
 
 // maker returns the place of the upstream that has what a session has made, or -1 if the request names none that is
@@ -522,7 +524,7 @@ func (rn *run) leave(v *view, home, to int) {
 		reason := v.whyLost(home)
 		u.past.moved.add(reason)
 		rn.s.node.happened(eventMoved, map[string]any{
-			"from": u.name, "to": v.members[to].name, "reason": reason, "session": sessionHash{*rn.ring, rn.id}.String(),
+			"from": u.name, "to": v.members[to].name, "reason": reason, "session": rn.ring.Redact(rn.id).String(),
 		})
 	}
 	t.move(rn.entry, u)
@@ -595,7 +597,7 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 }
 
 // newStamp makes a stamp that names m.
-func (rn *run) newStamp(m *member) string { return (*rn.ring)[0].stamp(m.keyedBy(rn.ring).tags[0]) }
+func (rn *run) newStamp(m *member) string { return (*rn.ring)[0].Stamp(m.keyedBy(rn.ring).tags[0]) }
 
 // begin makes a the run's attempt and counts its load, unless the client has gone already.
 func (rn *run) begin(a *attempt, count func() load) {
@@ -954,14 +956,14 @@ func (s *Selection) stampIsID(rn *run, m *member) bool {
 	if !s.givesIDs || rn.gaveID {
 		return false
 	}
-	takes, known := m.takesIDs.Load((*rn.ring)[0].print)
+	takes, known := m.takesIDs.Load((*rn.ring)[0].Fingerprint())
 	return !known || takes.(bool)
 }
 
 // took takes note that a server takes session ids from us.
-func (s *Selection) took(m *member, k *key) {
-	if _, known := m.takesIDs.Load(k.print); !known {
-		m.takesIDs.Store(k.print, true)
+func (s *Selection) took(m *member, k *stamp.Key) {
+	if _, known := m.takesIDs.Load(k.Fingerprint()); !known {
+		m.takesIDs.Store(k.Fingerprint(), true)
 	}
 }
 
@@ -970,10 +972,10 @@ func (s *Selection) took(m *member, k *key) {
 // server has never taken an id.
 func (s *Selection) refused(m *member, rn *run, forThat bool) {
 	k := (*rn.ring)[0]
-	if takes, known := m.takesIDs.Load(k.print); known && (!takes.(bool) || !forThat) {
+	if takes, known := m.takesIDs.Load(k.Fingerprint()); known && (!takes.(bool) || !forThat) {
 		return
 	}
-	m.takesIDs.Store(k.print, false)
+	m.takesIDs.Store(k.Fingerprint(), false)
 	mend := "if the server runs with --session-ids signed, set session_ids signed, and secret_key to its BOKEH_SECRET_KEY; if with external-signed, set that, and no key"
 	if s.SessionIDs == sessionIDsSigned {
 		mend = "compare the first secret_key with the server's BOKEH_SECRET_KEY: it seems to be another one"
@@ -1006,7 +1008,7 @@ func (rn *run) sayWaited() {
 func (rn *run) tell(m *member, d decision) {
 	m.past.selected.add(string(d))
 	rn.sayWaited()
-	session := sessionHash{*rn.ring, rn.shown}
+	session := rn.ring.Redact(rn.shown)
 	if rn.repl != nil {
 		rn.repl.Set(placeholderDecision, string(d))
 		rn.repl.Set(placeholderSession, session)

@@ -26,6 +26,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // testPool returns n upstreams named u0:80, u1:80 and so on.
@@ -44,7 +46,7 @@ func newTestSelection(pool reverseproxy.UpstreamPool) *Selection {
 
 // newTestSelectionWith returns a policy of another config of the same process.
 func newTestSelectionWith(t *table, pool reverseproxy.UpstreamPool) *Selection {
-	s := &Selection{logger: zap.NewNop(), ring: new(atomic.Pointer[keyring])}
+	s := &Selection{logger: zap.NewNop(), ring: new(atomic.Pointer[stamp.Keyring])}
 	s.setDefaults()
 	s.ring.Store(&testRing)
 	s.attach(t)
@@ -365,7 +367,7 @@ func TestRefusedIDs(t *testing.T) {
 				t.Errorf("%s: an id is given: %v, want %v", name, given, tc.want)
 			}
 			// Another key is another matter.
-			s.ring.Store(&keyring{newKey([]byte("another"))})
+			s.ring.Store(&stamp.Keyring{stamp.NewKey([]byte("another"))})
 			r = newRequest(s, "/app")
 			r.choose(pool)
 			if r.Header.Get(sessionIDHeader) == "" {
@@ -380,7 +382,7 @@ func TestFullUpstreamKeepsItsSessions(t *testing.T) {
 	pool := testPool(2)
 	s := newTestSelection(pool)
 	ring := *s.ring.Load()
-	stamp := ring[0].stamp(ring[0].tag("u1:80"))
+	stamp := ring[0].Stamp(ring[0].Tag("u1:80"))
 	pool[1].MaxRequests = -1
 	if addr, why := newSocket(s, makeToken(t, stamp, nil)).choose(pool); addr != "u1:80" || why != "bound" {
 		t.Errorf("%s at %s", why, addr)
@@ -395,8 +397,8 @@ func TestRetriesOfANewSession(t *testing.T) {
 	stamps := map[string]bool{}
 	for range 3 {
 		addr, _ := r.choose(pool)
-		tg, k, ok := testRing.verify(r.stamp())
-		if !ok || tg != k.tag(addr) {
+		tg, k, ok := testRing.Verify(r.stamp())
+		if !ok || tg != k.Tag(addr) {
 			t.Errorf("the stamp does not name %s", addr)
 		}
 		seen[addr], stamps[r.stamp()] = true, true
@@ -431,7 +433,7 @@ func TestFreshStampIsSent(t *testing.T) {
 				r.Header = original.Clone()
 				r.Header.Set("X-A", "b")
 			}
-			if tg, k, ok := testRing.verify(r.Header.Get(sessionIDHeader)); !ok || tg != k.tag(addr) {
+			if tg, k, ok := testRing.Verify(r.Header.Get(sessionIDHeader)); !ok || tg != k.Tag(addr) {
 				t.Errorf("%s: the stamp sent does not name %s", name, addr)
 			}
 			r.refuse()
@@ -600,7 +602,7 @@ func TestStampThatNamesNobody(t *testing.T) {
 	pool := testPool(4)
 	for name, stamp := range map[string]string{
 		"gone":        stampOf("gone:80"),
-		"another key": newKey([]byte("x")).stamp(tag{}),
+		"another key": stamp.NewKey([]byte("x")).Stamp(stamp.Tag{}),
 	} {
 		first := ""
 		for range 3 {
@@ -723,9 +725,9 @@ func TestAlternatingPool(t *testing.T) {
 	}
 	for i, p := range pages {
 		for _, half := range halves {
-			tg, k, _ := testRing.verify(p.stamp())
+			tg, k, _ := testRing.Verify(p.stamp())
 			addr, why := newSocket(s, makeToken(t, p.stamp(), nil)).choose(half)
-			if k.tag(addr) != tg || why != "bound" {
+			if k.Tag(addr) != tg || why != "bound" {
 				t.Errorf("visit %d: %s at %s", i, why, addr)
 			}
 		}
@@ -958,17 +960,17 @@ func FuzzSelect(f *testing.F) {
 	f.Add("/static/extensions/x", "", "", "", strings.Repeat("x", 100))
 	pool := testPool(3)
 	s := newTestSelection(pool)
-	f.Fuzz(func(t *testing.T, path, id, protocol, upgrade, stamp string) {
+	f.Fuzz(func(t *testing.T, path, id, protocol, upgrade, theirs string) {
 		if !strings.HasPrefix(path, "/") || strings.ContainsAny(path, " \x00\r\n") {
 			return
 		}
-		r := newRequest(s, "/", sessionIDHeader, id, "Sec-Websocket-Protocol", protocol, "Upgrade", upgrade, stampHeader, stamp)
+		r := newRequest(s, "/", sessionIDHeader, id, "Sec-Websocket-Protocol", protocol, "Upgrade", upgrade, stampHeader, theirs)
 		r.URL.Path = path
 		addr, _ := r.choose(pool)
 		if addr == "" {
 			t.Error("no upstream")
 		}
-		if got := r.Header.Get(stampHeader); got != "" && (got == stamp || len(got) != stampLen) {
+		if got := r.Header.Get(stampHeader); got != "" && (got == theirs || len(got) != stamp.Len) {
 			t.Errorf("the client's stamp %q is passed on", got)
 		}
 		r.end()
@@ -991,7 +993,7 @@ func BenchmarkSelect(b *testing.B) {
 		mac := hmac.New(sha256.New, []byte("secret"))
 		mac.Write([]byte(pool[n/2].Dial))
 		bound := hex.EncodeToString(mac.Sum(nil))
-		token := makeToken(b, testRing[0].stamp(testRing[0].tag(pool[n/2].Dial)), map[string]any{"Host": "example.com"})
+		token := makeToken(b, testRing[0].Stamp(testRing[0].Tag(pool[n/2].Dial)), map[string]any{"Host": "example.com"})
 		protocol := http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-Websocket-Protocol": {"bokeh, " + token}}
 		for _, bm := range []struct {
 			name   string

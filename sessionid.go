@@ -1,17 +1,11 @@
-// This file holds session ids and stamps: read from a request or a token, made, signed and verified.
+// This file holds what a request says of its session.
 
 package caddybokeh
 
 import (
 	"bytes"
-	"crypto/hmac"
-	"crypto/rand"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
-	"hash"
 	"io"
 	"iter"
 	"net/http"
@@ -23,6 +17,8 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/flate"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 const (
@@ -33,16 +29,6 @@ const (
 	// stampHeader carries a stamp where it cannot be the session's id. Bokeh packs the headers
 	// of the page request into the token, so the stamp comes back with the socket.
 	stampHeader = "Caddy-Bokeh-Stamp"
-
-	// stampVersion opens every stamp.
-	stampVersion = 'c'
-
-	// 168 random bits and 48 bits of tag make 27 bytes: 36 characters of base64 with none left over.
-	stampRandomBytes = 21
-	tagBytes         = 6
-	stampBaseLen     = 1 + (stampRandomBytes+tagBytes)*4/3
-	signatureLen     = 43
-	stampLen         = stampBaseLen + 1 + signatureLen
 
 	// maxTokenLen is Tornado's limit for all headers of a request (max_header_size). A longer
 	// token is refused by Bokeh, so we need not read it.
@@ -63,148 +49,8 @@ const (
 	maxPackedStamps  = 4
 )
 
-// base64url is Bokeh's encoding of ids, tokens and signatures (bokeh/util/token.py).
+// base64url is Bokeh's encoding of ids and tokens (bokeh/util/token.py).
 var base64url = base64.RawURLEncoding
-
-// tag names an upstream in a stamp: 48 bits that only a holder of the key can tell from random.
-type tag [tagBytes]byte
-
-// key signs stamps and, where it is Bokeh's own BOKEH_SECRET_KEY, session ids.
-type key struct {
-	secret []byte
-	macs   sync.Pool // of *mac: HMAC-SHA256 with this secret
-	print  uint64    // tells keys apart without giving them away
-}
-
-func newKey(secret []byte) *key {
-	k := &key{secret: secret}
-	k.macs.New = func() any { return &mac{Hash: hmac.New(sha256.New, k.secret)} }
-	sum := k.mac("caddy-bokeh fingerprint\x00", "")
-	k.print = binary.BigEndian.Uint64(sum[:8])
-	return k
-}
-
-// mac makes HMACs one after the other, in the same memory.
-type mac struct {
-	hash.Hash
-	text, sum []byte
-}
-
-// mac returns HMAC-SHA256(key, domain + s).
-func (k *key) mac(domain, s string) [sha256.Size]byte {
-	m := k.macs.Get().(*mac)
-	defer k.macs.Put(m)
-	m.text = append(append(m.text[:0], domain...), s...)
-	m.Reset()
-	m.Write(m.text)
-	m.sum = m.Sum(m.sum[:0])
-	return [sha256.Size]byte(m.sum)
-}
-
-// signature is Bokeh's signature of a session id (bokeh/util/token.py, _signature).
-func (k *key) signature(base string) string {
-	sum := k.mac("", base)
-	return base64url.EncodeToString(sum[:])
-}
-
-// tag returns the tag of the upstream with the given name.
-func (k *key) tag(name string) tag {
-	sum := k.mac("caddy-bokeh upstream\x00", name)
-	return tag(sum[:tagBytes])
-}
-
-// order is what the name weighs in a rendezvous order. It goes on where the tag ends, since
-// clients see the tag.
-func (k *key) order(name string) uint64 {
-	sum := k.mac("caddy-bokeh upstream\x00", name)
-	return binary.BigEndian.Uint64(sum[tagBytes:])
-}
-
-// stamp makes a new stamp that names the upstream with the given tag. Each is unique and
-// cannot be guessed, so it serves as a session id as well.
-func (k *key) stamp(t tag) string {
-	var raw [stampRandomBytes + tagBytes]byte
-	rand.Read(raw[:stampRandomBytes])
-	copy(raw[stampRandomBytes:], t[:])
-	b := make([]byte, 1, stampLen)
-	b[0] = stampVersion
-	b = base64url.AppendEncode(b, raw[:])
-	sum := k.mac("", string(b))
-	b = append(b, '.')
-	return string(base64url.AppendEncode(b, sum[:]))
-}
-
-// keyring is the keys of a policy: the first one signs, all verify. It is never changed;
-// a new key makes a new keyring.
-type keyring []*key
-
-// verify says which upstream a stamp names, and by which key of the ring. It is false for
-// everything that this ring did not sign.
-func (ks keyring) verify(s string) (t tag, k *key, ok bool) {
-	if !looksLikeStamp(s) {
-		return t, nil, false
-	}
-	var given [sha256.Size]byte
-	if n, err := base64url.Strict().Decode(given[:], []byte(s[stampBaseLen+1:])); err != nil || n != len(given) {
-		return t, nil, false
-	}
-	for _, k := range ks {
-		sum := k.mac("", s[:stampBaseLen])
-		if !hmac.Equal(sum[:], given[:]) {
-			continue
-		}
-		var raw [stampRandomBytes + tagBytes]byte
-		if _, err := base64url.Decode(raw[:], []byte(s[1:stampBaseLen])); err != nil {
-			return t, nil, false
-		}
-		return tag(raw[stampRandomBytes:]), k, true
-	}
-	return t, nil, false
-}
-
-// looksLikeStamp says whether s has the form of a stamp, whoever signed it.
-func looksLikeStamp(s string) bool {
-	return len(s) == stampLen && s[0] == stampVersion && s[stampBaseLen] == '.'
-}
-
-// isStamp says whether s looks like a stamp to its last letter: so it was most likely made as one.
-func isStamp(s string) bool {
-	if !looksLikeStamp(s) {
-		return false
-	}
-	for i := range len(s) {
-		if i != stampBaseLen && !isBase64url(s[i]) {
-			return false
-		}
-	}
-	return true
-}
-
-func isBase64url(c byte) bool {
-	return 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_'
-}
-
-// digest is what may be shown of a session id (its first bytes, in logs), and what orders the
-// upstreams for an id of somebody else's. It is the same on all nodes that share the key.
-func (ks keyring) digest(id string) [sha256.Size]byte {
-	return ks[0].mac("caddy-bokeh session\x00", id)
-}
-
-// sessionHash is the printable form of a session id: enough to follow it through a log, of no
-// use for joining it.
-type sessionHash struct {
-	ring keyring
-	id   string
-}
-
-// String makes the hash when it is asked for: most requests are logged without it.
-func (s sessionHash) String() string {
-	if s.id == "" {
-		return ""
-	}
-	sum := s.ring.digest(s.id)
-	return hex.EncodeToString(sum[:6])
-}
 
 // kind says what a request means to a Bokeh server.
 type kind uint8
@@ -223,19 +69,19 @@ type claim struct {
 	// gaveID says that the request brings an id or a token, readable or not. Bokeh refuses
 	// two of them, so we must not add one.
 	gaveID  bool
-	token   string   // that told of it, if one did
-	stamp   string   // a verified stamp
-	tag     tag      // of the upstream it names
-	key     *key     // that signed it
-	others  []string // that may be stamps, too, to look at if that one names nobody here
-	unknown bool     // it brings what looks like a stamp, which no key of the ring has signed
-	expires int64    // when Bokeh refuses the token, in Unix seconds; 0 if it does not say
+	token   string     // that told of it, if one did
+	stamp   string     // a verified stamp
+	tag     stamp.Tag  // of the upstream it names
+	key     *stamp.Key // that signed it
+	others  []string   // that may be stamps, too, to look at if that one names nobody here
+	unknown bool       // it brings what looks like a stamp, which no key of the ring has signed
+	expires int64      // when Bokeh refuses the token, in Unix seconds; 0 if it does not say
 	// noUpgrade says that a proxy in front has made the request of a websocket one that no server takes.
 	noUpgrade bool
 }
 
 // readClaim reads what r says of its session.
-func readClaim(r *http.Request, ks keyring) claim {
+func readClaim(r *http.Request, ks stamp.Keyring) claim {
 	if token, ok := subprotocolToken(r.Header); ok && isWebsocket(r.Header) && path.Base(r.URL.Path) == "ws" {
 		c := readToken(token, ks)
 		if c.id != "" {
@@ -255,7 +101,7 @@ func readClaim(r *http.Request, ks keyring) claim {
 }
 
 // readNames reads the ways in which a request that is no websocket can name a session.
-func readNames(r *http.Request, ks keyring) claim {
+func readNames(r *http.Request, ks stamp.Keyring) claim {
 	token, hasToken := queryArgument(r.URL.RawQuery, "bokeh-token")
 	id, hasID := queryArgument(r.URL.RawQuery, "bokeh-session-id")
 	if lines := r.Header[sessionIDHeader]; len(lines) > 0 {
@@ -288,12 +134,12 @@ func bringsBody(r *http.Request) bool {
 }
 
 // try takes s as the claim's stamp if it is one of ours.
-func (c *claim) try(s string, ks keyring) bool {
-	t, k, ok := ks.verify(s)
+func (c *claim) try(s string, ks stamp.Keyring) bool {
+	t, k, ok := ks.Verify(s)
 	if ok {
 		c.stamp, c.tag, c.key = s, t, k
 	}
-	c.unknown = c.stamp == "" && (c.unknown || isStamp(s))
+	c.unknown = c.stamp == "" && (c.unknown || stamp.IsLikely(s))
 	return ok
 }
 
@@ -409,7 +255,7 @@ func unescape(s string) string {
 // readToken reads the session id of a Bokeh token and the stamp it brings back: the id itself,
 // or one of the page request's headers that Bokeh packed into the token. A token is
 // base64url(JSON), in signed modes followed by a dot and its signature, which is Bokeh's to check.
-func readToken(token string, ks keyring) claim {
+func readToken(token string, ks stamp.Keyring) claim {
 	text := tokenText(token)
 	c := claim{id: jsonText(text, "session_id"), expires: jsonSeconds(text, "session_expiry")}
 	if c.id == "" {
@@ -426,13 +272,13 @@ func readToken(token string, ks keyring) claim {
 // readPackedStamp takes the stamp in the token's packed headers for that of the claim, if we have put one
 // there: a client that named a session of ours was then sent elsewhere. Or a Caddy behind this one has, with the
 // same key, and that names nobody here.
-func (c *claim) readPackedStamp(ks keyring) {
+func (c *claim) readPackedStamp(ks stamp.Keyring) {
 	stamps, _ := packedStamps(tokenText(c.token))
 	c.tryAll(append(stamps, c.id), ks)
 }
 
 // tryAll takes the first of them that is one of ours, and says whether there is one.
-func (c *claim) tryAll(stamps []string, ks keyring) bool {
+func (c *claim) tryAll(stamps []string, ks stamp.Keyring) bool {
 	c.others = nil
 	for i, s := range stamps {
 		if c.try(s, ks) {

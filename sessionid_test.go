@@ -15,12 +15,14 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
-var testRing = keyring{newKey([]byte("first key")), newKey([]byte("second key"))}
+var testRing = stamp.Keyring{stamp.NewKey([]byte("first key")), stamp.NewKey([]byte("second key"))}
 
 // stampOf makes a stamp for the upstream of that name by the first key of the test ring.
-func stampOf(name string) string { return testRing[0].stamp(testRing[0].tag(name)) }
+func stampOf(name string) string { return testRing[0].Stamp(testRing[0].Tag(name)) }
 
 // makeToken makes a token as Bokeh does: the id in clear, all else zipped.
 func makeToken(t testing.TB, id any, headers map[string]any) string {
@@ -65,75 +67,6 @@ func packBehind(t testing.TB, blocks int, s string) string {
 	}
 	return base64url.EncodeToString(b.Bytes())
 }
-
-func TestStamp(t *testing.T) {
-	stamp := stampOf("a:80")
-	if len(stamp) != stampLen {
-		t.Fatalf("stamp %q has length %d, want %d", stamp, len(stamp), stampLen)
-	}
-	got, by, ok := testRing.verify(stamp)
-	if !ok || by != testRing[0] || got != testRing[0].tag("a:80") {
-		t.Fatalf("verify(%q) = %x, %v, %v", stamp, got, by, ok)
-	}
-	if stamp == stampOf("a:80") {
-		t.Error("two stamps are the same")
-	}
-	old := testRing[1].stamp(testRing[1].tag("b:80"))
-	if got, by, ok := testRing.verify(old); !ok || by != testRing[1] || got != testRing[1].tag("b:80") {
-		t.Errorf("a stamp by the second key is not verified: %x, %v, %v", got, by, ok)
-	}
-}
-
-// A signed Bokeh server checks a session id by HMAC-SHA256 of what stands before the first dot,
-// in base64url without padding. The value is what Bokeh 3.10.2 makes of these inputs:
-// bokeh.util.token._signature("base", b"secret").
-func TestSignatureIsBokehs(t *testing.T) {
-	const want = "0Xj36YT4ENcZEAD5R5fEbwmL_5R4VRtbjXRWsKjEl-g"
-	if got := newKey([]byte("secret")).signature("base"); got != want {
-		t.Errorf("signature = %q, want %q", got, want)
-	}
-}
-
-func TestVerifyRefuses(t *testing.T) {
-	stamp := stampOf("a:80")
-	base, sig, _ := strings.Cut(stamp, ".")
-	flipped := []byte(stamp)
-	flipped[10] ^= 1
-	for name, s := range map[string]string{
-		"empty":                 "",
-		"a Bokeh id":            strings.Repeat("a", 44),
-		"a signed Bokeh id":     strings.Repeat("a", 44) + "." + testRing[0].signature(strings.Repeat("a", 44)),
-		"no signature":          base,
-		"empty signature":       base + ".",
-		"cut":                   stamp[:len(stamp)-1],
-		"longer":                stamp + "A",
-		"other key":             base + "." + newKey([]byte("third")).signature(base),
-		"forged tag":            string(flipped),
-		"other version":         "d" + stamp[1:],
-		"signature not base64":  base + "." + strings.Repeat("!", signatureLen),
-		"signature in std form": base + "." + strings.ReplaceAll(sig[:signatureLen-1], sig[:1], "+") + "A",
-		"space before":          " " + stamp[:len(stamp)-1],
-		"line break":            stamp[:60] + "\n" + stamp[61:],
-	} {
-		if _, _, ok := testRing.verify(s); ok {
-			t.Errorf("%s: %q is verified", name, s)
-		}
-	}
-}
-
-// Each stamp has one spelling only, or a client could make several ids of one.
-func TestStampHasOneSpelling(t *testing.T) {
-	stamp := stampOf("a:80")
-	last := strings.IndexByte(alphabet, stamp[len(stamp)-1])
-	for i := range 4 {
-		s := stamp[:len(stamp)-1] + string(alphabet[last&^3|i])
-		if _, _, ok := testRing.verify(s); ok && s != stamp {
-			t.Errorf("%q is verified as well as %q", s, stamp)
-		}
-	}
-}
-
-const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 // tokenCases are tokens and what is read of them. They seed the fuzz target as well.
 func tokenCases(t testing.TB) map[string]struct{ token, id, stamp string } {
@@ -287,7 +220,7 @@ func wantReadRight(t *testing.T, token string) {
 	if c.stamp == "" {
 		return
 	}
-	if tg, k, ok := testRing.verify(c.stamp); !ok || tg != c.tag || k != c.key {
+	if tg, k, ok := testRing.Verify(c.stamp); !ok || tg != c.tag || k != c.key {
 		t.Errorf("the stamp %q of token %q is not one of ours", c.stamp, token)
 	}
 	if c.id == "" {
@@ -337,7 +270,7 @@ func FuzzReadClaim(f *testing.F) {
 			f.Add("GET", "/app", "bokeh-token="+tc.token, "", "", "")
 		}
 	}
-	f.Add("GET", "/app", "bokeh-session-id="+newKey([]byte("third")).stamp(tag{}), "", "", "")
+	f.Add("GET", "/app", "bokeh-session-id="+stamp.NewKey([]byte("third")).Stamp(stamp.Tag{}), "", "", "")
 	f.Add("GET", "/app/autoload.js", "bokeh-session-id=a&bokeh-session-id=+b+&bokeh%2Dsession-id=%zz", "", "", "x")
 	f.Fuzz(func(t *testing.T, method, path, query, upgrade, protocol, id string) {
 		r := &http.Request{Method: method, Header: http.Header{}, URL: &url.URL{Path: path, RawQuery: query}}
@@ -354,7 +287,7 @@ func FuzzReadClaim(f *testing.F) {
 		if c.stamp == "" {
 			return
 		}
-		if _, _, ok := testRing.verify(c.stamp); !ok {
+		if _, _, ok := testRing.Verify(c.stamp); !ok {
 			t.Errorf("the stamp %q is not one of ours", c.stamp)
 		}
 	})
@@ -490,24 +423,12 @@ func TestReadPage(t *testing.T) {
 	}
 }
 
-// What may be shown of a session is of no use for joining it, and is the same on every node.
-func TestSessionHash(t *testing.T) {
-	ours := stampOf("a:80")
-	got := sessionHash{testRing, ours}.String()
-	if len(got) != 12 || strings.Contains(ours, got) {
-		t.Errorf("hash of %q is %q", ours, got)
-	}
-	if again := (sessionHash{keyring{newKey([]byte("first key"))}, ours}).String(); again != got {
-		t.Errorf("another node shows %q, this one %q", again, got)
-	}
-}
-
 // What a socket costs whose token has 12 KB, as that of a browser with 8 KB of cookies; and the most that any
 // can cost.
 func BenchmarkReadToken(b *testing.B) {
 	noise := make([]byte, 0, 35<<10)
 	for i := 0; len(noise) < 34<<10; i++ {
-		noise = append(noise, testRing[0].signature(fmt.Sprint(i))...)
+		noise = append(noise, testRing[0].Signature(fmt.Sprint(i))...)
 	}
 	cookies, most := string(noise[:8<<10]), string(noise)+strings.Repeat(string(noise[10<<10:]), 9)
 	token := func(id string, headers map[string]any, later string) string {
@@ -517,7 +438,7 @@ func BenchmarkReadToken(b *testing.B) {
 	packed := func(text string) string {
 		return base64url.EncodeToString(fmt.Appendf(nil, `{"session_id": "x", "__bk__zlib_": %q}`, pack(b, text)))
 	}
-	forged := newKey([]byte("another")).stamp(tag{})
+	forged := stamp.NewKey([]byte("another")).Stamp(stamp.Tag{})
 	for _, bm := range []struct {
 		name, token string
 		found       bool

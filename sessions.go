@@ -138,7 +138,7 @@ type upstream struct {
 	coldSince atomic.Int64            // when a dial failed last, whatever happened since
 	addresses atomic.Int32            // of one family, that its name had when it was looked up last; 0 if it never was
 	family    atomic.Int32            // of those, see family
-	takesIDs  sync.Map                // whether it takes session ids from us (bool), by the fingerprint of their key (uint64)
+	takesIDs  sync.Map                // whether it takes session ids from us (bool), by the fingerprint of their key
 
 	begun atomic.Int64 // sessions that there ever were, as long as somebody holds the upstream
 	past  *past        // apart, for it is large, and who compares upstreams does not look at it

@@ -15,6 +15,8 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 const (
@@ -63,7 +65,7 @@ type keeper struct {
 	st       storage
 	silent   *silences
 	patience time.Duration
-	ring     atomic.Pointer[keyring]
+	ring     atomic.Pointer[stamp.Keyring]
 	first    sync.Once     // closes answered
 	answered chan struct{} // closed when the storage was looked at once, or has not answered for too long
 	stop     context.CancelFunc
@@ -130,7 +132,7 @@ func (k *keeper) look(ctx context.Context) error {
 }
 
 // secret returns the key that signs.
-func (k *keeper) secret() []byte { return (*k.ring.Load())[0].secret }
+func (k *keeper) secret() []byte { return (*k.ring.Load())[0].Secret() }
 
 // load returns the stored key.
 func (k *keeper) load(ctx context.Context) ([]byte, error) {

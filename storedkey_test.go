@@ -22,6 +22,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // memory is a storage for keys, with the habits of those in use.
@@ -186,11 +188,11 @@ func (n *keyNode) stop() { n.unload() }
 func (n *keyNode) signs() string { return string(n.secret()) }
 
 func (n *keyNode) verifies(stamp string) bool {
-	_, _, ok := n.ring.Load().verify(stamp)
+	_, _, ok := n.ring.Load().Verify(stamp)
 	return ok
 }
 
-func (n *keyNode) stamp() string { return (*n.ring.Load())[0].stamp(tag{1}) }
+func (n *keyNode) stamp() string { return (*n.ring.Load())[0].Stamp(stamp.Tag{1}) }
 
 // wantOneKey fails unless all sign with what is stored, and that is want, if that is given.
 func wantOneKey(t *testing.T, m *memory, want, when string, nodes ...*keyNode) {

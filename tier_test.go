@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // tiers are two Caddys and, behind each of them, the same servers.
@@ -16,7 +18,7 @@ type tiers struct {
 	inner map[string]*Selection // by the addresses that outer knows them by
 }
 
-func newTiers(ring keyring) tiers {
+func newTiers(ring stamp.Keyring) tiers {
 	ts := tiers{newTestSelection(testPool(2)), map[string]*Selection{}}
 	for _, u := range ts.outer.static {
 		pool := testPool(3)
@@ -57,7 +59,7 @@ func (ts tiers) socket(token string) (way [2]string) {
 // A session is new to each tier, and balanced there; its socket goes the way of its page, also when all Caddys have been
 // restarted, with one key for all or one for each tier, and whether the server takes ids from us or not.
 func TestTwoTiers(t *testing.T) {
-	for keys, ring := range map[string]keyring{"one key": testRing, "two keys": {newKey([]byte("of the second tier"))}} {
+	for keys, ring := range map[string]stamp.Keyring{"one key": testRing, "two keys": {stamp.NewKey([]byte("of the second tier"))}} {
 		synctest.Test(t, func(t *testing.T) {
 			ts, restarted := newTiers(ring), newTiers(ring)
 			at := map[[2]string]int{}

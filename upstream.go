@@ -16,6 +16,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 const (
@@ -144,21 +146,21 @@ func (m *member) shookHands(now time.Duration, err error) {
 
 // keyed is what the keys of a ring make of an upstream's name.
 type keyed struct {
-	ring  *keyring
-	tags  []tag  // one for each key
-	order uint64 // by the first key, for the rendezvous order
+	ring  *stamp.Keyring
+	tags  []stamp.Tag // one for each key
+	order uint64      // by the first key, for the rendezvous order
 }
 
 // keyedBy returns what the given ring makes of the name of m.
-func (m *member) keyedBy(ring *keyring) *keyed {
+func (m *member) keyedBy(ring *stamp.Keyring) *keyed {
 	if x := m.keyed.Load(); x != nil && x.ring == ring {
 		return x
 	}
 	x := &keyed{ring: ring}
 	for _, k := range *ring {
-		x.tags = append(x.tags, k.tag(m.shared))
+		x.tags = append(x.tags, k.Tag(m.shared))
 	}
-	x.order = (*ring)[0].order(m.shared)
+	x.order = (*ring)[0].Order(m.shared)
 	m.keyed.Store(x)
 	return x
 }
@@ -335,7 +337,7 @@ type view struct {
 	members []*member
 	present int      // how many are in the pool
 	known   *members // where gone ones are found
-	ring    *keyring
+	ring    *stamp.Keyring
 	now     time.Duration
 	healthy func(*reverseproxy.Upstream) bool
 	avoided *bool // what avoidsAll has found; nil until it is asked
@@ -362,18 +364,18 @@ func (v *view) dropUndialable() {
 
 // index finds upstreams in a pool that does not change.
 type index struct {
-	ring    *keyring
+	ring    *stamp.Keyring
 	members []*member
 	byName  map[string]int
 	byTag   map[keyTag]int
 }
 
 type keyTag struct {
-	key *key
-	tag tag
+	key *stamp.Key
+	tag stamp.Tag
 }
 
-func newIndex(ms []*member, ring *keyring) *index {
+func newIndex(ms []*member, ring *stamp.Keyring) *index {
 	x := &index{ring: ring, members: ms, byName: make(map[string]int), byTag: make(map[keyTag]int)}
 	for i, m := range ms {
 		x.byName[m.name] = i
@@ -396,7 +398,7 @@ func (v *view) at(u *upstream) int {
 }
 
 // named returns the place of the upstream that a stamp names, or -1.
-func (v *view) named(k *key, t tag) int {
+func (v *view) named(k *stamp.Key, t stamp.Tag) int {
 	if v.index != nil {
 		if i, ok := v.index.byTag[keyTag{k, t}]; ok {
 			return i
