@@ -42,14 +42,16 @@ fmt: ## rewrite the code to the newest idioms and the one format
 
 fuzz: ## each fuzz target for FUZZTIME (30s)
 	@scripts/need .
-	@for target in $$(go test -list '^Fuzz' . | grep '^Fuzz'); do \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x . || exit; \
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$package || exit; \
+		done; \
 	done
 
 bench: ## the benchmarks that match BENCH (all), COUNT times (5) on one core and on two; their medians
 	@scripts/need .
 	@mkdir -p .build
-	go test -run '^$$' -bench '$(BENCH)' -benchmem -cpu 1,2 -count $(COUNT) . | tee .build/bench.txt
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -cpu 1,2 -count $(COUNT) ./... | tee .build/bench.txt
 	@go tool -modfile=tools/go.mod benchstat .build/bench.txt
 
 bench-peers: ## HAProxy, nginx, Caddy's own policies and this one side by side: WORKS and PEERS (all), COUNT times (5), kept in OUT

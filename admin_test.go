@@ -211,7 +211,7 @@ func TestAdminRefuses(t *testing.T) {
 	} {
 		a.want(c.status, c.text, c.method, c.path, c.body)
 	}
-	for _, b := range []*bokeh{b1, b2} {
+	for _, b := range []*bokehServer{b1, b2} {
 		if st := a.status(b.addr()); st.State != stateReady {
 			t.Errorf("after what was refused %s is %s", b.addr(), st.State)
 		}

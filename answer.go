@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"path"
 	"strings"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
 // tokenMark is in every page of Bokeh's, in front of the token for its websocket (bokeh/embed/util.py,
@@ -20,10 +22,10 @@ const tokenMark = `"token":`
 // only the body will tell. Where nobody can tell it is what its name says. rn.mu is locked.
 func (rn *run) learn(a *attempt, res *http.Response) {
 	switch {
-	case rn.kind == socket || rn.kind == other && (res.Request == nil || res.Request.Method != http.MethodGet):
+	case rn.Kind == bokeh.Socket || rn.Kind == bokeh.Other && (res.Request == nil || res.Request.Method != http.MethodGet):
 	case res.StatusCode >= http.StatusMultipleChoices:
 		// What becomes of an error, or where a redirect leads, is soon known.
-	case res.StatusCode == http.StatusOK && isEmbedded(path.Base(rn.path)):
+	case res.StatusCode == http.StatusOK && bokeh.IsEmbedded(path.Base(rn.path)):
 	case res.StatusCode != http.StatusOK || !mayBeHTML(res.Header):
 		rn.isNoPage(a, res.StatusCode)
 	case res.Header.Get("Content-Encoding") != "":
@@ -45,7 +47,7 @@ func (rn *run) readAnswer(a *attempt, found bool) {
 	switch {
 	case !found:
 		rn.isNoPage(a, http.StatusOK)
-	case rn.kind != pageRequest:
+	case rn.Kind != bokeh.Page:
 		rn.isPage(a)
 	}
 }
@@ -54,7 +56,7 @@ func (rn *run) readAnswer(a *attempt, found bool) {
 // rn.mu is locked.
 func (rn *run) isNoPage(a *attempt, status int) {
 	a.noPage = true
-	if rn.kind == pageRequest {
+	if rn.Kind == bokeh.Page {
 		rn.s.table.answered.other(rn.terms.app, rn.s.table.now())
 	}
 	rn.settle(a, status)
@@ -67,7 +69,7 @@ func (rn *run) isPage(a *attempt) {
 		return
 	}
 	k := rn.entry
-	if rn.id == "" {
+	if rn.ID == "" {
 		k = rn.s.table.key(cmp.Or(a.stamp, rand.Text()))
 	}
 	a.load = rn.s.table.page(k, a.m.upstream, rn.terms)

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
 // besidesApps is what a Bokeh server has beside its apps: an index, a REST handler, a download, a file of --static-dirs.
@@ -124,13 +126,13 @@ func TestFilesOfADrainingServer(t *testing.T) {
 	s := newTestSelection(pool)
 	stop := drainUpstream(s, "u0:80")
 	r := newRequest(s, "/login")
-	if addr, why := r.choose(pool); addr != "u1:80" || why != "shared" || r.Header.Get(stampHeader) == "" || r.Header.Get(sessionIDHeader) != "" {
+	if addr, why := r.choose(pool); addr != "u1:80" || why != "shared" || r.Header.Get(bokeh.StampHeader) == "" || r.Header.Get(bokeh.SessionIDHeader) != "" {
 		t.Errorf("%s at %s with %v", why, addr, r.Header)
 	}
 	r.refuse()
 	defer stop()
 	defer drainUpstream(s, "u1:80")()
-	if addr, _ := r.choose(pool); addr == "" || r.Header.Get(stampHeader) != "" {
+	if addr, _ := r.choose(pool); addr == "" || r.Header.Get(bokeh.StampHeader) != "" {
 		t.Errorf("a file of a draining server: %q, with %v", addr, r.Header)
 	}
 	if addr, _ := newRequest(s, "/app").choose(pool); addr != "" {
@@ -270,7 +272,7 @@ func TestEveryRunOfAnAppIsCounted(t *testing.T) {
 				if p := s.get("/app", header...); p.status != http.StatusOK {
 					t.Errorf("the first are answered with %d", p.status)
 				}
-				soonSessions(t, []*bokeh{b}, i+1)
+				soonSessions(t, []*bokehServer{b}, i+1)
 			}
 			for range 3 {
 				if p := s.get("/app", header...); p.status != http.StatusServiceUnavailable {

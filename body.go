@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"sync/atomic"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
 // mostBody bounds the body of a page request that is waited for. What a browser asks for as a page has none, and Bokeh reads
@@ -26,7 +28,7 @@ type body struct {
 // (Tornado reads the body before it runs a handler), so half a request is no work. It would weigh like a page if it was sent
 // on, for the price of an open connection. A page whose body is too long to be waited for weighs from the end of that on.
 func (rn *run) receive(r *http.Request) {
-	if rn.kind != pageRequest && rn.kind != socket {
+	if rn.Kind != bokeh.Page && rn.Kind != bokeh.Socket {
 		return
 	}
 	b := &rn.body
@@ -112,7 +114,7 @@ func (rn *run) hasAll() error {
 		return nil
 	}
 	a.weigh(a.count)
-	if rn.isOver() || rn.id == "" && a.m.draining.on() || a.m.draining.closed() {
+	if rn.isOver() || rn.ID == "" && a.m.draining.on() || a.m.draining.closed() {
 		a.load.pageEnded(false, false) // the server never has all of it
 		a.load = load{}
 		rn.settle(a, 0)

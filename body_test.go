@@ -14,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 )
 
 // halfAsked asks for a path with a body of which nothing comes.
@@ -32,7 +34,7 @@ func (s *site) halfAsked(path, header string) net.Conn {
 func TestHalfRequestsWeighNothing(t *testing.T) {
 	servers, addrs := three(t)
 	s := serve(t, "bokeh_proxy "+addrs+" {\n max_sessions 1\n}")
-	token := makeToken(t, "given", nil)
+	token := bokehtest.Token(t, "given", nil)
 	for range 10 {
 		s.halfAsked("/app", "")
 		s.halfAsked("/app?bokeh-session-id=given", "")

@@ -19,11 +19,13 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
-// bokeh is a server that behaves like bokeh serve with one app at /app.
-type bokeh struct {
+// bokehServer is a server that behaves like bokeh serve with one app at /app.
+type bokehServer struct {
 	*httptest.Server
 	t *testing.T
 
@@ -48,16 +50,16 @@ type bokeh struct {
 }
 
 // newBokeh starts a server at addr, or anywhere if that is empty.
-func newBokeh(t *testing.T, addr string) *bokeh {
+func newBokeh(t *testing.T, addr string) *bokehServer {
 	t.Helper()
 	b := unstartedBokeh(t, addr)
 	b.Start()
 	return b
 }
 
-func unstartedBokeh(t *testing.T, addr string) *bokeh {
+func unstartedBokeh(t *testing.T, addr string) *bokehServer {
 	t.Helper()
-	b := &bokeh{t: t, ids: sessionIDsUnsigned, docs: map[string]int{}, sockets: map[net.Conn]bool{}}
+	b := &bokehServer{t: t, ids: sessionIDsUnsigned, docs: map[string]int{}, sockets: map[net.Conn]bool{}}
 	b.Server = httptest.NewUnstartedServer(b)
 	if addr != "" {
 		network := "tcp"
@@ -76,17 +78,17 @@ func unstartedBokeh(t *testing.T, addr string) *bokeh {
 }
 
 // addr is what an upstream of Caddy's has to dial.
-func (b *bokeh) addr() string { return b.Listener.Addr().String() }
+func (b *bokehServer) addr() string { return b.Listener.Addr().String() }
 
 // stop ends the server as SIGKILL would: sockets are cut and connections refused.
-func (b *bokeh) stop() {
+func (b *bokehServer) stop() {
 	b.cut()
 	b.CloseClientConnections()
 	b.Close()
 }
 
 // die ends the server in the middle of a request.
-func (b *bokeh) die() {
+func (b *bokehServer) die() {
 	b.died.Store(true)
 	b.Listener.Close()
 	b.Config.Close()
@@ -94,7 +96,7 @@ func (b *bokeh) die() {
 }
 
 // cut closes all sockets.
-func (b *bokeh) cut() {
+func (b *bokehServer) cut() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for c := range b.sockets {
@@ -102,7 +104,7 @@ func (b *bokeh) cut() {
 	}
 }
 
-func (b *bokeh) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (b *bokehServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Query().Has("die"):
 		b.die()
@@ -118,7 +120,7 @@ func (b *bokeh) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // servePage is bokeh/server/core.py, create_session.
-func (b *bokeh) servePage(w http.ResponseWriter, r *http.Request) {
+func (b *bokehServer) servePage(w http.ResponseWriter, r *http.Request) {
 	b.mu.Lock()
 	b.headers = append(b.headers, r.Header.Clone())
 	b.mu.Unlock()
@@ -138,7 +140,7 @@ func (b *bokeh) servePage(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	id := r.URL.Query().Get("bokeh-session-id")
-	if h := r.Header.Get(sessionIDHeader); h != "" {
+	if h := r.Header.Get(bokeh.SessionIDHeader); h != "" {
 		id = h
 	}
 	if id == "" && b.ids != sessionIDsExternalSigned {
@@ -157,7 +159,7 @@ func (b *bokeh) servePage(w http.ResponseWriter, r *http.Request) {
 		headers[name] = strings.Join(values, ",")
 	}
 	w.Header().Set("Content-Type", "text/html")
-	fmt.Fprintf(w, `{"server":%q,"token":%q`, b.addr(), makeToken(b.t, id, headers))
+	fmt.Fprintf(w, `{"server":%q,"token":%q`, b.addr(), bokehtest.Token(b.t, id, headers))
 	if b.drip != nil {
 		_ = http.NewResponseController(w).Flush()
 		<-b.drip
@@ -166,7 +168,7 @@ func (b *bokeh) servePage(w http.ResponseWriter, r *http.Request) {
 }
 
 // accepts says whether the server lets in a session id.
-func (b *bokeh) accepts(id string) bool {
+func (b *bokehServer) accepts(id string) bool {
 	if b.ids == sessionIDsUnsigned {
 		return id != ""
 	}
@@ -175,7 +177,7 @@ func (b *bokeh) accepts(id string) bool {
 }
 
 // open makes the session unless the server has it.
-func (b *bokeh) open(id string) {
+func (b *bokehServer) open(id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.docs[id]++; b.docs[id] == 1 {
@@ -183,7 +185,7 @@ func (b *bokeh) open(id string) {
 	}
 }
 
-func (b *bokeh) serveSocket(w http.ResponseWriter, r *http.Request) {
+func (b *bokehServer) serveSocket(w http.ResponseWriter, r *http.Request) {
 	protocols := r.Header.Get("Sec-Websocket-Protocol")
 	if first, _, ok := strings.Cut(protocols, ", "); ok && first != "bokeh" && strings.Count(protocols, ",") == 1 {
 		// Bokeh takes the first of two, whatever it is, and closes what it then finds is not its own.
@@ -193,8 +195,8 @@ func (b *bokeh) serveSocket(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusSwitchingProtocols)
 		return
 	}
-	token, ok := subprotocolToken(r.Header)
-	id := readToken(token, testRing).id
+	token, ok := bokeh.SubprotocolToken(r.Header)
+	id := bokeh.ReadToken(token, bokehtest.Ring).ID
 	if !ok || !b.accepts(id) {
 		w.WriteHeader(http.StatusForbidden)
 		return
@@ -231,7 +233,7 @@ func (b *bokeh) serveSocket(w http.ResponseWriter, r *http.Request) {
 }
 
 // lastPage returns the headers of the last page request that reached the server.
-func (b *bokeh) lastPage() http.Header {
+func (b *bokehServer) lastPage() http.Header {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.headers) == 0 {
@@ -241,7 +243,7 @@ func (b *bokeh) lastPage() http.Header {
 }
 
 // appRuns returns how often the app ran.
-func (b *bokeh) appRuns() int {
+func (b *bokehServer) appRuns() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.runs

@@ -16,6 +16,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 )
 
 // crowd is a stream of visitors to a fleet of one-threaded servers.
@@ -118,7 +120,7 @@ func (c crowd) behind(t *testing.T, pick func(s *Selection, pool reverseproxy.Up
 				o.waits[i] = time.Since(start) - v.at
 				page.answer(http.StatusOK)
 				synctest.Wait()
-				socket := newSocket(s, makeToken(t, page.stamp(), nil))
+				socket := newSocket(s, bokehtest.Token(t, page.stamp(), nil))
 				if at, _ := socket.choose(pool); at != addr {
 					t.Errorf("a page of %s, and its socket at %s", addr, at)
 				}

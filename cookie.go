@@ -3,11 +3,13 @@
 package caddybokeh
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"path"
 	"slices"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -30,10 +32,10 @@ func (rn *run) readCookie(r *http.Request) {
 // sessions, or -1. A tag cannot be guessed, so nobody names an upstream that he was not given. A page goes where it is
 // ready first; but what may be one, under a path that has never been a page's, is more likely a link to what a page has made.
 func (rn *run) ofItsBrowser(v *view) int {
-	if rn.cookie == "" || rn.kind == pageRequest && (isEmbedded(path.Base(rn.path)) || rn.isAtApp()) {
+	if rn.cookie == "" || rn.Kind == bokeh.Page && (bokeh.IsEmbedded(path.Base(rn.path)) || rn.isAtApp()) {
 		return -1
 	}
-	raw, err := base64url.DecodeString(rn.cookie)
+	raw, err := base64.RawURLEncoding.DecodeString(rn.cookie)
 	if err != nil || len(raw) != stamp.TagLen {
 		return -1
 	}
@@ -51,13 +53,13 @@ func (rn *run) ofItsBrowser(v *view) int {
 
 // setCookie lets the browser know where its newest page is, with the answer that is that page. rn.mu is locked.
 func (rn *run) setCookie(a *attempt, res *http.Response) {
-	if rn.s.Cookie == "" || rn.kind != pageRequest || a.noPage || res.StatusCode != http.StatusOK {
+	if rn.s.Cookie == "" || rn.Kind != bokeh.Page || a.noPage || res.StatusCode != http.StatusOK {
 		return
 	}
 	t := a.m.keyedBy(rn.ring).tags[0]
 	c := http.Cookie{ //nolint:gosec // over HTTP a browser would not keep one that is Secure
 		Name:     rn.s.Cookie,
-		Value:    base64url.EncodeToString(t[:]),
+		Value:    base64.RawURLEncoding.EncodeToString(t[:]),
 		Path:     "/",
 		Secure:   rn.secure,
 		HttpOnly: true,

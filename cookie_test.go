@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -53,23 +55,23 @@ func TestCookie(t *testing.T) {
 // The cookie draws nobody to where new sessions do not go, and one that nobody was given means nothing.
 func TestCookieDrawsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		named := testRing[0].Tag("u0:80")
+		named := bokehtest.Ring[0].Tag("u0:80")
 		for what, tc := range map[string]struct {
 			value string
 			make  func(s *Selection) // so
 			drawn bool
 		}{
-			"all is well":            {value: base64url.EncodeToString(named[:]), drawn: true},
-			"it drains":              {value: base64url.EncodeToString(named[:]), make: func(s *Selection) { drainUpstream(s, "u0:80") }},
-			"it is called down":      {value: base64url.EncodeToString(named[:]), make: func(s *Selection) { s.healthy = notNamed("u0:80") }},
-			"it refused":             {value: base64url.EncodeToString(named[:]), make: func(s *Selection) { s.members.get("u0:80").dialed(2, 2, firstPause, http.ErrAbortHandler) }},
-			"no cookie is set":       {value: base64url.EncodeToString(named[:]), make: func(s *Selection) { s.Cookie = "" }},
+			"all is well":            {value: base64.RawURLEncoding.EncodeToString(named[:]), drawn: true},
+			"it drains":              {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { drainUpstream(s, "u0:80") }},
+			"it is called down":      {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.healthy = notNamed("u0:80") }},
+			"it refused":             {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.members.get("u0:80").dialed(2, 2, firstPause, http.ErrAbortHandler) }},
+			"no cookie is set":       {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.Cookie = "" }},
 			"somebody made it up":    {value: "AAAAAAAA"},
 			"it is no tag":           {value: "u0:80"},
-			"it is longer than one":  {value: base64url.EncodeToString(append(named[:], 0, 0, 0))},
+			"it is longer than one":  {value: base64.RawURLEncoding.EncodeToString(append(named[:], 0, 0, 0))},
 			"it is empty":            {value: ""},
-			"its name is another's":  {value: "; x=" + base64url.EncodeToString(named[:])},
-			"it is one of many keys": {value: base64url.EncodeToString(named[:]), make: func(s *Selection) { s.ring.Store(&stamp.Keyring{stamp.NewKey([]byte("new")), testRing[0]}) }, drawn: true},
+			"its name is another's":  {value: "; x=" + base64.RawURLEncoding.EncodeToString(named[:])},
+			"it is one of many keys": {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.ring.Store(&stamp.Keyring{stamp.NewKey([]byte("new")), bokehtest.Ring[0]}) }, drawn: true},
 		} {
 			pool := testPool(3)
 			s := newTestSelection(pool)
@@ -107,21 +109,21 @@ func TestPagesAndTheCookie(t *testing.T) {
 		s := newTestSelection(pool)
 		s.Cookie = defaultCookie
 		home, token := landed(t, s, pool)
-		tag := testRing[0].Tag(home)
+		tag := bokehtest.Ring[0].Tag(home)
 		for _, path := range []string{"/app", "/app/", "/other/autoload.js"} {
-			r := newRequest(s, path, "Cookie", defaultCookie+"="+base64url.EncodeToString(tag[:]))
+			r := newRequest(s, path, "Cookie", defaultCookie+"="+base64.RawURLEncoding.EncodeToString(tag[:]))
 			if addr, why := r.choose(pool); addr == home || why != "new" {
 				t.Errorf("%s is %s at %s, which has a session more than the others", path, why, addr)
 			}
 			r.end()
 			synctest.Wait()
 		}
-		away := testRing[0].Tag(pool[0].Dial)
+		away := bokehtest.Ring[0].Tag(pool[0].Dial)
 		if home == pool[0].Dial {
-			away = testRing[0].Tag(pool[1].Dial)
+			away = bokehtest.Ring[0].Tag(pool[1].Dial)
 		}
 		r := newSocket(s, token)
-		r.Header.Set("Cookie", defaultCookie+"="+base64url.EncodeToString(away[:]))
+		r.Header.Set("Cookie", defaultCookie+"="+base64.RawURLEncoding.EncodeToString(away[:]))
 		if addr, _ := r.choose(pool); addr != home {
 			t.Errorf("the socket is at %s, its page at %s", addr, home)
 		}

@@ -18,6 +18,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
 // advicePause is how often the same mistake is logged at most.
@@ -67,13 +69,13 @@ type pacers struct {
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
 func (s *Selection) examine(r *http.Request, rn *run) {
-	now, c := s.table.now(), &rn.claim
+	now, c := s.table.now(), &rn.Request
 	rn.headerSize, rn.longest = headerSize(r)
-	if c.expired() && s.pacers.expired.lets(now) {
+	if c.IsExpired(time.Now()) && s.pacers.expired.lets(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
 			" (start the servers with --session-token-expiration 36000, for a working day, or where an ASGI server runs the app with its session_token_expiration=36000,"+
 			" which bokeh-django and bokeh-fastapi do not have; or set the clocks right)",
-			zap.Duration("expired_ago", time.Since(time.Unix(c.expires, 0)).Truncate(time.Second)))
+			zap.Duration("expired_ago", time.Since(time.Unix(c.Expires, 0)).Truncate(time.Second)))
 	}
 	srv, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if !ok || srv.MaxHeaderBytes >= tokenHeaderBytes {
@@ -123,19 +125,19 @@ var stampedKinds = []string{kindPage, kindSocket}
 
 // unknownStamp takes note of a request with a stamp that no key here has signed: that of another Caddy, or one that is
 // not held any more, or what anybody has made up.
-func (s *Selection) unknownStamp(of kind) {
+func (s *Selection) unknownStamp(of bokeh.Kind) {
 	var paced *pacer
 	var name, text string
 	switch of {
-	case socket:
+	case bokeh.Socket:
 		paced, name = &s.pacers.unknownSocket, kindSocket
 		text = "a websocket brings a stamp that no key of this Caddy has signed, so its server is not known and the app may run once more" +
 			" (give every Caddy in front of these servers the same secret_key, or the same storage; after a key was replaced or lost this ends with the pages of before)"
-	case pageRequest:
+	case bokeh.Page:
 		paced, name = &s.pacers.unknownPage, kindPage
 		text = "a page request names a session by a stamp that no key of this Caddy has signed, so its server is not known" +
 			" (if it comes through another Caddy with lb_policy bokeh that stands in front of this one, all is well; else give every Caddy in front of these servers the same secret_key, or the same storage)"
-	case maybePage, other: // every file of a page that comes through a Caddy in front brings one
+	case bokeh.MaybePage, bokeh.Other: // every file of a page that comes through a Caddy in front brings one
 		return
 	}
 	s.table.unknownStamps.add(name)
@@ -278,13 +280,10 @@ func (s *Selection) lostUpgrade(r *http.Request) {
 		zap.String("proxy", proxy), zap.String("site", r.Host))
 }
 
-// expired says whether Bokeh refuses the token for its age.
-func (c *claim) expired() bool { return c.expires != 0 && time.Now().Unix() > c.expires }
-
 // refusedSocket takes note that a server answered 403 to a websocket. Anybody can send any origin, so what we
 // tell to allow must be a name, and that of the site itself, or somebody must look at it.
 func (s *Selection) refusedSocket(m *member, rn *run) {
-	if rn.expired() {
+	if rn.IsExpired(time.Now()) {
 		return
 	}
 	now, upstream := s.table.now(), zap.String("upstream", m.name)

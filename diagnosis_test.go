@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"strings"
@@ -15,15 +16,17 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 func TestMistakesAreLogged(t *testing.T) {
 	inSeconds := func(d time.Duration) string {
-		return base64url.EncodeToString(fmt.Appendf(nil, `{"session_id":"x","session_expiry":%d}`, time.Now().Add(d).Unix()))
+		return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"session_id":"x","session_expiry":%d}`, time.Now().Add(d).Unix()))
 	}
 	ours := func(d time.Duration) string {
-		return base64url.EncodeToString(fmt.Appendf(nil, `{"session_id":%q,"session_expiry":%d,"rest":"of no use"}`, stampOf("u0:80"), time.Now().Add(d).Unix()))
+		return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"session_id":%q,"session_expiry":%d,"rest":"of no use"}`, bokehtest.Stamp("u0:80"), time.Now().Add(d).Unix()))
 	}
 	for name, c := range map[string]struct {
 		token  func() string
@@ -33,12 +36,14 @@ func TestMistakesAreLogged(t *testing.T) {
 		status int // 0 for no answer
 		want   string
 	}{
-		"all is well":            {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 101},
-		"expired":                {token: func() string { return inSeconds(-time.Minute) }, status: 101, want: "--session-token-expiration"},
-		"expired, id of ours":    {token: func() string { return ours(-time.Minute) }, status: 101, want: "--session-token-expiration"},
-		"of ours":                {token: func() string { return ours(time.Minute) }, status: 101},
-		"no expiry":              {token: func() string { return base64url.EncodeToString([]byte(`{"session_id":"x"}`)) }, status: 101},
-		"expiry that is none":    {token: func() string { return base64url.EncodeToString([]byte(`{"session_id":"x","session_expiry":"1"}`)) }, status: 101},
+		"all is well":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 101},
+		"expired":             {token: func() string { return inSeconds(-time.Minute) }, status: 101, want: "--session-token-expiration"},
+		"expired, id of ours": {token: func() string { return ours(-time.Minute) }, status: 101, want: "--session-token-expiration"},
+		"of ours":             {token: func() string { return ours(time.Minute) }, status: 101},
+		"no expiry":           {token: func() string { return base64.RawURLEncoding.EncodeToString([]byte(`{"session_id":"x"}`)) }, status: 101},
+		"expiry that is none": {token: func() string {
+			return base64.RawURLEncoding.EncodeToString([]byte(`{"session_id":"x","session_expiry":"1"}`))
+		}, status: 101},
 		"unknown origin":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://example.com", status: 403, want: "does not know the site's name"},
 		"another's origin":       {token: func() string { return inSeconds(time.Minute) }, origin: "http://a.example:8080", status: 403, want: "if you do not know that site, all is well"},
 		"an IPv6 address":        {token: func() string { return inSeconds(time.Minute) }, origin: "http://[2001:DB8::1]:8080", status: 403, want: "BOKEH_ALLOW_WS_ORIGIN=[2001:db8::1]:8080"},
@@ -51,7 +56,9 @@ func TestMistakesAreLogged(t *testing.T) {
 		"another flag":           {token: func() string { return inSeconds(time.Minute) }, origin: "https://[fe80::1%25en0%20--secret=1]", status: 403},
 		"text runs backwards":    {token: func() string { return inSeconds(time.Minute) }, origin: "https://a%E2%80%AEb", status: 403},
 		"expired and refused":    {token: func() string { return inSeconds(-time.Minute) }, origin: "https://example.com", status: 403, want: "--session-token-expiration"},
-		"expiry out of time":     {token: func() string { return base64url.EncodeToString([]byte(`{"session_id":"x","session_expiry":1e300}`)) }, status: 101},
+		"expiry out of time": {token: func() string {
+			return base64.RawURLEncoding.EncodeToString([]byte(`{"session_id":"x","session_expiry":1e300}`))
+		}, status: 101},
 		"403 to a program":       {token: func() string { return inSeconds(time.Minute) }, status: 403},
 		"403 to a strange one":   {token: func() string { return inSeconds(time.Minute) }, origin: "data:text/html,x", status: 403},
 		"another status":         {token: func() string { return inSeconds(time.Minute) }, origin: "https://a.example", status: 404},
@@ -136,7 +143,7 @@ func TestLongHeaderIsMendedByServer(t *testing.T) {
 			page.repl.Set(placeholderServer, c.server)
 			page.answer(http.StatusOK)
 			synctest.Wait()
-			r := newSocket(s, base64url.EncodeToString([]byte(`{"session_id":"x"}`)))
+			r := newSocket(s, base64.RawURLEncoding.EncodeToString([]byte(`{"session_id":"x"}`)))
 			for range c.lines {
 				r.Header.Add("Cookie", strings.Repeat("x", c.bytes))
 			}
@@ -201,7 +208,7 @@ func TestImpatientVisitorIsNoMistake(t *testing.T) {
 		s := newTestSelection(pool)
 		core, logs := observer.New(zapcore.WarnLevel)
 		s.logger = zap.New(core)
-		r := newSocket(s, base64url.EncodeToString([]byte(`{"session_id":"x"}`)))
+		r := newSocket(s, base64.RawURLEncoding.EncodeToString([]byte(`{"session_id":"x"}`)))
 		r.Header.Set("Cookie", strings.Repeat("x", 9<<10))
 		r.choose(pool)
 		r.run().connected(r.run().attempt)
@@ -244,7 +251,7 @@ func TestMistakesAreLoggedApart(t *testing.T) {
 		core, logs := observer.New(zapcore.WarnLevel)
 		s.logger = zap.New(core)
 		refused := func(origin string) {
-			r := newSocket(s, base64url.EncodeToString([]byte(`{"session_id":"x"}`)))
+			r := newSocket(s, base64.RawURLEncoding.EncodeToString([]byte(`{"session_id":"x"}`)))
 			r.Header.Set("Origin", origin)
 			r.choose(pool)
 			r.answer(http.StatusForbidden)
@@ -278,30 +285,30 @@ func TestUnknownStamps(t *testing.T) {
 		return func(s *Selection) *request { return newRequest(s, "/app?"+query) }
 	}
 	token := func(id string, headers map[string]any) func(s *Selection) *request {
-		return func(s *Selection) *request { return newSocket(s, makeToken(t, id, headers)) }
+		return func(s *Selection) *request { return newSocket(s, bokehtest.Token(t, id, headers)) }
 	}
 	for name, c := range map[string]struct {
 		request func(s *Selection) *request
 		counted string // nothing if not at all
 	}{
 		"a socket's id":            {token(strange, nil), kindSocket},
-		"beside a socket's id":     {token("x", map[string]any{stampHeader: strange}), kindSocket},
-		"a reused page's id":       {token("x", map[string]any{sessionIDHeader: strange}), kindSocket},
+		"beside a socket's id":     {token("x", map[string]any{bokeh.StampHeader: strange}), kindSocket},
+		"a reused page's id":       {token("x", map[string]any{bokeh.SessionIDHeader: strange}), kindSocket},
 		"a page's query":           {page("bokeh-session-id=" + strange), kindPage},
-		"a page's token":           {page("bokeh-token=" + makeToken(t, strange, nil)), kindPage},
-		"a page's header":          {func(s *Selection) *request { return newRequest(s, "/app", sessionIDHeader, strange) }, kindPage},
+		"a page's token":           {page("bokeh-token=" + bokehtest.Token(t, strange, nil)), kindPage},
+		"a page's header":          {func(s *Selection) *request { return newRequest(s, "/app", bokeh.SessionIDHeader, strange) }, kindPage},
 		"made up":                  {token(strange[:10]+"AAAA"+strange[14:], nil), kindSocket},
-		"ours beside a stranger's": {token(strange, map[string]any{stampHeader: stampOf("u1:80")}), ""},
-		"a stranger's beside ours": {token(stampOf("u1:80"), map[string]any{sessionIDHeader: strange}), ""},
-		"two, the second ours":     {token("x", map[string]any{stampHeader: stampOf("u1:80"), sessionIDHeader: strange}), ""},
-		"ours":                     {token(stampOf("u1:80"), nil), ""},
+		"ours beside a stranger's": {token(strange, map[string]any{bokeh.StampHeader: bokehtest.Stamp("u1:80")}), ""},
+		"a stranger's beside ours": {token(bokehtest.Stamp("u1:80"), map[string]any{bokeh.SessionIDHeader: strange}), ""},
+		"two, the second ours":     {token("x", map[string]any{bokeh.StampHeader: bokehtest.Stamp("u1:80"), bokeh.SessionIDHeader: strange}), ""},
+		"ours":                     {token(bokehtest.Stamp("u1:80"), nil), ""},
 		"Bokeh's":                  {token(strings.Repeat("a", 44), nil), ""},
 		"Bokeh's, signed":          {token(strings.Repeat("a", 44)+"."+stranger.Signature(strings.Repeat("a", 44)), nil), ""},
 		"another version":          {token("d"+strange[1:], nil), ""},
 		"no dot":                   {token(strings.Replace(strange, ".", "A", 1), nil), ""},
 		"no base64url":             {token(strange[:stamp.Len-1]+"\n", nil), ""},
 		"a file's":                 {func(s *Selection) *request { return newRequest(s, "/static/a.js?bokeh-session-id="+strange) }, ""},
-		"a page's own stamp":       {func(s *Selection) *request { return newRequest(s, "/app", stampHeader, strange) }, ""}, // never read
+		"a page's own stamp":       {func(s *Selection) *request { return newRequest(s, "/app", bokeh.StampHeader, strange) }, ""}, // never read
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

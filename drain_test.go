@@ -16,6 +16,9 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 )
 
 // drainUpstream drains an upstream and returns what takes that back.
@@ -47,7 +50,7 @@ func TestDrainingKeepsItsSessionsAndGetsNoOther(t *testing.T) {
 			}
 		}
 		for i := range 60 {
-			r := newRequest(s, "/app", sessionIDHeader, fmt.Sprint("id-", i))
+			r := newRequest(s, "/app", bokeh.SessionIDHeader, fmt.Sprint("id-", i))
 			if addr, _ := r.choose(pool); addr == home {
 				t.Fatal("a new session of a foreign id went to the draining upstream")
 			}
@@ -56,7 +59,7 @@ func TestDrainingKeepsItsSessionsAndGetsNoOther(t *testing.T) {
 		for what, r := range map[string]*request{
 			"its socket":          newSocket(s, token),
 			"a second socket":     newSocket(s, token),
-			"autoload.js, its id": newRequest(s, "/app/autoload.js", sessionIDHeader, readToken(token, testRing).id),
+			"autoload.js, its id": newRequest(s, "/app/autoload.js", bokeh.SessionIDHeader, bokeh.ReadToken(token, bokehtest.Ring).ID),
 		} {
 			if addr, why := r.choose(pool); addr != home || why != "bound" {
 				t.Errorf("%s is %s at %s, home is %s", what, why, addr, home)
@@ -86,13 +89,13 @@ func TestDrainingAfterARestart(t *testing.T) {
 	pool := testPool(3)
 	s := newTestSelection(pool)
 	drainUpstream(s, "u1:80")
-	stamp := stampOf("u1:80")
-	if addr, _ := newRequest(s, "/app", sessionIDHeader, stamp).choose(pool); addr == "u1:80" {
+	stamp := bokehtest.Stamp("u1:80")
+	if addr, _ := newRequest(s, "/app", bokeh.SessionIDHeader, stamp).choose(pool); addr == "u1:80" {
 		t.Error("a page went to the draining upstream")
 	}
 	s = newTestSelection(pool)
 	drainUpstream(s, "u1:80")
-	if addr, why := newSocket(s, makeToken(t, stamp, nil)).choose(pool); addr != "u1:80" || why != "bound" {
+	if addr, why := newSocket(s, bokehtest.Token(t, stamp, nil)).choose(pool); addr != "u1:80" || why != "bound" {
 		t.Errorf("a socket is %s at %s", why, addr)
 	}
 }
@@ -108,9 +111,9 @@ func TestDrainingRemembersWhatHasEnded(t *testing.T) {
 			home, _ := r.choose(pool)
 			r.answer(200)
 			synctest.Wait()
-			token := makeToken(t, r.stamp(), nil)
+			token := bokehtest.Token(t, r.stamp(), nil)
 			if beside {
-				token = makeToken(t, "made-by-the-server", map[string]any{stampHeader: r.stamp()})
+				token = bokehtest.Token(t, "made-by-the-server", map[string]any{bokeh.StampHeader: r.stamp()})
 			}
 			undrain := drainUpstream(s, home)
 			look := func(when string, want bool) {
@@ -206,10 +209,10 @@ func TestDrainingWhileChoosing(t *testing.T) {
 	if n := s.table.upstreams[marked].sessions.Load(); n != 0 {
 		t.Errorf("%d sessions are counted there", n)
 	}
-	if tg, k, ok := testRing.Verify(r.stamp()); !ok || tg != k.Tag(addr) {
+	if tg, k, ok := bokehtest.Ring.Verify(r.stamp()); !ok || tg != k.Tag(addr) {
 		t.Errorf("the stamp does not name %s", addr)
 	}
-	if got := original.Get(sessionIDHeader); got != r.stamp() {
+	if got := original.Get(bokeh.SessionIDHeader); got != r.stamp() {
 		t.Errorf("where there are header operations another stamp is sent, %s", got)
 	}
 }

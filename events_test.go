@@ -15,6 +15,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
 func init() { caddy.RegisterModule(recorder{}) }
@@ -79,13 +81,13 @@ func TestEvents(t *testing.T) {
 	soon(t, "told that it began", func() bool {
 		return heard("bokeh_drain_started by=admin API") == 1 && heard("config=false reason=new version upstream="+w.server) == 1
 	})
-	at([]*bokeh{b1, b2}, w.server).stop()
+	at([]*bokehServer{b1, b2}, w.server).stop()
 	w.Close()
 	a.open(p.Token)
 	soon(t, "told that a session moved", func() bool { return heard("bokeh_session_moved from="+w.server+" reason=unreachable session=") == 1 })
 	a.want(200, `"state":"drained"`, "GET", "/bokeh/upstreams/"+w.server+"?wait=1m", "")
 	soon(t, "told that it is drained", func() bool { return heard("bokeh_drained upstream="+w.server) == 1 })
-	if id := readToken(p.Token, nil).id; id == "" || heard(id) > 0 {
+	if id := bokeh.ReadToken(p.Token, nil).ID; id == "" || heard(id) > 0 {
 		t.Errorf("an event shows the session's id %q", id)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/contentcache"
 )
 
@@ -187,7 +188,7 @@ func readFileAsk(r *http.Request) (a fileAsk, ok bool) {
 		return fileAsk{}, false
 	}
 	v, named := strings.CutPrefix(r.URL.RawQuery, "v=")
-	if !named || len(v) != hex.EncodedLen(len(a.sum)) || v != strings.ToLower(v) || bringsBody(r) {
+	if !named || len(v) != hex.EncodedLen(len(a.sum)) || v != strings.ToLower(v) || bokeh.BringsBody(r) {
 		return fileAsk{}, false
 	}
 	if _, err := hex.Decode(a.sum[:], []byte(v)); err != nil {

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"sync/atomic"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
 // Opcodes of websocket frames (RFC 6455, section 5.2).
@@ -54,7 +56,7 @@ func (g *greeting) CloseWrite() error {
 
 // listen looks at what the server says first on a websocket. rn.mu is locked.
 func (rn *run) listen(a *attempt, res *http.Response) {
-	if rn.kind != socket {
+	if rn.Kind != bokeh.Socket {
 		return
 	}
 	if res.StatusCode != http.StatusSwitchingProtocols {

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"testing"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 )
 
 // A websocket that the server opens only to close it has no session behind it, and takes nobody's place.
@@ -30,7 +32,7 @@ func TestRefusedWebsockets(t *testing.T) {
 			}
 			s := serve(t, "bokeh_proxy "+b.addr()+" {\n max_sessions 1\n}")
 			for range 3 {
-				w, err := s.tryOpen("/app/ws", "bokeh, "+makeToken(t, "given", nil))
+				w, err := s.tryOpen("/app/ws", "bokeh, "+bokehtest.Token(t, "given", nil))
 				if err != nil || w.status != http.StatusSwitchingProtocols {
 					t.Fatalf("opened with %d, error %v", w.status, err)
 				}

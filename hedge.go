@@ -16,6 +16,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
 // What became of a file that two servers were asked for.
@@ -29,7 +31,7 @@ var hedgeOutcomes = []string{hedgeWon, hedgeLost}
 // isFile says whether r asks for a file that a page loads. Asking twice changes nothing then, as it might with a login or
 // whatever else an app does for a GET. What a browser would show as a page may be one, whatever its name.
 func isFile(r *http.Request) bool {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Header.Get("Upgrade") != "" || bringsBody(r) || r.Header.Get("Content-Type") != "" ||
+	if r.Method != http.MethodGet && r.Method != http.MethodHead || r.Header.Get("Upgrade") != "" || bokeh.BringsBody(r) || r.Header.Get("Content-Type") != "" ||
 		strings.Contains(r.Header.Get("Accept"), "text/html") {
 		return false
 	}
@@ -37,7 +39,7 @@ func isFile(r *http.Request) bool {
 	case "script", "style", "font":
 		return true
 	}
-	return isInFileFolder(r.URL.Path) && hasFileEnding(r.URL.Path)
+	return bokeh.IsInFileFolder(r.URL.Path) && bokeh.HasFileEnding(r.URL.Path)
 }
 
 // canHedge says whether a request that was made for one upstream can be sent to another one by t. It cannot where its
@@ -166,7 +168,7 @@ func (h *hedge) begin() (*http.Request, *attempt) {
 	first.Trailer = nil // the first server may just be sent what ends an empty body
 	r := first.Clone(httptrace.WithClientTrace(ctx, rn.trace(a)))
 	r.Body, r.ContentLength = nil, 0
-	r.Header.Del(stampHeader) // it names the first server
+	r.Header.Del(bokeh.StampHeader) // it names the first server
 	if to, ok := reverseproxy.GetDialInfo(first.Context()); ok && h.transport.TLSEnabled() && r.Host == to.Address {
 		r.Host = h.dial.Address
 	}

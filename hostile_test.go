@@ -17,13 +17,15 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 )
 
 // Whatever a client says of a page, of its host or of what it has already: where max_sessions are there, no other app runs.
 func TestWaysAroundMaxSessions(t *testing.T) {
 	for name, ask := range map[string]func(s *Selection, i int) *request{
 		"an upgrade with a token of its own": func(s *Selection, i int) *request {
-			return newRequest(s, "/app", "Upgrade", "websocket", "Sec-Websocket-Protocol", "bokeh, "+makeToken(t, fmt.Sprint("mine", i), nil))
+			return newRequest(s, "/app", "Upgrade", "websocket", "Sec-Websocket-Protocol", "bokeh, "+bokehtest.Token(t, fmt.Sprint("mine", i), nil))
 		},
 		"an image at another spelling of the host": func(s *Selection, i int) *request {
 			r := newRequest(s, "/app", "Sec-Fetch-Dest", "image")
@@ -271,13 +273,13 @@ func TestPlaceWithoutASocket(t *testing.T) {
 				m := s.members.get(u0)
 				for range 10 {
 					time.Sleep(time.Second)
-					again(s, nil, makeToken(t, "given", nil))
+					again(s, nil, bokehtest.Token(t, "given", nil))
 					synctest.Wait()
 				}
 				if got := m.places(1); got != 0 {
 					t.Errorf("after ten seconds it holds %d places", got)
 				}
-				open := newSocket(s, makeToken(t, "given", nil))
+				open := newSocket(s, bokehtest.Token(t, "given", nil))
 				open.choose(pool)
 				open.run().connected(open.run().attempt)
 				open.run().firstByteCame(open.run().attempt)

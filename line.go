@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
 // lineSlice is how long a visit waits before it looks again: an upstream may have joined, become
@@ -173,7 +175,7 @@ func (l *line) hasPlace(tk *ticket, u *upstream, limit int64, now time.Duration)
 // isCapped says whether max_sessions holds for a run: it does for new sessions alone, and not for those
 // that somebody else has named, which every node sends to the same upstream.
 func (rn *run) isCapped() bool {
-	return rn.s.MaxSessions > 0 && rn.kind == pageRequest && (rn.tier || rn.id == "" && rn.stamp == "")
+	return rn.s.MaxSessions > 0 && rn.Kind == bokeh.Page && (rn.tier || rn.ID == "" && rn.Stamp == "")
 }
 
 // takes says whether the upstream at i takes this run's new session. Whoever may still wait for a place need

@@ -17,6 +17,9 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 )
 
 // newCapped returns a policy with a limit of sessions in a handler that goes on looking for a while.
@@ -50,7 +53,7 @@ func occupy(t *testing.T, s *Selection, pool reverseproxy.UpstreamPool, n int) (
 		}
 		page.answer(http.StatusOK)
 		synctest.Wait()
-		token := makeToken(t, page.stamp(), nil)
+		token := bokehtest.Token(t, page.stamp(), nil)
 		socket := newSocket(s, token)
 		socket.choose(pool)
 		socket.run().connected(socket.run().attempt)
@@ -78,10 +81,10 @@ func TestMaxSessions(t *testing.T) {
 		}
 		for what, r := range map[string]*request{
 			"a bound socket":             newSocket(s, tokens[0]),
-			"a page that others named":   newRequest(s, "/app", sessionIDHeader, "x"),
-			"a socket that others named": newSocket(s, makeToken(t, "y", nil)),
+			"a page that others named":   newRequest(s, "/app", bokeh.SessionIDHeader, "x"),
+			"a socket that others named": newSocket(s, bokehtest.Token(t, "y", nil)),
 			"a static file":              newRequest(s, "/static/x.js"),
-			"a stamp from before":        newSocket(s, makeToken(t, stampOf("u1:80"), nil)),
+			"a stamp from before":        newSocket(s, bokehtest.Token(t, bokehtest.Stamp("u1:80"), nil)),
 		} {
 			if addr, _ := r.choose(pool); addr == "" {
 				t.Errorf("no upstream for %s", what)
@@ -1005,7 +1008,7 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 					t.Errorf("%s: %v at %s, which hold %d places", name, got, m.name, m.places(3))
 				}
 			}
-			late := newSocket(s, makeToken(t, pages[0].stamp(), nil))
+			late := newSocket(s, bokehtest.Token(t, pages[0].stamp(), nil))
 			addr, why := late.choose(pool)
 			late.run().connected(late.run().attempt)
 			late.run().firstByteCame(late.run().attempt)

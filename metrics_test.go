@@ -90,7 +90,7 @@ func TestMetrics(t *testing.T) {
 	a.want(200, "ready", "DELETE", "/bokeh/draining/"+b2.addr(), "")
 	a.reload(fmt.Sprintf(handlers, other.addr()))
 	a.wantMetrics("after a reload", of("sessions", `state="connected",`)+"} 1", of("selections_total", `decision="new",`)+"} 1")
-	for _, b := range []*bokeh{b1, b2} {
+	for _, b := range []*bokehServer{b1, b2} {
 		if b.addr() != w.server && strings.Contains(a.metrics(), b.addr()) {
 			t.Error("an upstream is told of that nobody knows any more")
 		}

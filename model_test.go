@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 )
 
 // fleetModel is a fleet as the servers see it, driven at random.
@@ -98,7 +100,7 @@ func (f *fleetModel) page() {
 	}
 	r.answer(200)
 	synctest.Wait()
-	f.docs = append(f.docs, &document{at: addr, token: makeToken(f.t, r.stamp(), nil), idle: time.Now()})
+	f.docs = append(f.docs, &document{at: addr, token: bokehtest.Token(f.t, r.stamp(), nil), idle: time.Now()})
 }
 
 // socket opens a socket of a document that lives, through any node.

@@ -36,6 +36,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/net/http2"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -333,7 +335,7 @@ func soonCounts(t *testing.T, when, addr string, want tally) {
 }
 
 // soonSessions waits until so many sessions are counted: what an answer tells is known a moment after the visitor has it.
-func soonSessions(t *testing.T, servers []*bokeh, want int) {
+func soonSessions(t *testing.T, servers []*bokehServer, want int) {
 	t.Helper()
 	soon(t, fmt.Sprint(want, " sessions"), func() bool {
 		sum := 0
@@ -347,9 +349,9 @@ func soonSessions(t *testing.T, servers []*bokeh, want int) {
 }
 
 // three starts three servers and returns them with the addresses as a Caddyfile takes them.
-func three(t *testing.T) ([]*bokeh, string) {
+func three(t *testing.T) ([]*bokehServer, string) {
 	t.Helper()
-	servers := []*bokeh{newBokeh(t, ""), newBokeh(t, ""), newBokeh(t, "")}
+	servers := []*bokehServer{newBokeh(t, ""), newBokeh(t, ""), newBokeh(t, "")}
 	var addrs []string
 	for _, b := range servers {
 		addrs = append(addrs, b.addr())
@@ -357,14 +359,14 @@ func three(t *testing.T) ([]*bokeh, string) {
 	return servers, strings.Join(addrs, " ")
 }
 
-func runs(servers []*bokeh) (n int) {
+func runs(servers []*bokehServer) (n int) {
 	for _, b := range servers {
 		n += b.appRuns()
 	}
 	return n
 }
 
-func at(servers []*bokeh, addr string) *bokeh {
+func at(servers []*bokehServer, addr string) *bokehServer {
 	for _, b := range servers {
 		if b.addr() == addr {
 			return b
@@ -412,8 +414,8 @@ func TestPlaceholders(t *testing.T) {
 	if d, h := p.header.Get("X-Decision"), p.header.Get("X-Session"); d != "new" || len(h) != 12 {
 		t.Errorf("page: decision %q, session %q", d, h)
 	}
-	id := readToken(p.Token, testRing).id
-	again := s.get("/app", sessionIDHeader, id)
+	id := bokeh.ReadToken(p.Token, bokehtest.Ring).ID
+	again := s.get("/app", bokeh.SessionIDHeader, id)
 	if d, h := again.header.Get("X-Decision"), again.header.Get("X-Session"); d != "bound" || h != p.header.Get("X-Session") {
 		t.Errorf("same session: decision %q, session %q, want bound, %q", d, h, p.header.Get("X-Session"))
 	}
@@ -428,12 +430,12 @@ func TestClientsStampIsNotPassedOn(t *testing.T) {
 	for name, extra := range map[string]string{"": "", "with header operations": " header_up X-A b\n"} {
 		b := newBokeh(t, "")
 		s := serve(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n"+extra+"}")
-		s.get("/app", stampHeader, "forged")
-		if got := b.lastPage()[stampHeader]; len(got) > 0 {
+		s.get("/app", bokeh.StampHeader, "forged")
+		if got := b.lastPage()[bokeh.StampHeader]; len(got) > 0 {
 			t.Errorf("%s: the server got %q", name, got)
 		}
-		s.get("/app", stampHeader, "forged", sessionIDHeader, "mine")
-		if got := b.lastPage()[stampHeader]; len(got) != 1 || got[0] == "forged" {
+		s.get("/app", bokeh.StampHeader, "forged", bokeh.SessionIDHeader, "mine")
+		if got := b.lastPage()[bokeh.StampHeader]; len(got) != 1 || got[0] == "forged" {
 			t.Errorf("%s: with an id, the server got %q", name, got)
 		}
 	}
@@ -480,19 +482,19 @@ func (o *overheard) serve(c net.Conn) {
 // What a client sends reaches the server as through any other policy, but for one header with the stamp on
 // what may be a page.
 func TestServerSeesTheSame(t *testing.T) {
-	token := makeToken(t, stampOf("a:80"), nil)
+	token := bokehtest.Token(t, bokehtest.Stamp("a:80"), nil)
 	ws := "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-	none, asID, beside := "", sessionIDHeader, stampHeader
+	none, asID, beside := "", bokeh.SessionIDHeader, bokeh.StampHeader
 	for name, tc := range map[string]struct{ request, header, stamp string }{
 		"a page":                  {"GET /app", "Cookie: a=b\r\n", asID},
 		"its own id":              {"GET /app", "Bokeh-Session-Id: x\r\n", beside},
 		"its own id, lower case":  {"GET /app", "bokeh-session-id: x\r\n", beside},
 		"an empty id":             {"GET /app", "Bokeh-Session-Id: \r\n", beside},
 		"two ids":                 {"GET /app", "Bokeh-Session-Id: x\r\nBokeh-Session-Id: y\r\n", beside},
-		"an id of ours":           {"GET /app", "Bokeh-Session-Id: " + stampOf("a:80") + "\r\n", beside},
+		"an id of ours":           {"GET /app", "Bokeh-Session-Id: " + bokehtest.Stamp("a:80") + "\r\n", beside},
 		"30 KB of id":             {"GET /app", "Bokeh-Session-Id: " + strings.Repeat("x", 30<<10) + "\r\n", beside},
 		"an id that is no text":   {"GET /app", "Bokeh-Session-Id: \xff\xfe\r\n", beside},
-		"a stamp of its own":      {"GET /app", "caddy-bokeh-stamp: " + stampOf("a:80") + "\r\n", asID},
+		"a stamp of its own":      {"GET /app", "caddy-bokeh-stamp: " + bokehtest.Stamp("a:80") + "\r\n", asID},
 		"id in the query":         {"GET /app?bokeh-session-id=x&a=b", "", beside},
 		"broken id in the query":  {"GET /app?bokeh-session-id=%zz&bokeh-session-id=%00;", "", beside},
 		"token in the query":      {"GET /app?bokeh-token=" + token, "", beside},
@@ -529,7 +531,7 @@ func TestServerSeesTheSame(t *testing.T) {
 				return <-o.requests
 			}
 			with, without := heard("bokeh {\n secret_key k\n}"), heard("first")
-			without = headerLine(stampHeader).ReplaceAllString(without, "") // nothing but a client's own
+			without = headerLine(bokeh.StampHeader).ReplaceAllString(without, "") // nothing but a client's own
 			given := ""
 			if tc.stamp != none {
 				found := headerLine(tc.stamp).FindAllStringSubmatch(with, -1)
@@ -583,7 +585,7 @@ func TestSessionIDs(t *testing.T) {
 				for i := range visits {
 					var header []string
 					if server == sessionIDsExternalSigned {
-						header = []string{sessionIDHeader, external(i)}
+						header = []string{bokeh.SessionIDHeader, external(i)}
 					}
 					p := s.get("/app", header...)
 					if p.status == http.StatusForbidden {
@@ -695,13 +697,13 @@ func TestNewSessionSurvivesDeadUpstreams(t *testing.T) {
 			for range 5 {
 				p, w := s.visit()
 				// The stamp that reached the server is the fresh one, which names it.
-				stamp := alive.lastPage().Get(sessionIDHeader)
+				stamp := alive.lastPage().Get(bokeh.SessionIDHeader)
 				ring := *activeRing(t)
 				tg, k, ok := ring.Verify(stamp)
 				if !ok || tg != k.Tag(sharedName(upstreamName(alive.addr()))) {
 					t.Errorf("the server got the stamp %q", stamp)
 				}
-				if readToken(p.Token, ring).stamp != stamp {
+				if bokeh.ReadToken(p.Token, ring).Stamp != stamp {
 					t.Error("the token does not carry the stamp")
 				}
 				w.Close()
@@ -921,9 +923,9 @@ func TestShippedLogFilter(t *testing.T) {
 			s.config = snippet + "\n" + strings.Replace(s.config, "output discard", "level DEBUG\noutput file "+file+"\n"+tc.filter, 1)
 			s.start(strings.ReplaceAll(tc.site, "%s", file) + "\nforward_auth " + b.addr() + " {\n uri /auth\n}\nhandle_path /x/* {\n reverse_proxy " + b.addr() + " {\n lb_policy bokeh\n }\n}")
 			secret := "secret" + rand.Text()
-			token := makeToken(t, secret, map[string]any{stampHeader: stampOf("a:80")})
+			token := bokehtest.Token(t, secret, map[string]any{bokeh.StampHeader: bokehtest.Stamp("a:80")})
 			query := "?bokeh-session-id=" + secret + "&a=b&bokeh-token=" + token
-			s.get("/x/app", sessionIDHeader, secret, stampHeader, secret, "Bokeh-Token", token, "Referer", "http://h/app"+query)
+			s.get("/x/app", bokeh.SessionIDHeader, secret, bokeh.StampHeader, secret, "Bokeh-Token", token, "Referer", "http://h/app"+query)
 			s.get("/x/app" + query)
 			s.get("/x/app?bokeh%2Dsession-id=" + secret + "&bokeh_session_id=" + secret)
 			b.status.Store(http.StatusFound)
@@ -937,7 +939,7 @@ func TestShippedLogFilter(t *testing.T) {
 				t.Fatal(err)
 			}
 			b.stop() // what goes wrong is logged elsewhere
-			s.get("/x/app"+query, sessionIDHeader, secret)
+			s.get("/x/app"+query, bokeh.SessionIDHeader, secret)
 			// Caddy itself has a data race where it closes a socket that its server has just closed.
 			soon(t, "closed", func() bool { return sessionsOf(b.addr())[2] == 0 })
 			if err := caddy.Stop(); err != nil {
@@ -1123,7 +1125,7 @@ func TestTwoKeysRefused(t *testing.T) {
 			if s.get(path).status == http.StatusForbidden {
 				refused++
 			}
-			soonSessions(t, []*bokeh{b}, visits-refused)
+			soonSessions(t, []*bokehServer{b}, visits-refused)
 		}
 	}
 	if refused != 2 {
@@ -1187,7 +1189,7 @@ func TestPlaceholderInAddress(t *testing.T) {
 			t.Errorf("page by %q, socket by %q, %v", p.Server, w.server, err)
 		}
 	}
-	if n := runs([]*bokeh{a, b}); n != 6 {
+	if n := runs([]*bokehServer{a, b}); n != 6 {
 		t.Errorf("6 visits ran the app %d times", n)
 	}
 }
@@ -1314,11 +1316,11 @@ func TestDynamicDNS(t *testing.T) {
 }
 
 // samePort starts servers at several loopback addresses with one port.
-func samePort(t *testing.T) ([]*bokeh, string) {
+func samePort(t *testing.T) ([]*bokehServer, string) {
 	t.Helper()
 	first := newBokeh(t, "127.0.0.2:0")
 	_, port, _ := net.SplitHostPort(first.addr())
-	return []*bokeh{first, newBokeh(t, "127.0.0.3:"+port)}, port
+	return []*bokehServer{first, newBokeh(t, "127.0.0.3:"+port)}, port
 }
 
 // resolver is a DNS server that knows bokeh.test.
@@ -1379,7 +1381,7 @@ func (d *resolver) answer(query []byte, port uint16) ([]byte, error) {
 // An https upstream brings a header operation of its own, and another port.
 func TestTLSUpstreams(t *testing.T) {
 	var addrs []string
-	var servers []*bokeh
+	var servers []*bokehServer
 	for range 2 {
 		b := unstartedBokeh(t, "")
 		b.StartTLS()

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -22,10 +24,10 @@ func namings(stamp string) map[string]func(s *Selection) *request {
 			r.Method = http.MethodPost
 			return r
 		},
-		"by Bokeh's header": func(s *Selection) *request { return newRequest(s, "/metadata", sessionIDHeader, stamp) },
-		"by ours":           func(s *Selection) *request { return newRequest(s, "/metadata", stampHeader, stamp) },
+		"by Bokeh's header": func(s *Selection) *request { return newRequest(s, "/metadata", bokeh.SessionIDHeader, stamp) },
+		"by ours":           func(s *Selection) *request { return newRequest(s, "/metadata", bokeh.StampHeader, stamp) },
 		"by ours, no GET": func(s *Selection) *request {
-			r := newRequest(s, "/upload", stampHeader, stamp)
+			r := newRequest(s, "/upload", bokeh.StampHeader, stamp)
 			r.Method = http.MethodPut
 			return r
 		},
@@ -38,7 +40,7 @@ func TestRequestThatNamesASession(t *testing.T) {
 		pool := testPool(5)
 		s, another := newTestSelection(pool), newTestSelection(pool)
 		home, token := landed(t, s, pool)
-		id := readToken(token, testRing).id
+		id := bokeh.ReadToken(token, bokehtest.Ring).ID
 		for name, newRequest := range namings(id) {
 			for range 10 {
 				for node, s := range map[string]*Selection{"this node": s, "another": another} {
@@ -63,8 +65,8 @@ func TestRequestThatNamesNoSession(t *testing.T) {
 	s := newTestSelection(pool)
 	for what, name := range map[string]string{
 		"a made-up id":                    "anybody",
-		"a stamp by another key":          stamp.NewKey([]byte("x")).Stamp(testRing[0].Tag("u0:80")),
-		"a stamp that names another site": stampOf("elsewhere:80"),
+		"a stamp by another key":          stamp.NewKey([]byte("x")).Stamp(bokehtest.Ring[0].Tag("u0:80")),
+		"a stamp that names another site": bokehtest.Stamp("elsewhere:80"),
 	} {
 		for how, newRequest := range namings(name) {
 			went := map[string]bool{}
@@ -91,10 +93,10 @@ func TestFilesOfASessionThatDrains(t *testing.T) {
 		home, token := landed(t, s, pool)
 		defer drainUpstream(s, home)()
 		defer drainUpstream(another, home)()
-		for name, newRequest := range namings(readToken(token, testRing).id) {
+		for name, newRequest := range namings(bokeh.ReadToken(token, bokehtest.Ring).ID) {
 			r := newRequest(s)
 			addr, why := r.choose(pool)
-			if want := r.run().id != ""; (addr == home) != want || (why == "bound") != want {
+			if want := r.run().ID != ""; (addr == home) != want || (why == "bound") != want {
 				t.Errorf("%s: %s at %s, which drains", name, why, addr)
 			}
 			if addr, why := newRequest(another).choose(pool); addr == home || why != "shared" {
@@ -110,7 +112,7 @@ func TestFilesOfALostSession(t *testing.T) {
 		pool := testPool(2)
 		s := newTestSelection(pool)
 		home, token := landed(t, s, pool)
-		for name, newRequest := range namings(readToken(token, testRing).id) {
+		for name, newRequest := range namings(bokeh.ReadToken(token, bokehtest.Ring).ID) {
 			r := newRequest(s)
 			r.choose(pool)
 			r.refuse()

@@ -12,6 +12,9 @@ import (
 	"weak"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 )
 
 // poolOf returns a pool of the given upstreams.
@@ -159,7 +162,7 @@ func TestTwoHandlersOfOneSite(t *testing.T) {
 		socket := newSocket(sockets, token)
 		socket.wantAt(t, both, "10.0.0.1:80", "its websocket")
 		socket.open()
-		newRequest(pages, "/app?bokeh-session-id="+readToken(token, testRing).id).wantAt(t, one, "10.0.0.1:80", "a page of it")
+		newRequest(pages, "/app?bokeh-session-id="+bokeh.ReadToken(token, bokehtest.Ring).ID).wantAt(t, one, "10.0.0.1:80", "a page of it")
 		newSocket(other, token).wantAt(t, one, "10.0.0.2:80", "its token, at another site whose source finds the same just now,")
 		socket.end()
 		time.Sleep(2 * time.Minute)
@@ -176,7 +179,7 @@ func TestTwoHandlersOverAReload(t *testing.T) {
 		socket := newSocket(after[1], token)
 		socket.wantAt(t, after[1].static, "a:1", "its websocket")
 		socket.open()
-		newRequest(after[0], "/app?bokeh-session-id="+readToken(token, testRing).id).wantAt(t, after[0].static, "a:1", "a page of it")
+		newRequest(after[0], "/app?bokeh-session-id="+bokeh.ReadToken(token, bokehtest.Ring).ID).wantAt(t, after[0].static, "a:1", "a page of it")
 		if addr, why := newSocket(after[2], token).choose(after[2].static); addr == "a:1" {
 			t.Errorf("another site leads there: %s", why)
 		}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
 // restrictRetries keeps the reverse proxy from sending a request again that may have reached a server, but for a file. Caddy repeats
@@ -30,7 +32,7 @@ func (m repeatable) MatchWithError(r *http.Request) (bool, error) {
 
 // isForFile says whether the run's request is for a file and no app, whatever its headers say.
 func (rn *run) isForFile(r *http.Request) bool {
-	return (rn.kind == other || rn.kind == maybePage) && isFile(r) && hasFileEnding(r.URL.Path) && !rn.isAtApp()
+	return (rn.Kind == bokeh.Other || rn.Kind == bokeh.MaybePage) && isFile(r) && bokeh.HasFileEnding(r.URL.Path) && !rn.isAtApp()
 }
 
 // noAnswer takes note that the last attempt has ended with an error, and returns that in such a form that the reverse proxy takes it for

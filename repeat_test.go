@@ -62,7 +62,7 @@ func TestDeadlySocket(t *testing.T) {
 	}
 }
 
-func died(servers []*bokeh) (n int) {
+func died(servers []*bokehServer) (n int) {
 	for _, b := range servers {
 		if b.died.Load() {
 			n++

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -197,7 +198,7 @@ type runKey struct{ s *Selection }
 
 // run is what a policy knows of one request in its handler, through all attempts.
 type run struct {
-	claim
+	bokeh.Request
 	s          *Selection
 	entry      sessionKey // of the id, in the table
 	ring       *stamp.Keyring
@@ -279,29 +280,29 @@ func (s *Selection) run(r *http.Request) *run {
 		return rn
 	}
 	ring := s.ring.Load()
-	rn := &run{s: s, ring: ring, claim: readClaim(r, *ring), host: r.Host, path: r.URL.Path, header: r.Header, sent: r.Header, begun: s.table.now()}
-	if rn.id != "" {
-		rn.entry = s.table.key(rn.id)
+	rn := &run{s: s, ring: ring, Request: bokeh.ReadRequest(r, *ring), host: r.Host, path: r.URL.Path, header: r.Header, sent: r.Header, begun: s.table.now()}
+	if rn.ID != "" {
+		rn.entry = s.table.key(rn.ID)
 	}
 	path, port := appPath(r.URL.Path), portOf(r)
 	rn.terms = terms{s.lifetime, s.table.app(plainHost(r.Host), port, path), s.table.app("", port, path), s.owner}
-	rn.kind = rn.kindAt(r)
+	rn.Kind = rn.kindAt(r)
 	rn.client, _ = caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	rn.readCookie(r)
-	r.Header.Del(stampHeader) // a client's own is never passed on
-	if rn.unknown {
-		s.unknownStamp(rn.kind)
+	r.Header.Del(bokeh.StampHeader) // a client's own is never passed on
+	if rn.Unknown {
+		s.unknownStamp(rn.Kind)
 	}
 	if asked := askedOf(r.Context()); asked != nil && s.poolVaries() {
 		asked.vary = true
 	}
 	// A websocket over HTTP/2 has the unknown length of the CONNECT that it was, and no body.
-	rn.hasBody = bringsBody(r) && (r.ProtoMajor < 2 || !isWebsocket(r.Header))
+	rn.hasBody = bokeh.BringsBody(r) && (r.ProtoMajor < 2 || !bokeh.IsWebsocket(r.Header))
 	rn.mayHedge = s.hedges && rn.isShared(r.Context()) && isFile(r) && !rn.isAtApp()
-	if rn.kind == pageRequest {
+	if rn.Kind == bokeh.Page {
 		size, _ := headerSize(r)
 		rn.odd = size > plainHeader
-		rn.mayFail = rn.gaveID || rn.odd
+		rn.mayFail = rn.GaveID || rn.odd
 		// Where the first byte says that a page is built, "100 Continue" must be none. Go's server sends that by itself.
 		r.Header.Del("Expect")
 		// Bokeh runs the app and compares then: with this it could be run for an answer that is no page.
@@ -320,11 +321,11 @@ func (s *Selection) run(r *http.Request) *run {
 	// The request's context ends when its handler returns, upgraded or not, and by panic too.
 	context.AfterFunc(r.Context(), rn.end)
 	rn.ctx, rn.hangUp = context.WithCancel(context.WithValue(r.Context(), runKey{s}, rn))
-	if rn.kind == socket {
+	if rn.Kind == bokeh.Socket {
 		rn.origin = r.Header.Get("Origin")
 		s.examine(r, rn)
 	}
-	if rn.noUpgrade {
+	if rn.LacksUpgrade {
 		s.lostUpgrade(r)
 	}
 	*r = *r.WithContext(rn.ctx)
@@ -333,16 +334,16 @@ func (s *Selection) run(r *http.Request) *run {
 
 // kindAt says what a request means by what has come from its address so far. Where apps are, a GET is for a page, whatever the client
 // says that it wants it for; where answers have come and none was a page, it weighs like one only if it turns out to be one.
-func (rn *run) kindAt(r *http.Request) kind {
+func (rn *run) kindAt(r *http.Request) bokeh.Kind {
 	last := path.Base(r.URL.Path)
 	switch {
-	case rn.kind == socket || r.Method != http.MethodGet || last == "ws" || isEmbedded(last):
+	case rn.Kind == bokeh.Socket || r.Method != http.MethodGet || last == "ws" || bokeh.IsEmbedded(last):
 	case rn.isAtApp():
-		return pageRequest
-	case rn.kind == pageRequest && rn.s.table.answered.hasOthers(rn.terms.app):
-		return maybePage
+		return bokeh.Page
+	case rn.Kind == bokeh.Page && rn.s.table.answered.hasOthers(rn.terms.app):
+		return bokeh.MaybePage
 	}
-	return rn.kind
+	return rn.Kind
 }
 
 // isAtApp says whether pages have come from the path of the run, whatever host was asked: where a server answers for any, clients can
@@ -381,13 +382,13 @@ func appPath(path string) string {
 // isShared says whether any server may answer the run: nothing in it names a session, or the server of one, or its content is the same
 // wherever it is.
 func (rn *run) isShared(ctx context.Context) bool {
-	return (rn.kind == other || rn.kind == maybePage) && (askedOf(ctx) != nil || rn.id == "" && rn.stamp == "" && rn.cookie == "")
+	return (rn.Kind == bokeh.Other || rn.Kind == bokeh.MaybePage) && (askedOf(ctx) != nil || rn.ID == "" && rn.Stamp == "" && rn.cookie == "")
 }
 
 // choose returns the place of the upstream for this attempt, or -1 if there is none.
 func (rn *run) choose(v *view) (int, decision) {
 	switch {
-	case rn.kind == other || rn.kind == maybePage:
+	case rn.Kind == bokeh.Other || rn.Kind == bokeh.MaybePage:
 		if askedOf(rn.ctx) != nil { // its content is the same wherever it is
 			return rn.any(v), decisionShared
 		}
@@ -398,7 +399,7 @@ func (rn *run) choose(v *view) (int, decision) {
 			return i, decisionShared
 		}
 		return rn.any(v), decisionShared
-	case rn.id == "" && rn.stamp == "":
+	case rn.ID == "" && rn.Stamp == "":
 		if i := rn.ofItsBrowser(v); i >= 0 {
 			return i, decisionNew
 		}
@@ -416,10 +417,10 @@ func (rn *run) choose(v *view) (int, decision) {
 	switch {
 	case i == home:
 		return home, decisionBound
-	case home >= 0 || rn.stamp != "":
+	case home >= 0 || rn.Stamp != "":
 		rn.leave(v, home, i)
 		return i, decisionMoved
-	case rn.kind == pageRequest:
+	case rn.Kind == bokeh.Page:
 		return i, decisionNew
 	}
 	return i, decisionBound
@@ -428,13 +429,13 @@ func (rn *run) choose(v *view) (int, decision) {
 // isOfAnotherTier says whether a page has its id from a Caddy in front of this one, which has begun a session: its stamp
 // names nobody here, whether we have the key or not. To us that is a new session like any other.
 func (rn *run) isOfAnotherTier(v *view) bool {
-	return rn.kind == pageRequest && stamp.HasForm(rn.id) && (rn.stamp == "" || v.named(rn.key, rn.tag) < 0)
+	return rn.Kind == bokeh.Page && stamp.HasForm(rn.ID) && (rn.Stamp == "" || v.named(rn.Key, rn.Tag) < 0)
 }
 
 // maker returns the place of the upstream that has what a session has made, or -1 if the request names none that is
 // known. It binds nothing, and no session moves for it.
 func (rn *run) maker(v *view) int {
-	if rn.id == "" && rn.stamp == "" {
+	if rn.ID == "" && rn.Stamp == "" {
 		return -1
 	}
 	i := rn.home(v)
@@ -459,7 +460,7 @@ func (rn *run) home(v *view) int {
 	var roomOfThose [4]sighting
 	places, those := room[:0], roomOfThose[:0]
 	rn.s.table.find(rn.entry, func(s *session) {
-		if rn.kind == pageRequest && s.isGuess() {
+		if rn.Kind == bokeh.Page && s.isGuess() {
 			return // whoever asks once more need not be there
 		}
 		those = append(those, sighting{s.at, s.owner, s.app, s.began})
@@ -475,19 +476,19 @@ func (rn *run) home(v *view) int {
 	}
 	alive := slices.IndexFunc(places, func(i int) bool { return !v.lost(i) })
 	switch {
-	case len(places) == 0 && rn.stamp != "":
-		if rn.stamp == rn.id {
-			rn.readPackedStamp(*rn.ring)
+	case len(places) == 0 && rn.Stamp != "":
+		if rn.Stamp == rn.ID {
+			rn.ReadPackedStamp(*rn.ring)
 		}
 		return rn.named(v)
 	case len(places) == 0:
 		return -1
 	case alive < 0:
 		return places[0]
-	case len(places) > 1 && rn.stamp == "":
+	case len(places) > 1 && rn.Stamp == "":
 		// An id that others made may be used on another site with some of these upstreams. Ours is
 		// the one that its order names.
-		if i := v.first(rn.id, func(i int) bool { return slices.Contains(places, i) && !v.lost(i) }); i >= 0 {
+		if i := v.first(rn.ID, func(i int) bool { return slices.Contains(places, i) && !v.lost(i) }); i >= 0 {
 			return i
 		}
 	}
@@ -498,15 +499,15 @@ func (rn *run) home(v *view) int {
 // only a socket may still go there, for its session may live from before a restart or through
 // another node. Another request may begin a session, and so would the socket of one that has ended.
 func (rn *run) named(v *view) int {
-	i := v.named(rn.key, rn.tag)
-	for i < 0 && rn.tryAll(rn.others, *rn.ring) {
-		i = v.named(rn.key, rn.tag)
+	i := v.named(rn.Key, rn.Tag)
+	for i < 0 && rn.TryAll(rn.Others, *rn.ring) {
+		i = v.named(rn.Key, rn.Tag)
 	}
 	if i < 0 || !v.leaving(i) {
 		return i
 	}
 	t := rn.s.table
-	if rn.kind != socket || v.members[i].draining.hasEnded(v.now, rn.entry, t.key(rn.stamp)) {
+	if rn.Kind != bokeh.Socket || v.members[i].draining.hasEnded(v.now, rn.entry, t.key(rn.Stamp)) {
 		return -1
 	}
 	return i
@@ -524,13 +525,13 @@ func (rn *run) leave(v *view, home, to int) {
 		reason := v.whyLost(home)
 		u.past.moved.add(reason)
 		rn.s.node.happened(eventMoved, map[string]any{
-			"from": u.name, "to": v.members[to].name, "reason": reason, "session": rn.ring.Redact(rn.id).String(),
+			"from": u.name, "to": v.members[to].name, "reason": reason, "session": rn.ring.Redact(rn.ID).String(),
 		})
 	}
 	t.move(rn.entry, u)
 	u.draining.remember(rn.entry)
-	if rn.stamp != "" && rn.stamp != rn.id {
-		t.move(t.key(rn.stamp), u)
+	if rn.Stamp != "" && rn.Stamp != rn.ID {
+		t.move(t.key(rn.Stamp), u)
 	}
 }
 
@@ -539,9 +540,9 @@ func (rn *run) leave(v *view, home, to int) {
 func (rn *run) elsewhere(v *view, home int) int {
 	may := func(i int) bool {
 		// With a page it is most likely the first that we hear of the session.
-		return !v.members[i].draining.on() && (rn.kind != pageRequest || v.isHealthy(i))
+		return !v.members[i].draining.on() && (rn.Kind != bokeh.Page || v.isHealthy(i))
 	}
-	if i := v.first(rn.id, func(i int) bool { return may(i) && !v.lost(i) }); i >= 0 {
+	if i := v.first(rn.ID, func(i int) bool { return may(i) && !v.lost(i) }); i >= 0 {
 		return i
 	}
 	// No other is any better, and one that has just refused a connection may be back. But a
@@ -549,7 +550,7 @@ func (rn *run) elsewhere(v *view, home int) int {
 	if home >= 0 && !v.members[home].taken && !v.members[home].draining.closed() && (!v.leaving(home) || !v.members[home].failing(v.now)) {
 		return home
 	}
-	return v.first(rn.id, may)
+	return v.first(rn.ID, may)
 }
 
 // try begins an attempt at the upstream at i: it counts it, stamps a page, and listens.
@@ -562,31 +563,31 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 		rn.repl.Delete(placeholderStatus) // is the last attempt's
 	}
 	t, k := rn.s.table, rn.entry
-	rn.shown = rn.id
-	switch rn.kind {
-	case pageRequest:
+	rn.shown = rn.ID
+	switch rn.Kind {
+	case bokeh.Page:
 		a.stamp = rn.newStamp(m)
 		a.asID = rn.s.stampIsID(rn, m)
 		rn.stampRequest(r, a.stamp, a.asID)
-		if rn.id == "" {
+		if rn.ID == "" {
 			k, rn.shown = t.key(a.stamp), a.stamp
 		}
 		rn.begin(a, func() load { return t.page(k, m.upstream, rn.terms) })
-	case socket:
+	case bokeh.Socket:
 		page := k
-		if rn.stamp != "" && rn.stamp != rn.id {
-			page = t.key(rn.stamp)
+		if rn.Stamp != "" && rn.Stamp != rn.ID {
+			page = t.key(rn.Stamp)
 		}
 		rn.begin(a, func() load { return t.socket(k, page, m.upstream, rn.terms) })
 		rn.awaitAnswer(a)
-	case maybePage:
+	case bokeh.MaybePage:
 		// Beside the id it cannot be refused. To a draining upstream a session must not come back.
 		if !m.draining.on() {
 			a.stamp = rn.newStamp(m)
 		}
 		rn.stampRequest(r, a.stamp, false)
 		rn.begin(a, nil)
-	case other:
+	case bokeh.Other:
 		rn.begin(a, nil)
 	}
 	if rn.mayHedge {
@@ -711,7 +712,7 @@ func (rn *run) connected(a *attempt) {
 // firstByteCame takes note of the first byte of an answer. Of a page it says nothing where the answer itself is seen: it may be
 // that of an informational one, as 103 Early Hints, which is no page yet.
 func (rn *run) firstByteCame(a *attempt) {
-	if rn.kind == pageRequest && rn.s.watches {
+	if rn.Kind == bokeh.Page && rn.s.watches {
 		return
 	}
 	rn.mu.Lock()
@@ -731,20 +732,20 @@ func (rn *run) isAnswered(a *attempt) {
 	if a.count != nil {
 		a.weigh(a.count)
 	}
-	switch rn.kind {
-	case pageRequest:
+	switch rn.Kind {
+	case bokeh.Page:
 		a.load.built()
 		a.took = a.m.turn(a.begun, now)
 		if a.trial { // what comes after this may take long
 			a.trial = false
 			a.m.trouble.endTrial(a.begun)
 		}
-	case socket:
+	case bokeh.Socket:
 		a.m.draining.requests.opened(&a.open)
 		if !rn.s.watches { // or the answer says whether it is open
 			a.load.opened()
 		}
-	case maybePage, other: // weigh nothing
+	case bokeh.MaybePage, bokeh.Other: // weigh nothing
 	}
 }
 
@@ -860,8 +861,8 @@ func (rn *run) settle(a *attempt, status int) {
 	if a.dialErr != nil && a.failures < a.addrs && !a.answered {
 		a.m.dialed(a.begun, now, rn.s.pause, a.dialErr)
 	}
-	switch rn.kind {
-	case pageRequest:
+	switch rn.Kind {
+	case bokeh.Page:
 		rn.pageIsOver(a, status, hasPage, now)
 		switch {
 		case hasPage:
@@ -887,7 +888,7 @@ func (rn *run) settle(a *attempt, status int) {
 				m.failedPages.outlived(now)
 			}
 		}
-	case socket:
+	case bokeh.Socket:
 		a.load.socketEnded(status == http.StatusSwitchingProtocols && !a.refused)
 		switch status {
 		case http.StatusForbidden:
@@ -899,7 +900,7 @@ func (rn *run) settle(a *attempt, status int) {
 				rn.s.headerTooLong(a.m, rn, status)
 			}
 		}
-	case maybePage, other:
+	case bokeh.MaybePage, bokeh.Other:
 		if a.load.s != nil {
 			a.load.pageEnded(true, true)
 			rn.s.table.pageBuilt(a.m.upstream, rn.terms, 0)
@@ -918,7 +919,7 @@ func (rn *run) pageIsOver(a *attempt, status int, hasPage bool, now time.Duratio
 		}
 	default:
 		// A request for a script that embeds an app and does not say where makes a session all the same (bokeh/server/views/autoload_js_handler.py).
-		a.load.pageEnded(a.answered, hasPage || status == http.StatusBadRequest && isEmbedded(path.Base(rn.path)))
+		a.load.pageEnded(a.answered, hasPage || status == http.StatusBadRequest && bokeh.IsEmbedded(path.Base(rn.path)))
 	}
 }
 
@@ -933,18 +934,18 @@ func (rn *run) stampRequest(r *http.Request, stamp string, asID bool) {
 		r.Header, rn.sent = h, h
 	}
 	if stamp == "" {
-		delete(h, stampHeader)
+		delete(h, bokeh.StampHeader)
 		return
 	}
 	if asID {
-		h[sessionIDHeader] = []string{stamp}
-		delete(h, stampHeader)
+		h[bokeh.SessionIDHeader] = []string{stamp}
+		delete(h, bokeh.StampHeader)
 		return
 	}
-	if !rn.gaveID {
-		delete(h, sessionIDHeader)
+	if !rn.GaveID {
+		delete(h, bokeh.SessionIDHeader)
 	}
-	h[stampHeader] = []string{stamp}
+	h[bokeh.StampHeader] = []string{stamp}
 }
 
 func sameMap(a, b http.Header) bool {
@@ -953,7 +954,7 @@ func sameMap(a, b http.Header) bool {
 
 // stampIsID says whether the stamp goes to m as the session's id.
 func (s *Selection) stampIsID(rn *run, m *member) bool {
-	if !s.givesIDs || rn.gaveID {
+	if !s.givesIDs || rn.GaveID {
 		return false
 	}
 	takes, known := m.takesIDs.Load((*rn.ring)[0].Fingerprint())
@@ -983,7 +984,7 @@ func (s *Selection) refused(m *member, rn *run, forThat bool) {
 	s.logger.Error("upstream refused a page request with a session id of ours; stamping its pages in a header of our own from now on ("+mend+")",
 		zap.String("site", rn.host),
 		zap.String("upstream", m.name),
-		zap.String("header", stampHeader))
+		zap.String("header", bokeh.StampHeader))
 }
 
 // served takes note that the run has an upstream. Who only tries one that has failed stays in the line

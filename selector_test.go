@@ -27,6 +27,8 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -48,7 +50,7 @@ func newTestSelection(pool reverseproxy.UpstreamPool) *Selection {
 func newTestSelectionWith(t *table, pool reverseproxy.UpstreamPool) *Selection {
 	s := &Selection{logger: zap.NewNop(), ring: new(atomic.Pointer[stamp.Keyring])}
 	s.setDefaults()
-	s.ring.Store(&testRing)
+	s.ring.Store(&bokehtest.Ring)
 	s.attach(t)
 	s.owner = t.newOwner(true)
 	s.knowPool(&reverseproxy.Handler{Upstreams: pool})
@@ -135,15 +137,15 @@ func landed(t *testing.T, s *Selection, pool reverseproxy.UpstreamPool) (home, t
 	home, _ = page.choose(pool)
 	page.answer(200)
 	synctest.Wait()
-	return home, makeToken(t, page.stamp(), nil)
+	return home, bokehtest.Token(t, page.stamp(), nil)
 }
 
 // stamp is what a page request carries after Select.
 func (r *request) stamp() string {
-	if s := r.Header.Get(stampHeader); s != "" {
+	if s := r.Header.Get(bokeh.StampHeader); s != "" {
 		return s
 	}
-	return r.Header.Get(sessionIDHeader)
+	return r.Header.Get(bokeh.SessionIDHeader)
 }
 
 func TestNewSessionsGoWhereFewestPagesAreBuilt(t *testing.T) {
@@ -363,14 +365,14 @@ func TestRefusedIDs(t *testing.T) {
 			}
 			r := newRequest(s, "/app")
 			r.choose(pool)
-			if given := r.Header.Get(sessionIDHeader) != ""; given != tc.want {
+			if given := r.Header.Get(bokeh.SessionIDHeader) != ""; given != tc.want {
 				t.Errorf("%s: an id is given: %v, want %v", name, given, tc.want)
 			}
 			// Another key is another matter.
 			s.ring.Store(&stamp.Keyring{stamp.NewKey([]byte("another"))})
 			r = newRequest(s, "/app")
 			r.choose(pool)
-			if r.Header.Get(sessionIDHeader) == "" {
+			if r.Header.Get(bokeh.SessionIDHeader) == "" {
 				t.Errorf("%s: no id by another key", name)
 			}
 		})
@@ -384,7 +386,7 @@ func TestFullUpstreamKeepsItsSessions(t *testing.T) {
 	ring := *s.ring.Load()
 	stamp := ring[0].Stamp(ring[0].Tag("u1:80"))
 	pool[1].MaxRequests = -1
-	if addr, why := newSocket(s, makeToken(t, stamp, nil)).choose(pool); addr != "u1:80" || why != "bound" {
+	if addr, why := newSocket(s, bokehtest.Token(t, stamp, nil)).choose(pool); addr != "u1:80" || why != "bound" {
 		t.Errorf("%s at %s", why, addr)
 	}
 }
@@ -397,7 +399,7 @@ func TestRetriesOfANewSession(t *testing.T) {
 	stamps := map[string]bool{}
 	for range 3 {
 		addr, _ := r.choose(pool)
-		tg, k, ok := testRing.Verify(r.stamp())
+		tg, k, ok := bokehtest.Ring.Verify(r.stamp())
 		if !ok || tg != k.Tag(addr) {
 			t.Errorf("the stamp does not name %s", addr)
 		}
@@ -433,7 +435,7 @@ func TestFreshStampIsSent(t *testing.T) {
 				r.Header = original.Clone()
 				r.Header.Set("X-A", "b")
 			}
-			if tg, k, ok := testRing.Verify(r.Header.Get(sessionIDHeader)); !ok || tg != k.Tag(addr) {
+			if tg, k, ok := bokehtest.Ring.Verify(r.Header.Get(bokeh.SessionIDHeader)); !ok || tg != k.Tag(addr) {
 				t.Errorf("%s: the stamp sent does not name %s", name, addr)
 			}
 			r.refuse()
@@ -447,7 +449,7 @@ func TestForeignIDs(t *testing.T) {
 	count := map[string]int{}
 	for i := range 200 {
 		id := fmt.Sprint("id-", i)
-		page := newRequest(one, "/app", sessionIDHeader, id)
+		page := newRequest(one, "/app", bokeh.SessionIDHeader, id)
 		addr, why := page.choose(pool)
 		if why != "new" {
 			t.Fatalf("decision %s", why)
@@ -455,7 +457,7 @@ func TestForeignIDs(t *testing.T) {
 		count[addr]++
 		page.end()
 		// Its socket finds it through another node as well, by the id alone.
-		if there, _ := newSocket(two, makeToken(t, id, nil)).choose(two.static); there != addr {
+		if there, _ := newSocket(two, bokehtest.Token(t, id, nil)).choose(two.static); there != addr {
 			t.Errorf("page at %s, socket at %s", addr, there)
 		}
 	}
@@ -476,8 +478,8 @@ func TestOldIDOfAStackThatIgnoresIt(t *testing.T) {
 		pool := testPool(3)
 		s := newTestSelection(pool)
 		home, token := landed(t, s, pool)
-		old := readToken(token, testRing).id
-		page := newRequest(s, "/app", sessionIDHeader, old)
+		old := bokeh.ReadToken(token, bokehtest.Ring).ID
+		page := newRequest(s, "/app", bokeh.SessionIDHeader, old)
 		page.choose(pool)
 		page.refuse()
 		there, _ := page.choose(pool)
@@ -485,10 +487,10 @@ func TestOldIDOfAStackThatIgnoresIt(t *testing.T) {
 		if there == home {
 			t.Fatal("the page stays at the server that refuses it")
 		}
-		if got := page.Header.Get(sessionIDHeader); got != old {
+		if got := page.Header.Get(bokeh.SessionIDHeader); got != old {
 			t.Errorf("the upstream sees another id than the client sent: %q", got)
 		}
-		packed := makeToken(t, "made-by-the-stack", map[string]any{sessionIDHeader: old, stampHeader: page.Header.Get(stampHeader)})
+		packed := bokehtest.Token(t, "made-by-the-stack", map[string]any{bokeh.SessionIDHeader: old, bokeh.StampHeader: page.Header.Get(bokeh.StampHeader)})
 		for name, node := range map[string]*Selection{"this node": s, "another": newTestSelection(pool)} {
 			if addr, _ := newSocket(node, packed).choose(pool); addr != there {
 				t.Errorf("%s: page at %s, socket at %s", name, there, addr)
@@ -503,17 +505,17 @@ func TestOldIDOfADrainingUpstream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(3)
 		one, two := newTestSelection(pool), newTestSelection(pool)
-		old := stampOf("u0:80")
+		old := bokehtest.Stamp("u0:80")
 		for _, s := range []*Selection{one, two} {
 			defer drainUpstream(s, "u0:80")()
 		}
-		page := newRequest(one, "/app", sessionIDHeader, old)
+		page := newRequest(one, "/app", bokeh.SessionIDHeader, old)
 		there, _ := page.choose(pool)
 		page.answer(200)
 		if there == "u0:80" {
 			t.Fatal("the page goes to the draining server")
 		}
-		token := makeToken(t, old, map[string]any{sessionIDHeader: old, stampHeader: page.Header.Get(stampHeader)})
+		token := bokehtest.Token(t, old, map[string]any{bokeh.SessionIDHeader: old, bokeh.StampHeader: page.Header.Get(bokeh.StampHeader)})
 		for name, node := range map[string]*Selection{"this node": one, "another": two} {
 			if addr, _ := newSocket(node, token).choose(pool); addr != there {
 				t.Errorf("%s: page at %s, socket at %s", name, there, addr)
@@ -528,7 +530,7 @@ func TestPageOfUnknownLength(t *testing.T) {
 	page := newRequest(newTestSelection(pool), "/app")
 	page.ContentLength = -1
 	page.choose(pool)
-	if page.Header.Get(sessionIDHeader) == "" || page.Header.Get(stampHeader) != "" {
+	if page.Header.Get(bokeh.SessionIDHeader) == "" || page.Header.Get(bokeh.StampHeader) != "" {
 		t.Errorf("the stamp is not the session's id: %v", page.Header)
 	}
 }
@@ -540,7 +542,7 @@ func TestOneForeignIDOnTwoSites(t *testing.T) {
 	b.attach(a.table)
 	b.owner = a.table.newOwner(false)
 	b.knowPool(&reverseproxy.Handler{Upstreams: outer})
-	token := makeToken(t, "shared-id", nil)
+	token := bokehtest.Token(t, "shared-id", nil)
 	if addr, _ := newSocket(a, token).choose(inner); addr != "u0:80" {
 		t.Errorf("inner site: %s", addr)
 	}
@@ -584,7 +586,7 @@ func TestOneForeignIDOnTwoSitesThatShare(t *testing.T) {
 	b.knowPool(&reverseproxy.Handler{Upstreams: one})
 	moved := 0
 	for i := range 50 {
-		token := makeToken(t, fmt.Sprint("id-", i), nil)
+		token := bokehtest.Token(t, fmt.Sprint("id-", i), nil)
 		before, _ := newSocket(a, token).choose(both)
 		newSocket(b, token).choose(one)
 		if after, _ := newSocket(a, token).choose(both); after != before {
@@ -601,12 +603,12 @@ func TestOneForeignIDOnTwoSitesThatShare(t *testing.T) {
 func TestStampThatNamesNobody(t *testing.T) {
 	pool := testPool(4)
 	for name, stamp := range map[string]string{
-		"gone":        stampOf("gone:80"),
+		"gone":        bokehtest.Stamp("gone:80"),
 		"another key": stamp.NewKey([]byte("x")).Stamp(stamp.Tag{}),
 	} {
 		first := ""
 		for range 3 {
-			addr, _ := newSocket(newTestSelection(pool), makeToken(t, stamp, nil)).choose(pool)
+			addr, _ := newSocket(newTestSelection(pool), bokehtest.Token(t, stamp, nil)).choose(pool)
 			if first == "" {
 				first = addr
 			}
@@ -627,16 +629,16 @@ func TestAllUpstreamsFailing(t *testing.T) {
 		home := pool[len(pool)-1].Dial
 		for what, r := range map[string]*request{
 			"new page":                newRequest(s, "/app"),
-			"page of a foreign id":    newRequest(s, "/app", sessionIDHeader, "x"),
-			"socket of a foreign id":  newSocket(s, makeToken(t, "x", nil)),
-			"stamp that names nobody": newSocket(s, makeToken(t, stampOf("gone:80"), nil)),
+			"page of a foreign id":    newRequest(s, "/app", bokeh.SessionIDHeader, "x"),
+			"socket of a foreign id":  newSocket(s, bokehtest.Token(t, "x", nil)),
+			"stamp that names nobody": newSocket(s, bokehtest.Token(t, bokehtest.Stamp("gone:80"), nil)),
 			"static file":             newRequest(s, "/static/x.js"),
 		} {
 			if addr, _ := r.choose(pool); addr == "" {
 				t.Errorf("%s: no upstream for a %s", name, what)
 			}
 		}
-		if addr, why := newSocket(s, makeToken(t, stampOf(home), nil)).choose(pool); addr != home || why != "bound" {
+		if addr, why := newSocket(s, bokehtest.Token(t, bokehtest.Stamp(home), nil)).choose(pool); addr != home || why != "bound" {
 			t.Errorf("%s: a session of %s is %s at %s", name, home, why, addr)
 		}
 	}
@@ -649,13 +651,13 @@ func TestPoolThatChangesAtEveryAttempt(t *testing.T) {
 	home, _ := page.choose(testPool(3))
 	page.answer(200)
 	for range 10 {
-		r := newSocket(s, makeToken(t, page.stamp(), nil))
+		r := newSocket(s, bokehtest.Token(t, page.stamp(), nil))
 		if addr, why := r.choose(testPool(3)); addr != home || why != "bound" {
 			t.Errorf("%s at %s, home is %s", why, addr, home)
 		}
 		r.end()
 	}
-	r := newSocket(s, makeToken(t, page.stamp(), nil))
+	r := newSocket(s, bokehtest.Token(t, page.stamp(), nil))
 	r.choose(testPool(3))
 	r.refuse()
 	if addr, why := r.choose(testPool(3)); addr == home || why != "moved" {
@@ -680,7 +682,7 @@ func TestGoneUpstream(t *testing.T) {
 			if addr, _ := newRequest(s, "/static/x.js").choose(rest()); addr == home {
 				t.Fatal("a file was asked of an upstream that is gone")
 			}
-			if addr, _ := newRequest(s, "/app", sessionIDHeader, rand.Text()).choose(rest()); addr == home {
+			if addr, _ := newRequest(s, "/app", bokeh.SessionIDHeader, rand.Text()).choose(rest()); addr == home {
 				t.Fatal("a foreign id went to an upstream that is gone")
 			}
 		}
@@ -688,7 +690,7 @@ func TestGoneUpstream(t *testing.T) {
 		if addr, why := open.choose(rest()); addr != home || why != "bound" {
 			t.Errorf("its own session is %s at %s, home is %s", why, addr, home)
 		}
-		if addr, why := newRequest(s, "/app", sessionIDHeader, stampOf("u0:80")).choose(rest()); addr == home {
+		if addr, why := newRequest(s, "/app", bokeh.SessionIDHeader, bokehtest.Stamp("u0:80")).choose(rest()); addr == home {
 			t.Errorf("a page with its stamp is %s at %s", why, addr)
 		}
 		time.Sleep(2 * memberMemory)
@@ -725,8 +727,8 @@ func TestAlternatingPool(t *testing.T) {
 	}
 	for i, p := range pages {
 		for _, half := range halves {
-			tg, k, _ := testRing.Verify(p.stamp())
-			addr, why := newSocket(s, makeToken(t, p.stamp(), nil)).choose(half)
+			tg, k, _ := bokehtest.Ring.Verify(p.stamp())
+			addr, why := newSocket(s, bokehtest.Token(t, p.stamp(), nil)).choose(half)
 			if k.Tag(addr) != tg || why != "bound" {
 				t.Errorf("visit %d: %s at %s", i, why, addr)
 			}
@@ -903,13 +905,13 @@ func TestLateHooks(t *testing.T) {
 func TestBadTokensAreShared(t *testing.T) {
 	pool := testPool(3)
 	s := newTestSelection(pool)
-	for name, tc := range tokenCases(t) {
-		r := newSocket(s, tc.token)
+	for name, tc := range bokehtest.Tokens(t) {
+		r := newSocket(s, tc.Token)
 		addr, why := r.choose(pool)
-		if addr == "" || (why == "shared") != (tc.id == "") {
+		if addr == "" || (why == "shared") != (tc.ID == "") {
 			t.Errorf("%s: %q at %q", name, why, addr)
 		}
-		if got := r.Header.Get("Sec-Websocket-Protocol"); got != "bokeh, "+tc.token {
+		if got := r.Header.Get("Sec-Websocket-Protocol"); got != "bokeh, "+tc.Token {
 			t.Errorf("%s: the header was changed", name)
 		}
 		r.end()
@@ -955,8 +957,8 @@ func TestMembersAreBounded(t *testing.T) {
 // FuzzSelect drives Select with whatever a client can send.
 func FuzzSelect(f *testing.F) {
 	f.Add("/app", "", "", "", "")
-	f.Add("/app", stampOf("u0:80"), "", "", "")
-	f.Add("/app/ws", "", "bokeh, "+makeToken(f, stampOf("u1:80"), nil), "websocket", "")
+	f.Add("/app", bokehtest.Stamp("u0:80"), "", "", "")
+	f.Add("/app/ws", "", "bokeh, "+bokehtest.Token(f, bokehtest.Stamp("u1:80"), nil), "websocket", "")
 	f.Add("/static/extensions/x", "", "", "", strings.Repeat("x", 100))
 	pool := testPool(3)
 	s := newTestSelection(pool)
@@ -964,13 +966,13 @@ func FuzzSelect(f *testing.F) {
 		if !strings.HasPrefix(path, "/") || strings.ContainsAny(path, " \x00\r\n") {
 			return
 		}
-		r := newRequest(s, "/", sessionIDHeader, id, "Sec-Websocket-Protocol", protocol, "Upgrade", upgrade, stampHeader, theirs)
+		r := newRequest(s, "/", bokeh.SessionIDHeader, id, "Sec-Websocket-Protocol", protocol, "Upgrade", upgrade, bokeh.StampHeader, theirs)
 		r.URL.Path = path
 		addr, _ := r.choose(pool)
 		if addr == "" {
 			t.Error("no upstream")
 		}
-		if got := r.Header.Get(stampHeader); got != "" && (got == theirs || len(got) != stamp.Len) {
+		if got := r.Header.Get(bokeh.StampHeader); got != "" && (got == theirs || len(got) != stamp.Len) {
 			t.Errorf("the client's stamp %q is passed on", got)
 		}
 		r.end()
@@ -983,7 +985,7 @@ func FuzzSelect(f *testing.F) {
 func BenchmarkSelect(b *testing.B) {
 	for _, n := range []int{3, 100, 1000} {
 		pool := testPool(n)
-		bokeh, draining := newTestSelection(pool), newTestSelection(pool)
+		ours, draining := newTestSelection(pool), newTestSelection(pool)
 		for i := n / 2 % 10; i < n; i += 10 {
 			drainUpstream(draining, pool[i].Dial)
 		}
@@ -993,7 +995,7 @@ func BenchmarkSelect(b *testing.B) {
 		mac := hmac.New(sha256.New, []byte("secret"))
 		mac.Write([]byte(pool[n/2].Dial))
 		bound := hex.EncodeToString(mac.Sum(nil))
-		token := makeToken(b, testRing[0].Stamp(testRing[0].Tag(pool[n/2].Dial)), map[string]any{"Host": "example.com"})
+		token := bokehtest.Token(b, bokehtest.Ring[0].Stamp(bokehtest.Ring[0].Tag(pool[n/2].Dial)), map[string]any{"Host": "example.com"})
 		protocol := http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-Websocket-Protocol": {"bokeh, " + token}}
 		for _, bm := range []struct {
 			name   string
@@ -1001,11 +1003,11 @@ func BenchmarkSelect(b *testing.B) {
 			path   string
 			header http.Header
 		}{
-			{"bokeh/new", bokeh, "/app", http.Header{}},
-			{"bokeh/bound", bokeh, "/app/ws", protocol},
+			{"bokeh/new", ours, "/app", http.Header{}},
+			{"bokeh/bound", ours, "/app/ws", protocol},
 			{"bokeh/new/draining", draining, "/app", http.Header{}},
 			{"bokeh/bound/draining", draining, "/app/ws", protocol},
-			{"bokeh/shared", bokeh, "/static/js/bokeh.js", http.Header{}},
+			{"bokeh/shared", ours, "/static/js/bokeh.js", http.Header{}},
 			{"cookie/bound", cookie, "/app/ws", http.Header{"Cookie": {"lb=" + bound}}},
 			{"ip_hash", ipHash, "/app", http.Header{}},
 			{"least_conn", leastConn, "/app", http.Header{}},
@@ -1041,7 +1043,7 @@ func BenchmarkSessions(b *testing.B) {
 		for i := range n - 1 {
 			s.table.page(s.table.key(fmt.Sprint(i)), s.members.get("u0:80").upstream, terms{lifetime: time.Hour})
 		}
-		token := makeToken(b, stampOf("u1:80"), nil)
+		token := bokehtest.Token(b, bokehtest.Stamp("u1:80"), nil)
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			for b.Loop() {
 				r := newSocket(s, token)

@@ -16,6 +16,9 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 )
 
 // byHost is a source that looks at the request, though its config has no placeholder, as one that knows containers does.
@@ -217,13 +220,13 @@ func TestWhoseAddressItIs(t *testing.T) {
 				if again, why := newSocket(a, token).choose(u(1, 4)); again != addr || why != "bound" {
 					t.Errorf("it is then %s at %s, it moved to %s", why, again, addr)
 				}
-				if addr, why := newRequest(a, "/app", sessionIDHeader, stampOf(home)).choose(u(1, 4)); addr == home {
+				if addr, why := newRequest(a, "/app", bokeh.SessionIDHeader, bokehtest.Stamp(home)).choose(u(1, 4)); addr == home {
 					t.Errorf("a page with a stamp of it is %s there", why)
 				}
-				if addr, _ := newSocket(a, makeToken(t, stampOf(home), nil)).choose(u(1, 4)); addr == home {
+				if addr, _ := newSocket(a, bokehtest.Token(t, bokehtest.Stamp(home), nil)).choose(u(1, 4)); addr == home {
 					t.Error("a session that only its stamp tells of went there")
 				}
-				if addr, _ := newSocket(a, makeToken(t, stampOf(home), nil)).choose(u(0, 4)); addr != home {
+				if addr, _ := newSocket(a, bokehtest.Token(t, bokehtest.Stamp(home), nil)).choose(u(0, 4)); addr != home {
 					t.Errorf("where the pool has it again its stamp leads to %s", addr)
 				}
 			})
@@ -295,7 +298,7 @@ func TestAddressModel(t *testing.T) {
 					home, _ := page.choose(pool(site))
 					page.answer(http.StatusOK)
 					at := int(home[1] - '0')
-					all = append(all, &addressSession{site: site, at: at, token: makeToken(t, page.stamp(), nil), server: servers[at], idle: time.Now()})
+					all = append(all, &addressSession{site: site, at: at, token: bokehtest.Token(t, page.stamp(), nil), server: servers[at], idle: time.Now()})
 				case dice < 3 && servers[i] != nil && len(pool(servers[i].site)) > 1: // a server is told to go, and serves who is there
 					listed[i] = false
 				case dice < 4 && servers[i] != nil && !listed[i]: // it ends, and its connections with it
@@ -391,7 +394,7 @@ func TestReloadWhileDiscoveryFails(t *testing.T) {
 	if homes["u1:80"] != 2 || homes["u2:80"] != 2 {
 		t.Errorf("the visits went to %v", homes)
 	}
-	if addr, why := newSocket(after, makeToken(t, stampOf("u0:80"), nil)).choose(nil); addr != "u0:80" || why != "bound" {
+	if addr, why := newSocket(after, bokehtest.Token(t, bokehtest.Stamp("u0:80"), nil)).choose(nil); addr != "u0:80" || why != "bound" {
 		t.Errorf("a session of a server that had left before is %s at %s", why, addr)
 	}
 	if addr, _ := newRequest(other, "/app").choose(nil); addr != "" || other.knowsPool() {

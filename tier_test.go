@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -59,7 +61,7 @@ func (ts tiers) socket(token string) (way [2]string) {
 // A session is new to each tier, and balanced there; its socket goes the way of its page, also when all Caddys have been
 // restarted, with one key for all or one for each tier, and whether the server takes ids from us or not.
 func TestTwoTiers(t *testing.T) {
-	for keys, ring := range map[string]stamp.Keyring{"one key": testRing, "two keys": {stamp.NewKey([]byte("of the second tier"))}} {
+	for keys, ring := range map[string]stamp.Keyring{"one key": bokehtest.Ring, "two keys": {stamp.NewKey([]byte("of the second tier"))}} {
 		synctest.Test(t, func(t *testing.T) {
 			ts, restarted := newTiers(ring), newTiers(ring)
 			at := map[[2]string]int{}
@@ -70,13 +72,13 @@ func TestTwoTiers(t *testing.T) {
 				for name := range sent {
 					packed[name] = sent.Get(name)
 				}
-				for ids, id := range map[string]string{"ours": sent.Get(sessionIDHeader), "the server's": fmt.Sprint("made-by-the-server-", i)} {
-					token := makeToken(t, id, packed)
+				for ids, id := range map[string]string{"ours": sent.Get(bokeh.SessionIDHeader), "the server's": fmt.Sprint("made-by-the-server-", i)} {
+					token := bokehtest.Token(t, id, packed)
 					if got := restarted.socket(token); got != way {
 						t.Errorf("%s, ids are %s, restarted: the page went by %v, its socket by %v", keys, ids, way, got)
 					}
 				}
-				if got := ts.socket(makeToken(t, sent.Get(sessionIDHeader), packed)); got != way {
+				if got := ts.socket(bokehtest.Token(t, sent.Get(bokeh.SessionIDHeader), packed)); got != way {
 					t.Errorf("%s: the page went by %v, its socket by %v", keys, way, got)
 				}
 			}
@@ -101,7 +103,7 @@ func TestLimitsBehindATier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestSelection(testPool(2))
 		s.MaxSessions = 2
-		newPage := func() *request { return newRequest(s, "/app", sessionIDHeader, stampOf("this:80")) }
+		newPage := func() *request { return newRequest(s, "/app", bokeh.SessionIDHeader, bokehtest.Stamp("this:80")) }
 		for range 4 {
 			r := newPage()
 			if addr, _ := r.choose(s.static); addr == "" {

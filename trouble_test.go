@@ -21,6 +21,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
 // tryPage sends a visit, which serve plays at the upstream that is chosen.
@@ -153,7 +155,7 @@ func TestErrorOfAnotherHandler(t *testing.T) {
 // Bokeh answers 500 to an id that is empty, and whoever sends one must not take a server from others.
 func TestNamedPagesCauseNoTrouble(t *testing.T) {
 	for name, named := range map[string]func(s *Selection) *request{
-		"empty id":           func(s *Selection) *request { return newRequest(s, "/app", sessionIDHeader, "") },
+		"empty id":           func(s *Selection) *request { return newRequest(s, "/app", bokeh.SessionIDHeader, "") },
 		"empty argument":     func(s *Selection) *request { return newRequest(s, "/app?bokeh-session-id=") },
 		"unreadable":         func(s *Selection) *request { return newRequest(s, "/app?bokeh-session-id=%ff") },
 		"token that is none": func(s *Selection) *request { return newRequest(s, "/app?bokeh-token=x") },
@@ -346,7 +348,7 @@ func TestFilesTryNobody(t *testing.T) {
 		s := newTestSelection(pool)
 		dead := s.members.get("u0:80")
 		dead.trouble.failed(0, s.table.now(), firstPause)
-		building := newRequest(s, "/app", sessionIDHeader, "x")
+		building := newRequest(s, "/app", bokeh.SessionIDHeader, "x")
 		for building.choose(pool); building.run().attempt.m == dead; building.choose(pool) {
 			building.refuse()
 		}

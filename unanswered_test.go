@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 )
 
 // unansweredModel does what unanswered does, the long way: by looking at all that has been asked.
@@ -154,13 +156,13 @@ func TestFilesGoWhereAnswersCome(t *testing.T) {
 			time.Sleep(time.Minute)
 		}, true},
 		"a websocket over HTTP/2 that has no answer": {func(t *testing.T, s *Selection) {
-			socket := newSocket(s, makeToken(t, stampOf("u0:80"), nil))
+			socket := newSocket(s, bokehtest.Token(t, bokehtest.Stamp("u0:80"), nil))
 			socket.ProtoMajor, socket.ContentLength = 2, -1 // of the CONNECT that it was
 			socket.choose(s.static)
 			time.Sleep(time.Second)
 		}, false},
 		"a websocket that has no answer": {func(t *testing.T, s *Selection) {
-			socket := newSocket(s, makeToken(t, stampOf("u0:80"), nil))
+			socket := newSocket(s, bokehtest.Token(t, bokehtest.Stamp("u0:80"), nil))
 			socket.choose(s.static)
 			time.Sleep(time.Second)
 		}, false},
