@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 )
 
 func init() {
@@ -369,7 +371,7 @@ func (n *node) redial(ctx context.Context) {
 				return
 			}
 			conn.Close()
-			u.dialed(0, n.t.now(), firstPause, nil)
+			u.dialed(0, n.t.now(), breaker.Backoff, nil)
 		})
 	}
 	all.Wait()

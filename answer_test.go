@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 )
 
 // besidesApps is what a Bokeh server has beside its apps: an index, a REST handler, a download, a file of --static-dirs.
@@ -230,7 +231,7 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 		s := newTestSelection(pool)
 		s.members.get("u0:80").draining.add(1) // so that all go to the other one
 		m := s.members.get("u1:80")
-		for range pagesInARow {
+		for range breaker.PagesInARow {
 			status := newRequest(s, "/rest/status")
 			status.choose(pool)
 			rn := status.run()
@@ -246,7 +247,7 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 			page.answer(http.StatusInternalServerError)
 			synctest.Wait()
 		}
-		if !m.trouble.on() {
+		if !m.breaker.Tripped() {
 			t.Error("a server all of whose pages fail is taken for well")
 		}
 		if m.warm() || s.table.answered.hasPages(s.table.app("", 0, "/rest/status")) {

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 )
 
 const (
@@ -159,7 +161,7 @@ func (rn *run) blame(a *attempt, now time.Duration) (weighs time.Duration) {
 	elsewhere := meanShare(a.peers, m, of)
 	says := elsewhere > 0 || !failsElsewhere // or it was forgotten elsewhere sooner than who met it
 	if says {
-		m.trouble.pageFailed(a.begun, now, rowBeyondChance(elsewhere))
+		m.breaker.PageFailure(a.begun, now, rowBeyondChance(elsewhere))
 	}
 	if m.past.failing.of(of) > shareBeyondChance(elsewhere) || says && elsewhere == 0 {
 		return failedPageWeight
@@ -218,8 +220,8 @@ func shareBeyondChance(share float64) float64 {
 // rowBeyondChance returns how many pages in a row must fail at one upstream, where such a share of them fails elsewhere.
 func rowBeyondChance(share float64) int64 {
 	if share <= 0 {
-		return pagesInARow
+		return breaker.PagesInARow
 	}
 	row := math.Ceil(math.Log(byChance) / math.Log(min(share, 0.999)))
-	return max(int64(row), pagesInARow)
+	return max(int64(row), breaker.PagesInARow)
 }

@@ -107,8 +107,8 @@ func TestClientThatAlwaysFails(t *testing.T) {
 				time.Sleep(25 * time.Millisecond)
 			}
 			m := s.members.get("u0:80")
-			if m.trouble.on() || m.queue() > 1 {
-				t.Errorf("%s: in trouble %v, %d pages weigh", name, m.trouble.on(), m.queue())
+			if m.breaker.Tripped() || m.queue() > 1 {
+				t.Errorf("%s: in trouble %v, %d pages weigh", name, m.breaker.Tripped(), m.queue())
 			}
 			time.Sleep(time.Minute)
 		})

@@ -125,7 +125,7 @@ func TestBodyIsTriedElsewhere(t *testing.T) {
 					t.Errorf("page %d: status %d, %q, error %v; the server is to get %q", i, res.StatusCode, got, err, want)
 				}
 				sessions().each(func(u *upstream) { // the dead one may be well again
-					u.trouble.end()
+					u.breaker.Success()
 					u.failedAt.Store(0)
 				})
 			}

@@ -33,18 +33,18 @@ func (rn *run) fresh(v *view) int {
 		if i < 0 {
 			i = rn.untried(v, func(i int) bool { return rn.takes(v, i) }, func(m *member) weight { return rn.wait(m, v.now) })
 		}
-		if i < 0 || !v.members[i].trouble.on() {
+		if i < 0 || !v.members[i].breaker.Tripped() {
 			return i
 		}
 		m := v.members[i]
-		if !m.trouble.keepsOff(v.now) && !rn.mayFail {
-			if !m.trouble.beginTrial(v.now) {
+		if !m.breaker.Blocks(v.now) && !rn.mayFail {
+			if !m.breaker.BeginProbe(v.now) {
 				v.avoided = nil
 				continue // another visit tries it already, so it weighs more now than it did
 			}
-			rn.trial = m
+			rn.probe = m
 		}
-		if v.allThatTake(func(m *member) bool { return m.trouble.on() }) {
+		if v.allThatTake(func(m *member) bool { return m.breaker.Tripped() }) {
 			rn.noneIsWell = v.members[:v.present]
 		}
 		return i
@@ -64,7 +64,7 @@ func (v *view) allThatTake(is func(*member) bool) bool {
 // avoids says whether this run's new session should go elsewhere than to m, as long as there is another upstream. A
 // request that may fail by its own fault tries nobody.
 func (rn *run) avoids(m *member, now time.Duration) bool {
-	return m.troubled(now) || rn.mayFail && m.trouble.on()
+	return m.troubled(now) || rn.mayFail && m.breaker.Tripped()
 }
 
 // wait weighs what this run's new session would wait for at m. Sessions whose websocket has not come in time ask for nothing.
@@ -132,7 +132,7 @@ func (v *view) any(may func(int) bool) bool {
 func (rn *run) ease(m *member, now time.Duration) weight {
 	w := weight{stall: int64(m.unanswered.stall(now) / stalledAfter), queue: m.queue(), load: m.unanswered.weight(now)}
 	switch {
-	case m.trouble.on() || m.troubled(now): // a visit tries it, and not all that a page asks for besides
+	case m.breaker.Tripped() || m.troubled(now): // a visit tries it, and not all that a page asks for besides
 		w.trouble = 3
 	case strings.Contains(rn.path, "/static/extensions/") && !m.warm():
 		w.trouble = 2

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -64,7 +65,7 @@ func TestCookieDrawsNobody(t *testing.T) {
 			"all is well":            {value: base64.RawURLEncoding.EncodeToString(named[:]), drawn: true},
 			"it drains":              {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { drainUpstream(s, "u0:80") }},
 			"it is called down":      {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.healthy = notNamed("u0:80") }},
-			"it refused":             {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.members.get("u0:80").dialed(2, 2, firstPause, http.ErrAbortHandler) }},
+			"it refused":             {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.members.get("u0:80").dialed(2, 2, breaker.Backoff, http.ErrAbortHandler) }},
 			"no cookie is set":       {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.Cookie = "" }},
 			"somebody made it up":    {value: "AAAAAAAA"},
 			"it is no tag":           {value: "u0:80"},

@@ -88,14 +88,14 @@ func (s *Selection) examine(r *http.Request, rn *run) {
 	}
 }
 
-// tellTrouble logs once that an upstream has begun to fail, and once that it is well again. The error is that of its last
+// tellBreaker logs once that an upstream has begun to fail, and once that it is well again. The error is that of its last
 // connection, if that failed.
-func (rn *run) tellTrouble(m *member, err error) {
-	on := m.trouble.on()
-	if m.trouble.told.Load() == on || !m.trouble.told.CompareAndSwap(!on, on) {
+func (rn *run) tellBreaker(m *member, err error) {
+	tripped, changed := m.breaker.Changed()
+	if !changed {
 		return
 	}
-	if !on {
+	if !tripped {
 		rn.s.logger.Info("upstream is well again", zap.String("upstream", m.name))
 		return
 	}

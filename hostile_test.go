@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 )
 
 // Whatever a client says of a page, of its host or of what it has already: where max_sessions are there, no other app runs.
@@ -356,8 +357,8 @@ func TestClientOfManyAddresses(t *testing.T) {
 			r.answer(http.StatusInternalServerError)
 			synctest.Wait()
 		}
-		if m := s.members.get(u0); m.trouble.on() || m.queue() > 1 {
-			t.Errorf("in trouble %v, %d pages weigh", m.trouble.on(), m.queue())
+		if m := s.members.get(u0); m.breaker.Tripped() || m.queue() > 1 {
+			t.Errorf("in trouble %v, %d pages weigh", m.breaker.Tripped(), m.queue())
 		}
 		time.Sleep(time.Minute)
 	})
@@ -405,7 +406,7 @@ func TestDialsThatTakeLongNowAndThen(t *testing.T) {
 		tb := newTable()
 		u := tb.hold(u0)
 		for range 3 {
-			u.dialed(tb.now(), tb.now(), firstPause, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded})
+			u.dialed(tb.now(), tb.now(), breaker.Backoff, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded})
 			if u.silent(tb.now()) {
 				t.Error("it is taken for lost")
 			}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 )
 
 // newCapped returns a policy with a limit of sessions in a handler that goes on looking for a while.
@@ -756,9 +757,9 @@ func TestGroupBy(t *testing.T) {
 			},
 			"fails": func(m *member, on bool) {
 				if on {
-					m.trouble.failed(0, nodes[0].table.now(), firstPause)
+					m.breaker.Failure(0, nodes[0].table.now(), breaker.Backoff)
 				} else {
-					m.trouble.pageCame()
+					m.breaker.Success()
 				}
 			},
 		} {
@@ -807,7 +808,7 @@ func TestLastChance(t *testing.T) {
 			pool := testPool(2)
 			s := newCapped(newTable(), pool, 1, patience)
 			failing := s.members.get("u1:80")
-			failing.trouble.failed(0, s.table.now(), longestPause)
+			failing.breaker.Failure(0, s.table.now(), breaker.MaxBackoff)
 			_, hangUp := occupy(t, s, pool, 1)
 			start := time.Now()
 			r := newRequest(s, "/app")
@@ -816,7 +817,7 @@ func TestLastChance(t *testing.T) {
 			}
 			r.answer(http.StatusOK)
 			synctest.Wait()
-			if failing.trouble.on() {
+			if failing.breaker.Tripped() {
 				t.Error("it has answered, and is not well")
 			}
 			if addr, _ := newRequest(s, "/app").proxied(pool); addr != "" {

@@ -77,7 +77,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		if since := u.draining.since(); !since.IsZero() {
 			gauge(descStarted, float64(since.UnixMilli())/1e3, label)
 		}
-		gauge(descFailing, asFloat(u.trouble.on()), label)
+		gauge(descFailing, asFloat(u.breaker.Tripped()), label)
 		for d, n := range u.past.selected {
 			counter(descSelected, n.Load(), label, d)
 		}

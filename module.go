@@ -22,6 +22,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -322,7 +323,7 @@ func (s *Selection) attach(t *table) {
 	s.table = t
 	s.members = &members{t: t}
 	s.healthy = (*reverseproxy.Upstream).Healthy
-	s.pause = firstPause
+	s.pause = breaker.Backoff
 	s.lifetime = time.Duration(s.UnusedSessionLifetime + s.CheckUnusedSessions)
 	s.givesIDs = s.SessionIDs == sessionIDsUnsigned || s.SessionIDs == sessionIDsSigned && len(s.SecretKey) > 0
 }
@@ -394,7 +395,7 @@ func (s *Selection) knowPool(h *reverseproxy.Handler) {
 		s.patience = time.Duration(h.LoadBalancing.TryDuration)
 		s.tryInterval = time.Duration(h.LoadBalancing.TryInterval)
 		if h.LoadBalancing.TryDuration > 0 || h.LoadBalancing.Retries > 0 {
-			s.pause = quickPause
+			s.pause = breaker.QuickBackoff
 		}
 	}
 	if h.DynamicUpstreamsRaw != nil || h.DynamicUpstreams != nil {

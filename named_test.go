@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -120,7 +121,7 @@ func TestFilesOfALostSession(t *testing.T) {
 				t.Errorf("%s: %s at %s, which refuses", name, why, addr)
 			}
 			r.end()
-			s.members.get(home).dialed(0, s.table.now(), firstPause, nil)
+			s.members.get(home).dialed(0, s.table.now(), breaker.Backoff, nil)
 		}
 		if n := s.members.get(home).sessions.Load(); n != 1 {
 			t.Errorf("%d sessions are at the server that was lost, want the one", n)

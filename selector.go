@@ -227,7 +227,7 @@ type run struct {
 	sent       http.Header        // the map on the request after our last change
 	tried      []*member
 	ticket     *ticket       // for a place, nil as long as it has waited for none
-	trial      *member       // that the next attempt is to try whether it is well again
+	probe      *member       // that the next attempt is to try whether it is well again
 	noneIsWell []*member     // of these, one of which the next attempt takes all the same
 	blames     bool          // a page of this run has failed, and it was counted where
 	lastChance bool          // its patience is over, so it takes a place where it may fail
@@ -270,7 +270,7 @@ type attempt struct {
 	others    []*member     // where none was well
 	peers     []*member     // m, and those of its pool
 	settled   bool
-	trial     bool        // whether it tries if its upstream is well again
+	probe     bool        // whether it tries if its upstream is well again
 	open      openRequest // until it is over
 }
 
@@ -557,8 +557,8 @@ func (rn *run) elsewhere(v *view, home int) int {
 func (rn *run) try(r *http.Request, v *view, i int) {
 	m := v.members[i]
 	rn.tried = append(rn.tried, m)
-	a := &attempt{m: m, begun: v.now, trial: rn.trial == m, others: rn.noneIsWell, peers: v.members[:v.present]}
-	rn.trial, rn.noneIsWell = nil, nil
+	a := &attempt{m: m, begun: v.now, probe: rn.probe == m, others: rn.noneIsWell, peers: v.members[:v.present]}
+	rn.probe, rn.noneIsWell = nil, nil
 	if rn.repl != nil && rn.attempt != nil {
 		rn.repl.Delete(placeholderStatus) // is the last attempt's
 	}
@@ -608,8 +608,8 @@ func (rn *run) begin(a *attempt, count func() load) {
 	rn.nobody = ""
 	a.settled = rn.over
 	if rn.over {
-		if a.trial {
-			a.m.trouble.endTrial(a.begun)
+		if a.probe {
+			a.m.breaker.EndProbe(a.begun)
 		}
 		return
 	}
@@ -679,7 +679,7 @@ func (rn *run) dialed(a *attempt, err error) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	a.dialErr = err
-	defer rn.tellTrouble(a.m, err)
+	defer rn.tellBreaker(a.m, err)
 	if err == nil {
 		a.m.dialed(a.begun, rn.s.table.now(), rn.s.pause, nil)
 		return
@@ -736,9 +736,9 @@ func (rn *run) isAnswered(a *attempt) {
 	case bokeh.Page:
 		a.load.built()
 		a.took = a.m.turn(a.begun, now)
-		if a.trial { // what comes after this may take long
-			a.trial = false
-			a.m.trouble.endTrial(a.begun)
+		if a.probe { // what comes after this may take long
+			a.probe = false
+			a.m.breaker.EndProbe(a.begun)
 		}
 	case bokeh.Socket:
 		a.m.draining.requests.opened(&a.open)
@@ -852,10 +852,10 @@ func (rn *run) settle(a *attempt, status int) {
 		return
 	}
 	a.settled = true
-	if a.trial {
-		defer a.m.trouble.endTrial(a.begun)
+	if a.probe {
+		defer a.m.breaker.EndProbe(a.begun)
 	}
-	defer rn.tellTrouble(a.m, a.dialErr)
+	defer rn.tellBreaker(a.m, a.dialErr)
 	now, hasPage := rn.s.table.now(), status == http.StatusOK && !a.noPage
 	a.m.unanswered.givenUp(&a.question, now)
 	if a.dialErr != nil && a.failures < a.addrs && !a.answered {
@@ -879,12 +879,12 @@ func (rn *run) settle(a *attempt, status int) {
 			rn.weighFailed(a, now)
 		}
 		if hasPage {
-			a.m.trouble.pageCame()
+			a.m.breaker.Success()
 			a.m.failedPages.outlived(a.begun)
 			rn.clear(a, now)
 			for _, m := range a.others {
 				// It may be over for them, too, and whoever tries first is not to have all that follow.
-				m.trouble.tryNow(now)
+				m.breaker.ProbeNow(now)
 				m.failedPages.outlived(now)
 			}
 		}
@@ -993,7 +993,7 @@ func (rn *run) served() {
 	if rn.ticket != nil && rn.waited == 0 {
 		rn.waited = rn.s.table.now() - rn.inLine
 	}
-	if !rn.attempt.trial {
+	if !rn.attempt.probe {
 		rn.leaveLine()
 	}
 }

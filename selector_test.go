@@ -29,6 +29,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -624,7 +625,7 @@ func TestAllUpstreamsFailing(t *testing.T) {
 	for name, pool := range map[string]reverseproxy.UpstreamPool{"pool of one": testPool(1), "pool of three": testPool(3)} {
 		s := newTestSelection(pool)
 		for _, m := range s.membersOf(pool, nil) {
-			m.dialed(0, s.table.now(), firstPause, fmt.Errorf("connection refused"))
+			m.dialed(0, s.table.now(), breaker.Backoff, fmt.Errorf("connection refused"))
 		}
 		home := pool[len(pool)-1].Dial
 		for what, r := range map[string]*request{

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 )
 
 const (
@@ -120,7 +122,7 @@ type upstream struct {
 	failedPages pastPages // that it failed at
 	leftPages   pastPages // whose visitors have gone before an answer came
 	slowness    average   // of its pages, asUsual where they take what they usually do
-	trouble     trouble
+	breaker     breaker.Breaker
 	draining    draining
 
 	lot    uint64   // most likely no other one's, so that the sum of some tells which they are
@@ -701,7 +703,7 @@ func (u *upstream) dialed(begun, now, pause time.Duration, err error) {
 		if u.lateSince.Load() != 0 {
 			u.lateSince.Store(0)
 		}
-		u.trouble.connected()
+		u.breaker.Connected()
 	case !isUpstreamsFault(err):
 	case isTimeout(err):
 		if last := time.Duration(u.lateAt.Load()); now-last > 2*unhealthyGrace {
@@ -709,11 +711,11 @@ func (u *upstream) dialed(begun, now, pause time.Duration, err error) {
 		}
 		u.lateSince.CompareAndSwap(0, int64(now))
 		u.lateAt.Store(int64(now))
-		u.trouble.failed(begun, now, pause)
+		u.breaker.Failure(begun, now, pause)
 	default:
 		u.failedAt.Store(int64(now))
 		u.coldSince.Store(int64(now))
-		u.trouble.failed(begun, now, pause)
+		u.breaker.Failure(begun, now, pause)
 	}
 }
 

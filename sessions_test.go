@@ -19,6 +19,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 )
 
 const testLifetime = 32 * time.Second
@@ -422,14 +424,14 @@ func TestDialed(t *testing.T) {
 		"anything else":        {errors.New("broken"), true},
 	} {
 		u := new(upstream)
-		u.dialed(0, time.Second, firstPause, tc.err)
+		u.dialed(0, time.Second, breaker.Backoff, tc.err)
 		if got := u.failing(2 * time.Second); got != tc.want {
 			t.Errorf("%s: failing is %v, want %v", name, got, tc.want)
 		}
 		if u.failing(time.Second + dialPause) {
 			t.Errorf("%s: still failing after the pause", name)
 		}
-		u.dialed(0, time.Second, firstPause, nil)
+		u.dialed(0, time.Second, breaker.Backoff, nil)
 		if u.failing(2 * time.Second) {
 			t.Errorf("%s: failing after a good dial", name)
 		}

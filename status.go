@@ -169,7 +169,7 @@ func (n *node) addHealth(of func(address string) *upstreamStatus) {
 				st.Healthy = st.Healthy && u.Healthy()
 				st.Full = st.Full || full(u)
 				st.Unreachable = st.Unreachable || m.unreachable()
-				st.Failing = st.Failing || m.trouble.on()
+				st.Failing = st.Failing || m.breaker.Tripped()
 			}
 		})
 	})

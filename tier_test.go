@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -116,11 +117,11 @@ func TestLimitsBehindATier(t *testing.T) {
 		}
 		synctest.Wait() // until the pages have ended, each of which says that its server is well
 		s.MaxSessions = 0
-		s.members.get("u0:80").dialed(s.table.now(), s.table.now(), firstPause, fmt.Errorf("connection refused"))
+		s.members.get("u0:80").dialed(s.table.now(), s.table.now(), breaker.Backoff, fmt.Errorf("connection refused"))
 		if addr, _ := newPage().choose(s.static); addr != "u1:80" {
 			t.Errorf("a session goes to %q, though that has just failed", addr)
 		}
-		time.Sleep(firstPause + time.Second)
+		time.Sleep(breaker.Backoff + time.Second)
 		if addr, _ := newPage().choose(s.static); addr != "u0:80" {
 			t.Errorf("nobody tries the server that has failed, but %q", addr)
 		}

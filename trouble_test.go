@@ -23,6 +23,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 )
 
 // tryPage sends a visit, which serve plays at the upstream that is chosen.
@@ -92,7 +93,7 @@ func TestOneVisitTries(t *testing.T) {
 		pool := testPool(2)
 		s := newTestSelection(pool)
 		tryPage(s, pool[:1], func(_ string, r *request) { r.refuse() })
-		time.Sleep(firstPause)
+		time.Sleep(breaker.Backoff)
 		var slow []*request
 		tries := 0
 		for range 20 {
@@ -116,7 +117,7 @@ func TestOneVisitTries(t *testing.T) {
 		}
 		r.answer(http.StatusOK)
 		synctest.Wait()
-		if m := s.members.get("u0:80"); m.troubled(s.table.now()) || m.trouble.isTried(s.table.now()) {
+		if m := s.members.get("u0:80"); m.troubled(s.table.now()) || m.breaker.State(s.table.now()) == breaker.Probing {
 			t.Error("it has answered, and is kept off")
 		}
 	})
@@ -200,10 +201,10 @@ func TestRequestsThatMayFail(t *testing.T) {
 				r.end()
 				synctest.Wait()
 			}
-			if m.trouble.on() {
+			if m.breaker.Tripped() {
 				t.Errorf("%s: it is kept off", name)
 			}
-			m.trouble.failed(s.table.now(), s.table.now(), firstPause)
+			m.breaker.Failure(s.table.now(), s.table.now(), breaker.Backoff)
 			time.Sleep(time.Minute)
 			busy := newRequest(s, "/app")
 			busy.choose(pool[1:])
@@ -237,14 +238,14 @@ func TestTrialThatHangs(t *testing.T) {
 		pool := testPool(2)
 		s := newTestSelection(pool)
 		m := s.members.get("u0:80")
-		m.trouble.failed(0, s.table.now(), firstPause)
-		time.Sleep(firstPause)
+		m.breaker.Failure(0, s.table.now(), breaker.Backoff)
+		time.Sleep(breaker.Backoff)
 		newRequest(s, "/app").choose(pool[1:])
 		hangs := newRequest(s, "/app")
 		if addr, _ := hangs.choose(pool); addr != "u0:80" {
 			t.Fatal("it is tried at ", addr)
 		}
-		time.Sleep(longestPause - time.Second)
+		time.Sleep(breaker.MaxBackoff - time.Second)
 		for range 3 {
 			if addr, _ := newRequest(s, "/app").choose(pool); addr != "u1:80" {
 				t.Error("two try it at once")
@@ -257,12 +258,12 @@ func TestTrialThatHangs(t *testing.T) {
 		}
 		hangs.end() // which is not the one that tries any more
 		synctest.Wait()
-		if !m.trouble.isTried(s.table.now()) {
+		if m.breaker.State(s.table.now()) != breaker.Probing {
 			t.Error("the trial ended with that of another visit")
 		}
 		next.end()
 		synctest.Wait()
-		if m.trouble.isTried(s.table.now()) {
+		if m.breaker.State(s.table.now()) == breaker.Probing {
 			t.Error("the trial goes on without a visit")
 		}
 		time.Sleep(time.Minute)
@@ -309,7 +310,7 @@ func TestRetriedAnswers(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			pool := testPool(1)
 			s := newTestSelection(pool)
-			for range pagesInARow {
+			for range breaker.PagesInARow {
 				r := newRequest(s, "/app")
 				r.choose(pool)
 				r.run().connected(r.run().attempt)
@@ -324,7 +325,7 @@ func TestRetriedAnswers(t *testing.T) {
 				r.end()
 				synctest.Wait()
 			}
-			if got := s.members.get("u0:80").trouble.on(); got != keeps {
+			if got := s.members.get("u0:80").breaker.Tripped(); got != keeps {
 				t.Errorf("%d is retried: in trouble: %t", status, got)
 			}
 			time.Sleep(time.Minute)
@@ -347,7 +348,7 @@ func TestFilesTryNobody(t *testing.T) {
 		pool := testPool(2)
 		s := newTestSelection(pool)
 		dead := s.members.get("u0:80")
-		dead.trouble.failed(0, s.table.now(), firstPause)
+		dead.breaker.Failure(0, s.table.now(), breaker.Backoff)
 		building := newRequest(s, "/app", bokeh.SessionIDHeader, "x")
 		for building.choose(pool); building.run().attempt.m == dead; building.choose(pool) {
 			building.refuse()
@@ -399,20 +400,21 @@ func TestClientsCauseNoTrouble(t *testing.T) {
 			if s.members.get("u0:80").troubled(s.table.now()) {
 				t.Errorf("%s: it is kept off", name)
 			}
-			s.members.get("u0:80").trouble.failed(0, s.table.now(), firstPause)
-			time.Sleep(time.Second)
+			for range breaker.PagesInARow { // pages fail, not dials
+				s.members.get("u0:80").breaker.PageFailure(s.table.now(), s.table.now(), breaker.PagesInARow)
+			}
+			time.Sleep(breaker.QuickBackoff / 2)
 			if name == "page without a socket" {
 				return // it is a page
 			}
-			before := s.members.get("u0:80").trouble.until.Load()
+			before := s.members.get("u0:80").breaker.Until()
 			tryPage(s, pool, func(_ string, r *request) {
 				if name == "dial that was cancelled" {
 					r.end()
 				}
-				s.members.get("u0:80").trouble.byPages.Store(true) // pages fail, not dials
 				c(r)
 			})
-			if after := s.members.get("u0:80").trouble.until.Load(); after != before {
+			if after := s.members.get("u0:80").breaker.Until(); after != before {
 				t.Errorf("%s: it is tried again at %d instead of %d", name, after, before)
 			}
 		})
@@ -439,8 +441,8 @@ func TestManyFailAtOnce(t *testing.T) {
 			r.end()
 		}
 		synctest.Wait()
-		if tr := &s.members.get("u0:80").trouble; tr.failures != 1 {
-			t.Errorf("50 at once are %d failures", tr.failures)
+		if m := s.members.get("u0:80"); m.breaker.Until() > s.table.now()+breaker.Backoff {
+			t.Errorf("after 50 at once the pause is over at %v, now it is %v", m.breaker.Until(), s.table.now())
 		}
 		if addr, _ := newRequest(s, "/app").choose(pool); addr == "" {
 			t.Error("the only upstream is in trouble, and nobody may try it")
@@ -472,8 +474,8 @@ func TestFailingServerBehindCaddy(t *testing.T) {
 		most int // visits that meet it, each half a second at most
 	}{
 		"refuses dials": {deadAddr(t), 1},
-		"answers 500":   {fails.addr(), pagesInARow},
-		"hangs up":      {hangsUp.Addr().String(), pagesInARow},
+		"answers 500":   {fails.addr(), breaker.PagesInARow},
+		"hangs up":      {hangsUp.Addr().String(), breaker.PagesInARow},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, upstreams := three(t)
@@ -486,7 +488,7 @@ func TestFailingServerBehindCaddy(t *testing.T) {
 				}
 			}
 			// Each pause that may be over costs one more.
-			if most := c.most + int(time.Since(begun)/firstPause); met > most || met == 0 {
+			if most := c.most + int(time.Since(begun)/breaker.Backoff); met > most || met == 0 {
 				t.Errorf("%d of 60 visits met it, want 1 to %d", met, most)
 			}
 		})
@@ -546,7 +548,7 @@ func TestRequestThatFailsEverywhere(t *testing.T) {
 		r.end()
 		synctest.Wait()
 		for _, u := range pool {
-			if m := s.members.get(u.Dial); m.trouble.on() {
+			if m := s.members.get(u.Dial); m.breaker.Tripped() {
 				t.Errorf("after one visit %s is in trouble", m.name)
 			}
 		}
@@ -560,10 +562,10 @@ func TestPauseDependsOnRetries(t *testing.T) {
 		lb   *reverseproxy.LoadBalancing
 		want time.Duration
 	}{
-		"no block":        {nil, firstPause},
-		"no retries":      {&reverseproxy.LoadBalancing{}, firstPause},
-		"lb_try_duration": {&reverseproxy.LoadBalancing{TryDuration: caddy.Duration(time.Second)}, quickPause},
-		"lb_retries":      {&reverseproxy.LoadBalancing{Retries: 1}, quickPause},
+		"no block":        {nil, breaker.Backoff},
+		"no retries":      {&reverseproxy.LoadBalancing{}, breaker.Backoff},
+		"lb_try_duration": {&reverseproxy.LoadBalancing{TryDuration: caddy.Duration(time.Second)}, breaker.QuickBackoff},
+		"lb_retries":      {&reverseproxy.LoadBalancing{Retries: 1}, breaker.QuickBackoff},
 	} {
 		pool := testPool(2)
 		s := newTestSelection(pool)
@@ -579,7 +581,7 @@ func TestTrialEndsAtTheFirstByte(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(2)
 		s := newTestSelection(pool)
-		for range pagesInARow {
+		for range breaker.PagesInARow {
 			tryPage(s, pool[:1], func(_ string, r *request) { r.answer(http.StatusInternalServerError) })
 			time.Sleep(failedPageWeight + 1)
 		}
@@ -596,7 +598,7 @@ func TestTrialEndsAtTheFirstByte(t *testing.T) {
 			}
 			r.answer(http.StatusOK)
 		})
-		if s.members.get("u0:80").trouble.on() {
+		if s.members.get("u0:80").breaker.Tripped() {
 			t.Error("it has answered, and is in trouble")
 		}
 		long.end()

@@ -121,7 +121,7 @@ func (m *member) failing(now time.Duration) bool {
 
 // troubled says whether new sessions should go elsewhere, as long as there is another upstream.
 func (m *member) troubled(now time.Duration) bool {
-	return m.trouble.keepsOff(now) || justFailed(&m.noTLS, now)
+	return m.breaker.Blocks(now) || justFailed(&m.noTLS, now)
 }
 
 // unreachable says whether the last connection to m could not be made, however long ago.
