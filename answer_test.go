@@ -238,7 +238,7 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 			rn.connected(rn.attempt)
 			rn.firstByteCame(rn.attempt)
 			rn.hasAnswer(&http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: http.NoBody})
-			if n := m.sessions.Load(); n != 0 {
+			if n := m.slots.Sessions.Load(); n != 0 {
 				t.Errorf("%d sessions, though the answer is no page", n)
 			}
 			status.answer(http.StatusOK)

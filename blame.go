@@ -68,7 +68,7 @@ func (rn *run) hasFailed(pool []*member, but *member, now time.Duration) bool {
 func (rn *run) hadChoice(a *attempt) bool {
 	limit := int64(rn.s.MaxSessions)
 	return rn.s.GroupBy == "" && slices.ContainsFunc(a.peers, func(m *member) bool {
-		return m != a.m && !m.draining.on() && (!rn.isCapped() || m.places(limit) < limit)
+		return m != a.m && !m.draining.on() && (!rn.isCapped() || m.slots.Taken(limit) < limit)
 	})
 }
 

@@ -158,7 +158,7 @@ func TestPageWithALongBody(t *testing.T) {
 		page.Body, page.ContentLength = body, 1<<30
 		page.choose(pool)
 		u := page.run().attempt.m
-		if got := u.sessions.Load(); got != 0 {
+		if got := u.slots.Sessions.Load(); got != 0 {
 			t.Errorf("%d sessions before the answer", got)
 		}
 		page.answer(200)

@@ -69,7 +69,7 @@ func (rn *run) avoids(m *member, now time.Duration) bool {
 
 // wait weighs what this run's new session would wait for at m. Sessions whose websocket has not come in time ask for nothing.
 func (rn *run) wait(m *member, now time.Duration) weight {
-	w := weight{queue: m.queue(), load: m.sessions.Load() - m.placeless.Load()}
+	w := weight{queue: m.queue(), load: m.slots.Holding()}
 	if w.queue > 0 {
 		w.queue = (w.queue + 1) * m.slowness.or(asUsual)
 	}

@@ -132,7 +132,7 @@ func (c crowd) behind(t *testing.T, pick func(s *Selection, pool reverseproxy.Up
 		for _, u := range pool {
 			n := 0.0
 			for _, s := range nodes {
-				n += float64(s.members.get(u.Dial).sessions.Load())
+				n += float64(s.members.get(u.Dial).slots.Sessions.Load())
 			}
 			sum += n
 			most = max(most, n)

@@ -111,7 +111,7 @@ func (s *Selection) tellFull(upstreams int) {
 	now := s.table.now()
 	if s.pacers.full.lets(now) {
 		s.logger.Error("every upstream has max_sessions sessions; new visitors wait as long as lb_try_duration allows, then get 503 (add an upstream, or raise max_sessions)",
-			zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", upstreams), zap.Int64("visits_waiting", s.table.line.waiting(now)))
+			zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", upstreams), zap.Int64("visits_waiting", s.table.waiting.Len(now)))
 	}
 }
 

@@ -206,7 +206,7 @@ func TestDrainingWhileChoosing(t *testing.T) {
 	if addr == marked {
 		t.Errorf("the session went to %s, which was marked meanwhile", addr)
 	}
-	if n := s.table.upstreams[marked].sessions.Load(); n != 0 {
+	if n := s.table.upstreams[marked].slots.Sessions.Load(); n != 0 {
 		t.Errorf("%d sessions are counted there", n)
 	}
 	if tg, k, ok := bokehtest.Ring.Verify(r.stamp()); !ok || tg != k.Tag(addr) {

@@ -208,7 +208,7 @@ func TestPlaceOfALeftPage(t *testing.T) {
 						want.places, want.sessions = 0, 0
 					}
 					time.AfterFunc(after, func() {
-						if places, sessions := m.places(1), m.sessions.Load(); places != want.places || sessions != want.sessions {
+						if places, sessions := m.slots.Taken(1), m.slots.Sessions.Load(); places != want.places || sessions != want.sessions {
 							t.Errorf("after %v it has %d sessions and %d places are taken, want %v", after, sessions, places, want)
 						}
 					})
@@ -277,19 +277,19 @@ func TestPlaceWithoutASocket(t *testing.T) {
 					again(s, nil, bokehtest.Token(t, "given", nil))
 					synctest.Wait()
 				}
-				if got := m.places(1); got != 0 {
+				if got := m.slots.Taken(1); got != 0 {
 					t.Errorf("after ten seconds it holds %d places", got)
 				}
 				open := newSocket(s, bokehtest.Token(t, "given", nil))
 				open.choose(pool)
 				open.run().connected(open.run().attempt)
 				open.run().firstByteCame(open.run().attempt)
-				if got := m.places(1); got != 1 {
+				if got := m.slots.Taken(1); got != 1 {
 					t.Errorf("with a websocket it holds %d places", got)
 				}
 				open.answer(http.StatusSwitchingProtocols)
 				time.Sleep(time.Minute)
-				if n, placeless := m.sessions.Load(), m.placeless.Load(); n != 0 || placeless != 0 {
+				if n, placeless := m.slots.Sessions.Load(), m.slots.Slotless.Load(); n != 0 || placeless != 0 {
 					t.Errorf("in the end there are %d sessions, %d without a place", n, placeless)
 				}
 			})
@@ -311,7 +311,7 @@ func TestPagesAlone(t *testing.T) {
 			} else {
 				r.answer(http.StatusOK)
 			}
-			most = max(most, m.sessions.Load())
+			most = max(most, m.slots.Sessions.Load())
 		}
 		if most > 80 {
 			t.Errorf("%d sessions where 40 are allowed", most)
@@ -461,8 +461,8 @@ func TestRefusedLongBodyHoldsNoPlace(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if n, q := m.sessions.Load(), m.queue(); n != 1 || q != 1 {
-			t.Errorf("%d sessions and %d pages are counted, the server has 1; places taken: %d of 1", n, q, m.places(1))
+		if n, q := m.slots.Sessions.Load(), m.queue(); n != 1 || q != 1 {
+			t.Errorf("%d sessions and %d pages are counted, the server has 1; places taken: %d of 1", n, q, m.slots.Taken(1))
 		}
 		for _, r := range all {
 			r.badGateway()

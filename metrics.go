@@ -98,7 +98,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range m.n.t.unknownStamps {
 		counter(descUnknown, n.Load(), kind)
 	}
-	gauge(descWaiting, float64(m.n.t.line.waiting(now)))
+	gauge(descWaiting, float64(m.n.t.waiting.Len(now)))
 	gauge(descKeys, asFloat(m.n.keysAgree()))
 }
 

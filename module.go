@@ -22,6 +22,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/admission"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
@@ -172,15 +173,15 @@ type Selection struct {
 	raise    func(event string, data map[string]any) // nil in tests
 	healthy  func(*reverseproxy.Upstream) bool
 
-	patience    time.Duration             // of the handler: how long it goes on looking for an upstream
-	tryInterval time.Duration             // between two times that it looks
-	pause       time.Duration             // the first one of an upstream that fails, before it is tried again
-	unloaded    <-chan struct{}           // closed when the config is replaced; nil in tests
-	static      reverseproxy.UpstreamPool // the handler's own pool, if it is the same for every request
-	index       atomic.Pointer[index]     // of the static pool
-	owner       *owner                    // by which its sessions are known from those of other policies
-	offered     atomic.Pointer[offer]     // to the one who was last in the line
-	fallback    reverseproxy.UpstreamPool // of the config, for when discovery fails
+	patience    time.Duration                   // of the handler: how long it goes on looking for an upstream
+	tryInterval time.Duration                   // between two times that it looks
+	pause       time.Duration                   // the first one of an upstream that fails, before it is tried again
+	unloaded    <-chan struct{}                 // closed when the config is replaced; nil in tests
+	static      reverseproxy.UpstreamPool       // the handler's own pool, if it is the same for every request
+	index       atomic.Pointer[index]           // of the static pool
+	owner       *owner                          // by which its sessions are known from those of other policies
+	offered     atomic.Pointer[admission.Offer] // to the one who waited last
+	fallback    reverseproxy.UpstreamPool       // of the config, for when discovery fails
 
 	pacers pacers
 

@@ -54,7 +54,7 @@ func TestRequestThatNamesASession(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if n := s.members.get(home).sessions.Load() + another.members.get(home).sessions.Load(); n != 1 {
+		if n := s.members.get(home).slots.Sessions.Load() + another.members.get(home).slots.Sessions.Load(); n != 1 {
 			t.Errorf("%d sessions, want the one", n)
 		}
 	})
@@ -123,7 +123,7 @@ func TestFilesOfALostSession(t *testing.T) {
 			r.end()
 			s.members.get(home).dialed(0, s.table.now(), breaker.Backoff, nil)
 		}
-		if n := s.members.get(home).sessions.Load(); n != 1 {
+		if n := s.members.get(home).slots.Sessions.Load(); n != 1 {
 			t.Errorf("%d sessions are at the server that was lost, want the one", n)
 		}
 	})

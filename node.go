@@ -579,7 +579,7 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 
 // sessions returns how many sessions this process has.
 func (n *node) sessions() (sum int64) {
-	n.t.each(func(u *upstream) { sum += u.sessions.Load() })
+	n.t.each(func(u *upstream) { sum += u.slots.Sessions.Load() })
 	return sum
 }
 

@@ -914,7 +914,7 @@ func TestGracePeriodWithoutTheStorage(t *testing.T) {
 			t.Errorf("before the hour is over %d sockets are open", n)
 		}
 		pass(2 * time.Minute)
-		if n := b.s.members.get(u0).sessions.Load(); n != 0 {
+		if n := b.s.members.get(u0).slots.Sessions.Load(); n != 0 {
 			t.Errorf("after it %d sessions are left", n)
 		}
 		b.door.fail(nil)

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/admission"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
@@ -99,7 +100,7 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 	s.discovered(pool, v)
 	for {
 		i, d := run.choose(v)
-		if i < 0 && run.waitInLine(r.Context(), v) {
+		if i < 0 && run.waitForSlot(r.Context(), v) {
 			v = s.view(pool, run)
 			continue
 		}
@@ -226,17 +227,17 @@ type run struct {
 	header     http.Header        // the map that Caddy copies from for each attempt where there are header operations
 	sent       http.Header        // the map on the request after our last change
 	tried      []*member
-	ticket     *ticket       // for a place, nil as long as it has waited for none
-	probe      *member       // that the next attempt is to try whether it is well again
-	noneIsWell []*member     // of these, one of which the next attempt takes all the same
-	blames     bool          // a page of this run has failed, and it was counted where
-	lastChance bool          // its patience is over, so it takes a place where it may fail
-	inLine     time.Duration // since when it waits for a place, on the table's clock
-	waited     time.Duration // until it had one
-	handedOn   bool          // the proxy was given an upstream, so it may still be writing what it sends
-	left       bool          // it was counted that the session has moved
-	turnedAway bool          // w has been told when to come back
-	shown      string        // the session's id as far as it is known, for the hash that may be shown
+	waiter     *admission.Waiter // for a slot, nil as long as it has waited for none
+	probe      *member           // that the next attempt is to try whether it is well again
+	noneIsWell []*member         // of these, one of which the next attempt takes all the same
+	blames     bool              // a page of this run has failed, and it was counted where
+	lastChance bool              // its patience is over, so it takes a slot where it may fail
+	queuedAt   time.Duration     // since when it waits for a slot, on the table's clock
+	waited     time.Duration     // until it had one
+	handedOn   bool              // the proxy was given an upstream, so it may still be writing what it sends
+	left       bool              // it was counted that the session has moved
+	turnedAway bool              // w has been told when to come back
+	shown      string            // the session's id as far as it is known, for the hash that may be shown
 
 	mu      sync.Mutex // guards all below
 	attempt *attempt   // the last one, nil before the first
@@ -703,7 +704,7 @@ func (rn *run) connected(a *attempt) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	a.connected = true
-	rn.leaveLine()
+	rn.leaveQueue()
 	if rn.repl != nil && a.address == "" {
 		a.address, _ = rn.repl.GetString(placeholderUpstream)
 	}
@@ -791,7 +792,7 @@ func (rn *run) end() {
 		return
 	}
 	rn.over = true
-	rn.leaveLine()
+	rn.leaveQueue()
 	if rn.nobody != "" {
 		rn.s.table.nobody.add(rn.nobody)
 	}
@@ -990,18 +991,18 @@ func (s *Selection) refused(m *member, rn *run, forThat bool) {
 // served takes note that the run has an upstream. Who only tries one that has failed stays in the line
 // until it takes the connection.
 func (rn *run) served() {
-	if rn.ticket != nil && rn.waited == 0 {
-		rn.waited = rn.s.table.now() - rn.inLine
+	if rn.waiter != nil && rn.waited == 0 {
+		rn.waited = rn.s.table.now() - rn.queuedAt
 	}
 	if !rn.attempt.probe {
-		rn.leaveLine()
+		rn.leaveQueue()
 	}
 }
 
-// sayWaited sets the placeholder of how long the visit has waited in line, in milliseconds.
+// sayWaited sets the placeholder of how long the visit has waited for a slot, in milliseconds.
 func (rn *run) sayWaited() {
-	if rn.repl != nil && rn.ticket != nil {
-		rn.repl.Set(placeholderWaited, cmp.Or(rn.waited, rn.s.table.now()-rn.inLine).Seconds()*1e3)
+	if rn.repl != nil && rn.waiter != nil {
+		rn.repl.Set(placeholderWaited, cmp.Or(rn.waited, rn.s.table.now()-rn.queuedAt).Seconds()*1e3)
 	}
 }
 

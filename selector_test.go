@@ -415,7 +415,7 @@ func TestRetriesOfANewSession(t *testing.T) {
 	}
 	total := int64(0)
 	for _, m := range s.index.Load().members {
-		total += m.sessions.Load()
+		total += m.slots.Sessions.Load()
 	}
 	if total != 1 {
 		t.Errorf("one request weighs %d", total)

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/admission"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 )
 
@@ -66,7 +67,7 @@ type table struct {
 
 	nobody        counters // requests for which there was no upstream, by reason
 	unknownStamps counters // requests with a stamp that no key of their policy has signed, by kind
-	line          line     // in which visits wait for a place
+	waiting       *admission.Queue
 
 	pageTimes [1 << 10]average // by app; two that share one are taken for one
 	answered  answeredAt
@@ -92,8 +93,8 @@ type session struct {
 	at   *upstream
 
 	until      time.Duration // when it ends if no socket comes, on the table's clock; 0 if it does not wait
-	placeUntil time.Duration // until when it holds a place if no socket comes, on the same clock; 0 if that is not the question
-	placeless  bool          // that time is over
+	slotUntil time.Duration // until when it holds a slot if no socket comes, on the same clock; 0 if that is not the question
+	slotless  bool          // that time is over
 	timer      *time.Timer   // pending while one of them is not 0
 	wakes      time.Duration // when it is due, on the same clock
 	pages      int32         // being built
@@ -116,17 +117,13 @@ type upstream struct {
 	// What is compared for every new session comes first, and together.
 
 	counts      [numStates]atomic.Int64 // sessions by state; nobody reads that of the ended ones
-	sessions    atomic.Int64            // all that have not ended
-	placeless   atomic.Int64            // of these, those that hold no place any more
+	slots       admission.Server        // its sessions, and who waits for one
 	unanswered  unanswered
 	failedPages pastPages // that it failed at
 	leftPages   pastPages // whose visitors have gone before an answer came
 	slowness    average   // of its pages, asUsual where they take what they usually do
 	breaker     breaker.Breaker
 	draining    draining
-
-	lot    uint64   // most likely no other one's, so that the sum of some tells which they are
-	queues []*queue // of visits that wait for a place here; guarded by the line's mu
 
 	failedAt  atomic.Int64 // when a dial failed last, but for those that took too long, on the table's clock in nanoseconds; 0 if one succeeded since
 	lateSince atomic.Int64 // since when dials take too long, on the same clock; 0 if one succeeded since
@@ -178,7 +175,7 @@ func newTable() *table {
 		seed: maphash.MakeSeed(), start: time.Now(),
 		nobody: newCounters(nobodyReasons...), unknownStamps: newCounters(stampedKinds...),
 		upstreams: make(map[string]*upstream), sources: make(map[string]*source), owners: make(map[*owner]struct{}),
-		line: line{queues: make(map[queueKey]*queue)},
+		waiting: admission.NewQueue(),
 	}
 	rand.Read(t.salt[:])
 	for i := range t.shards {
@@ -217,7 +214,7 @@ func (t *table) hold(name string) *upstream {
 	u := t.upstreams[name]
 	if u == nil {
 		u = &upstream{name: name, shared: sharedName(name)}
-		u.lot = maphash.Comparable(t.seed, u)
+		u.slots.Lot = maphash.Comparable(t.seed, u)
 		u.past = &past{selected: newCounters(decisions...), moved: newCounters(moveReasons...), hedged: newCounters(hedgeOutcomes...)}
 		t.upstreams[name] = u
 	}
@@ -238,7 +235,7 @@ func (t *table) sessionsAt(name string) int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if u := t.upstreams[name]; u != nil {
-		return u.sessions.Load()
+		return u.slots.Sessions.Load()
 	}
 	return 0
 }
@@ -302,15 +299,15 @@ func (l load) built() {
 	l.update(func(s *session) {
 		s.pages--
 		s.served++
-		if !s.hadOne && !s.placeless && s.placeUntil == 0 { // one session holds one place for one time, however often it is asked for
-			s.placeUntil = onBeat(l.t.now() + placeFor)
+		if !s.hadOne && !s.slotless && s.slotUntil == 0 { // one session holds one slot for one time, however often it is asked for
+			s.slotUntil = onBeat(l.t.now() + slotFor)
 			l.t.arm(s)
 		}
 	})
 }
 
 // pageLeft tells that nobody waits for the page any more and that no answer has come, though the server had all of the request:
-// it makes the session all the same, in a time that is given, and keeps it. No websocket will come, so it holds no place. It says
+// it makes the session all the same, in a time that is given, and keeps it. No websocket will come, so it holds no slot. It says
 // whether the server may still be at it.
 func (l load) pageLeft(work time.Duration) (busy bool) {
 	l.update(func(s *session) {
@@ -320,8 +317,8 @@ func (l load) pageLeft(work time.Duration) (busy bool) {
 			return
 		}
 		l.t.keep(s, work+l.lifetime)
-		if s.pages == 0 && s.placeUntil == 0 {
-			s.losePlace(l.t.now(), &l.t.line)
+		if s.pages == 0 && s.slotUntil == 0 {
+			s.loseSlot(l.t.now(), l.t.waiting)
 		}
 	})
 	return busy
@@ -407,7 +404,7 @@ func (t *table) quit(sh *shard, s *session) {
 
 // stopWaiting ends the waiting of s. The shard is locked.
 func (t *table) stopWaiting(sh *shard, s *session) {
-	s.until, s.placeUntil = 0, 0
+	s.until, s.slotUntil = 0, 0
 	if s.timer != nil {
 		s.timer.Stop()
 		s.timer = nil
@@ -419,7 +416,7 @@ func (t *table) stopWaiting(sh *shard, s *session) {
 func (l load) opened() {
 	l.update(func(s *session) {
 		s.hadOne, s.made = true, true
-		s.takePlace()
+		s.takeSlot()
 	})
 }
 
@@ -441,10 +438,10 @@ const beat = 250 * time.Millisecond
 // onBeat returns the first beat that is not before a moment on the table's clock, which begins with 1.
 func onBeat(moment time.Duration) time.Duration { return (moment + beat - 2).Truncate(beat) + 1 }
 
-// placeFor is how long after its answer a page holds a place though no socket has come. Browsers open theirs within a second or
+// slotFor is how long after its answer a page holds a slot though no socket has come. Browsers open theirs within a second or
 // two, on a slow line in five. Whoever asks for pages alone must not keep others out for as long as a server keeps a session;
-// a socket that comes later takes the place again, though there may be one too many then.
-const placeFor = 5 * time.Second
+// a socket that comes later takes the slot again, though there may be one too many then.
+const slotFor = 5 * time.Second
 
 // keep lets s live for d from now, and up to a beat more, though it has no socket. The shard is locked.
 func (t *table) keep(s *session, d time.Duration) {
@@ -458,8 +455,8 @@ func (t *table) keep(s *session, d time.Duration) {
 // arm sees to it that s wakes in time. The shard is locked.
 func (t *table) arm(s *session) {
 	next := s.until
-	if s.placeUntil != 0 && (next == 0 || s.placeUntil < next) {
-		next = s.placeUntil
+	if s.slotUntil != 0 && (next == 0 || s.slotUntil < next) {
+		next = s.slotUntil
 	}
 	switch {
 	case next == 0:
@@ -476,8 +473,8 @@ func (t *table) arm(s *session) {
 func (t *table) wake(s *session) {
 	s.timer = nil
 	now := t.now()
-	if s.placeUntil != 0 && s.placeUntil <= now {
-		s.losePlace(now, &t.line)
+	if s.slotUntil != 0 && s.slotUntil <= now {
+		s.loseSlot(now, t.waiting)
 	}
 	if s.until != 0 && s.until <= now {
 		t.expire(s)
@@ -488,30 +485,24 @@ func (t *table) wake(s *session) {
 // isGuess says whether nobody has ever had the session, and nobody waits for it: its server may have made it. The shard is locked.
 func (s *session) isGuess() bool { return !s.made && s.pages == 0 && s.served == 0 && s.sockets == 0 }
 
-// losePlace lets others have the place of a session whose socket has not come, or will not. The shard is locked.
-func (s *session) losePlace(now time.Duration, l *line) {
-	s.placeUntil = 0
-	if s.hadOne || s.placeless || s.state() == ended {
+// loseSlot lets others have the slot of a session whose socket has not come, or will not. The shard is locked.
+func (s *session) loseSlot(now time.Duration, q *admission.Queue) {
+	s.slotUntil = 0
+	if s.hadOne || s.slotless || s.state() == ended {
 		return
 	}
-	s.placeless = true
-	s.at.placeless.Add(1)
-	l.freed(s.at, now)
+	s.slotless = true
+	s.at.slots.Slotless.Add(1)
+	q.Freed(&s.at.slots, now)
 }
 
-// takePlace gives the session a place, whether there is one or not. The shard is locked.
-func (s *session) takePlace() {
-	s.placeUntil = 0
-	if s.placeless {
-		s.placeless = false
-		s.at.placeless.Add(-1)
+// takeSlot gives the session a slot, whether there is one or not. The shard is locked.
+func (s *session) takeSlot() {
+	s.slotUntil = 0
+	if s.slotless {
+		s.slotless = false
+		s.at.slots.Slotless.Add(-1)
 	}
-}
-
-// places returns how many of a limit of places are taken at u. Sessions that hold none are overlooked up to that limit, so that there
-// are never more than twice as many.
-func (u *upstream) places(limit int64) int64 {
-	return u.sessions.Load() - min(u.placeless.Load(), limit)
 }
 
 // expire ends the waiting of s. The shard is locked.
@@ -585,15 +576,15 @@ func (t *table) settle(sh *shard, s *session) {
 	s.at.counts[now].Add(1)
 	if s.previous == ended {
 		s.began = t.now()
-		s.at.sessions.Add(1)
+		s.at.slots.Sessions.Add(1)
 		s.at.begun.Add(1)
 	}
 	s.previous = now
 	if now == ended {
-		s.takePlace() // which is free now
-		s.at.sessions.Add(-1)
+		s.takeSlot() // which is free now
+		s.at.slots.Sessions.Add(-1)
 		s.at.past.ended.add(t.now())
-		t.line.freed(s.at, t.now())
+		t.waiting.Freed(&s.at.slots, t.now())
 		sh.remove(s)
 		t.release(s.at)
 	}

@@ -391,14 +391,14 @@ func TestSessionsEndOnTheBeat(t *testing.T) {
 			t.Errorf("50 sessions of 350 ms end at %d moments, want 3 at most", len(ends))
 		}
 		for _, end := range slices.Sorted(maps.Keys(ends)) {
-			before := u.sessions.Load()
+			before := u.slots.Sessions.Load()
 			time.Sleep(end - tb.now() - time.Nanosecond)
-			if got := u.sessions.Load(); got != before {
+			if got := u.slots.Sessions.Load(); got != before {
 				t.Errorf("%d of %d sessions are left just before a beat", got, before)
 			}
 			time.Sleep(time.Nanosecond)
 			synctest.Wait()
-			if got := u.sessions.Load(); got >= before {
+			if got := u.slots.Sessions.Load(); got >= before {
 				t.Errorf("still %d sessions at the beat", got)
 			}
 		}

@@ -250,7 +250,7 @@ func (n *node) self(now time.Duration) nodeStatus {
 		st.Storage = n.failure.Error()
 	}
 	n.eachPool(func(pool) { st.Policies++ })
-	st.Waiting = n.t.line.waiting(now)
+	st.Waiting = n.t.waiting.Len(now)
 	st.Sessions = n.sessionCounts()
 	return st
 }

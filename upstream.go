@@ -294,7 +294,7 @@ func (ms *members) add(dial string, now time.Duration) any {
 // forget drops the members last seen before the given time that have no session. ms.mu is locked.
 func (ms *members) forget(before time.Duration) {
 	ms.byDial.Range(func(dial, m any) bool {
-		if m := m.(*member); !m.static && time.Duration(m.seen.Load()) < before && m.sessions.Load() == 0 {
+		if m := m.(*member); !m.static && time.Duration(m.seen.Load()) < before && m.slots.Sessions.Load() == 0 {
 			ms.drop(dial, m)
 		}
 		return true

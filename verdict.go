@@ -207,7 +207,7 @@ func (n *node) waitsHere(u *upstream, since, now time.Duration) (waits []wait) {
 	say := func(certain bool, format string, args ...any) {
 		waits = append(waits, wait{n.name, n.host, fmt.Sprintf(format, args...), certain})
 	}
-	if c := u.sessions.Load(); c > 0 {
+	if c := u.slots.Sessions.Load(); c > 0 {
 		say(true, "it has %s", inWords(c))
 	}
 	// Browsers that come back to a closed upstream are sent elsewhere.

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -71,7 +70,7 @@ func TestMaxSessions(t *testing.T) {
 		s := newCapped(newTable(), pool, 3, 0)
 		tokens, hangUp := occupy(t, s, pool, 6)
 		for _, m := range s.index.Load().members {
-			if n := m.sessions.Load(); n != 3 {
+			if n := m.slots.Sessions.Load(); n != 3 {
 				t.Errorf("%d sessions at %s, want 3", n, m.name)
 			}
 		}
@@ -125,7 +124,7 @@ func TestPlacesGoToTheOldest(t *testing.T) {
 			synctest.Wait()
 			time.Sleep(time.Millisecond)
 		}
-		if n := s.table.line.length.Load(); n != 5 {
+		if n := s.table.waiting.Len(s.table.now()); n != 5 {
 			t.Fatalf("%d visits wait, want 5", n)
 		}
 		for i, end := range hangUp {
@@ -150,7 +149,7 @@ func TestPlacesGoToTheOldest(t *testing.T) {
 			}
 		}
 		for _, m := range s.index.Load().members {
-			if n := m.sessions.Load(); n > 2 {
+			if n := m.slots.Sessions.Load(); n > 2 {
 				t.Errorf("%d sessions at %s", n, m.name)
 			}
 		}
@@ -176,8 +175,8 @@ func TestTicketDies(t *testing.T) {
 		}
 		r.end()
 		synctest.Wait()
-		if n := s.table.line.length.Load(); n != 0 {
-			t.Errorf("%d wait though the request has ended", n)
+		if !s.table.waiting.IsEmpty() {
+			t.Error("it waits though the request has ended")
 		}
 		if n := s.table.nobody[nobodyFull].Load(); n != 1 {
 			t.Errorf("%d requests are counted, want 1", n)
@@ -281,8 +280,8 @@ func TestWaitForAnUpstreamThatIsTakenOff(t *testing.T) {
 		if served < 3 || most != 1 {
 			t.Errorf("of 5 visits %d got a place, %d at a time", served, most)
 		}
-		if len(tb.upstreams) != 0 || tb.line.length.Load() != 0 {
-			t.Errorf("%d upstreams and %d visits are left", len(tb.upstreams), tb.line.length.Load())
+		if len(tb.upstreams) != 0 || !tb.waiting.IsEmpty() {
+			t.Errorf("%d upstreams and %d visits are left", len(tb.upstreams), tb.waiting.Len(tb.now()))
 		}
 	})
 }
@@ -378,304 +377,35 @@ func TestLineAtRandom(t *testing.T) {
 				synctest.Wait()
 				free := 0
 				for _, m := range policies[0].membersOf(pool, nil) {
-					n := m.places(int64(limit))
-					if n > int64(limit) || m.sessions.Load() > 2*int64(limit) {
-						t.Fatalf("seed %d: %d sessions at %s have %d places of %d", seed, m.sessions.Load(), m.name, n, limit)
+					n := m.slots.Taken(int64(limit))
+					if n > int64(limit) || m.slots.Sessions.Load() > 2*int64(limit) {
+						t.Fatalf("seed %d: %d sessions at %s have %d places of %d", seed, m.slots.Sessions.Load(), m.name, n, limit)
 					}
 					if !m.troubled(tb.now()) {
 						free += limit - int(n)
 					}
 				}
-				waiting := tb.line.waiting(tb.now())
+				waiting := tb.waiting.Len(tb.now())
 				switch {
 				case free == 0 || waiting == 0:
 					idle = time.Time{}
 				case idle.IsZero():
 					idle = time.Now()
-				case time.Since(idle) > lineSlice: // by then they look again for what they are not told of
+				case time.Since(idle) > waitSlice: // by then they look again for what they are not told of
 					t.Errorf("seed %d: %d visits wait while there are %d places", seed, waiting, free)
 				}
 			}
 			time.Sleep(5 * time.Minute)
 			synctest.Wait()
-			if n := tb.line.length.Load(); n != 0 {
-				t.Errorf("seed %d: %d still wait", seed, n)
+			if !tb.waiting.IsEmpty() {
+				t.Errorf("seed %d: some still wait", seed)
 			}
 			for _, m := range policies[0].membersOf(pool, nil) {
-				if n := m.sessions.Load(); n != 0 {
+				if n := m.slots.Sessions.Load(); n != 0 {
 					t.Errorf("seed %d: %d sessions are left at %s", seed, n, m.name)
 				}
 			}
 		})
-	}
-}
-
-// plainLine is the line as it is meant: all tickets in one list, which is gone through for every upstream. What happens is
-// said to both.
-type plainLine struct {
-	*line
-	t       *testing.T
-	rnd     *rand.Rand
-	now     time.Duration
-	tickets []*plainTicket
-	pools   map[queueKey][]*upstream // what those who looked last were offered
-	called  map[*ticket]bool         // who may be called, and whether they have to be
-}
-
-type plainTicket struct {
-	*ticket
-	key  queueKey
-	seen time.Duration
-}
-
-func (l *plainLine) forget() {
-	l.tickets = slices.DeleteFunc(l.tickets, func(tk *plainTicket) bool { return l.now-tk.seen > tk.absent })
-}
-
-func (l *plainLine) find(tk *ticket) int {
-	return slices.IndexFunc(l.tickets, func(plain *plainTicket) bool { return plain.ticket == tk })
-}
-
-// turns returns whose turn it is at u, but for a visit and those behind it, and how many sessions it has then.
-func (l *plainLine) turns(u *upstream, behind *ticket) (turns []*ticket, taken int64) {
-	taken = u.sessions.Load()
-	for _, tk := range l.tickets {
-		if tk.ticket == behind {
-			break
-		}
-		if taken < tk.key.max && slices.Contains(l.pools[tk.key], u) {
-			taken++
-			turns = append(turns, tk.ticket)
-		}
-	}
-	return turns, taken
-}
-
-// looks lets a visit look, which is offered some of a pool. Whoever has a turn only by that must be called, if another one.
-func (l *plainLine) looks(tk *ticket, k queueKey, pool []*upstream) {
-	o := new(offer)
-	for _, u := range pool {
-		o.pool += u.lot
-		if l.rnd.IntN(4) > 0 {
-			o.free += u.lot
-			o.upstreams = append(o.upstreams, u)
-		}
-	}
-	k.pool = o.pool
-	l.join(tk, k, o, l.now)
-	others := slices.ContainsFunc(l.tickets, func(plain *plainTicket) bool { return plain.key == k })
-	before := l.pools[k]
-	l.pools[k] = o.upstreams
-	l.stands(tk, k)
-	if !others || slices.Equal(before, o.upstreams) {
-		return
-	}
-	l.forget()
-	for _, u := range o.upstreams {
-		turns, _ := l.turns(u, nil)
-		for _, other := range turns {
-			l.called[other] = l.called[other] || !slices.Contains(before, u) && other != tk && l.tickets[l.find(other)].key == k
-		}
-	}
-}
-
-// stands puts a ticket in the line, or keeps it where it is.
-func (l *plainLine) stands(tk *ticket, k queueKey) {
-	if i := l.find(tk); i >= 0 {
-		l.tickets[i].key, l.tickets[i].seen = k, l.now
-		return
-	}
-	i := 0
-	for i < len(l.tickets) && l.tickets[i].since <= tk.since {
-		i++
-	}
-	l.tickets = slices.Insert(l.tickets, i, &plainTicket{tk, k, l.now})
-}
-
-// leaves lets a visit leave. Whoever has a turn only by that must be called.
-func (l *plainLine) leaves(tk *ticket) {
-	l.leave(tk, l.now)
-	i := l.find(tk)
-	if i < 0 {
-		return
-	}
-	left := l.tickets[i]
-	l.forget()
-	before := make(map[*upstream][]*ticket)
-	for _, u := range l.pools[left.key] {
-		before[u], _ = l.turns(u, nil)
-	}
-	l.tickets = slices.DeleteFunc(l.tickets, func(tk *plainTicket) bool { return tk == left })
-	for u := range before {
-		turns, _ := l.turns(u, nil)
-		for _, tk := range turns {
-			l.called[tk] = l.called[tk] || !slices.Contains(before[u], tk)
-		}
-	}
-}
-
-// changes lets u have some sessions.
-func (l *plainLine) changes(u *upstream) {
-	u.sessions.Store(l.rnd.Int64N(5))
-	l.mu.Lock()
-	l.call(u, l.now)
-	l.mu.Unlock()
-	l.forget()
-	l.calls(u)
-}
-
-func (l *plainLine) calls(u *upstream) {
-	turns, _ := l.turns(u, nil)
-	for _, tk := range turns {
-		l.called[tk] = true
-	}
-}
-
-// asks lets a visit ask for a place, nil for one that has just come.
-func (l *plainLine) asks(tk *ticket, u *upstream, limit int64) {
-	u.sessions.Store(l.rnd.Int64N(5))
-	got, free := l.hasPlace(tk, u, limit, l.now), u.sessions.Load() < limit
-	if free {
-		l.forget()
-	}
-	_, taken := l.turns(u, tk)
-	if want := taken < limit; got != want {
-		l.t.Fatalf("a visit (has just come: %v) has a place: %v, want %v", tk == nil, got, want)
-	}
-	if free && !got && tk == nil {
-		l.calls(u)
-	}
-}
-
-// compare looks who has been called, and how many wait.
-func (l *plainLine) compare(all []*ticket) {
-	for _, tk := range all {
-		called := len(tk.turn) > 0
-		if must, may := l.called[tk]; must && !called || called && !may {
-			l.t.Fatalf("a visit is called: %v, want %v", called, must)
-		}
-		if called {
-			<-tk.turn
-		}
-	}
-	clear(l.called)
-	if l.rnd.IntN(10) > 0 {
-		return // those who are not seen any more are not to be forgotten by this
-	}
-	l.forget()
-	if n := l.waiting(l.now); n != int64(len(l.tickets)) {
-		l.t.Fatalf("%d wait, want %d", n, len(l.tickets))
-	}
-}
-
-// Whatever visits, upstreams and policies do: a visit may have a place if one is left by all who came before it, those who get one by
-// what another one does are called, and nobody else is.
-func TestLineIsAsMeant(t *testing.T) {
-	for seed := range uint64(300) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			rnd, tb := rand.New(rand.NewPCG(seed, 2)), newTable()
-			l := plainLine{line: &tb.line, t: t, rnd: rnd, now: time.Second, pools: make(map[queueKey][]*upstream), called: make(map[*ticket]bool)}
-			all := make([]*upstream, 6)
-			for i := range all {
-				all[i] = tb.hold(fmt.Sprint("u", i))
-			}
-			pools := [][]*upstream{all, all[:4], all[2:5], all[2:], {all[0], all[1], all[0]}}
-			keys := make([]queueKey, 3)
-			for i := range keys {
-				keys[i] = queueKey{policy: new(Selection), max: 1 + rnd.Int64N(4)}
-			}
-			tickets := make([]*ticket, 14)
-			for i := range tickets {
-				absent := time.Duration(1+rnd.IntN(30)) * time.Second
-				tickets[i] = &ticket{since: time.Duration(rnd.IntN(8)), absent: absent, turn: make(chan struct{}, 1)}
-			}
-			for range 400 {
-				n, u := rnd.IntN(len(tickets)), all[rnd.IntN(len(all))]
-				tk, k := tickets[n], keys[n%len(keys)]
-				switch rnd.IntN(8) {
-				case 0, 1:
-					l.looks(tk, k, pools[rnd.IntN(len(pools))])
-				case 2:
-					l.leaves(tk)
-				case 3:
-					l.changes(u)
-				case 4, 5:
-					l.asks(tk, u, k.max)
-				case 6:
-					l.asks(nil, u, k.max)
-				case 7:
-					l.now += time.Duration(rnd.IntN(5)) * time.Second
-				}
-				l.compare(tickets)
-			}
-			for _, tk := range tickets {
-				l.leave(tk, l.now)
-			}
-			left := len(l.queues) + len(l.line.tickets) + int(l.length.Load())
-			for _, u := range all {
-				left += len(u.queues)
-			}
-			if left != 0 {
-				t.Error("something is left when all have left")
-			}
-		})
-	}
-}
-
-// fullLine returns a table with upstreams that have their one session, for which visits wait, and a ticket.
-func fullLine(upstreams, waiting int) (t *table, o *offer, k queueKey, tk *ticket) {
-	t, o = newTable(), new(offer)
-	for i := range upstreams {
-		u := t.hold(fmt.Sprint("u", i))
-		u.sessions.Store(1)
-		o.upstreams = append(o.upstreams, u)
-		o.pool += u.lot
-	}
-	o.free = o.pool
-	k = queueKey{new(Selection), 1, o.pool}
-	for i := range waiting + 1 {
-		tk = &ticket{since: time.Duration(i), absent: time.Hour, turn: make(chan struct{}, 1)}
-		if i < waiting {
-			t.line.join(tk, k, o, t.now())
-		}
-	}
-	return t, o, k, tk
-}
-
-// What a visit costs does not depend on how many wait: compare the lines for the same number of upstreams.
-func BenchmarkLine(b *testing.B) {
-	for _, upstreams := range []int{4, 100, 1000} {
-		for _, waiting := range []int{1, 500, 2000, 8000, 32000} {
-			t, o, k, tk := fullLine(upstreams, waiting)
-			now, u := t.now(), o.upstreams[0]
-			name := fmt.Sprintf("upstreams=%d/waiting=%d", upstreams, waiting)
-			b.Run(name+"/come and leave", func(b *testing.B) {
-				for b.Loop() {
-					t.line.join(tk, k, o, now)
-					t.line.leave(tk, now)
-				}
-			})
-			b.Run(name+"/look again", func(b *testing.B) {
-				oldest := u.queues[0].tickets[0]
-				for b.Loop() {
-					t.line.join(oldest, k, o, now)
-				}
-			})
-			u.sessions.Store(0)
-			b.Run(name+"/ask for a place", func(b *testing.B) {
-				for b.Loop() {
-					t.line.hasPlace(nil, u, 1, now)
-				}
-			})
-			b.Run(name+"/take the place", func(b *testing.B) {
-				for b.Loop() {
-					oldest := u.queues[0].tickets[0]
-					t.line.leave(oldest, now)
-					oldest.since = now
-					t.line.join(oldest, k, o, now)
-				}
-			})
-		}
 	}
 }
 
@@ -693,7 +423,7 @@ func TestWaitBehindCaddy(t *testing.T) {
 	}
 	waits := make(chan page)
 	go func() { waits <- s.get("/app") }()
-	soon(t, "a visit waits", func() bool { return sessions().line.length.Load() == 1 })
+	soon(t, "a visit waits", func() bool { return sessions().waiting.Len(sessions().now()) == 1 })
 	s.reload(fmt.Sprintf(handlers, "0s"))
 	if p := s.get("/app"); p.status != http.StatusServiceUnavailable || p.header.Get("Retry-After") == "" {
 		t.Errorf("who has no patience is answered %d, with Retry-After %q", p.status, p.header.Get("Retry-After"))
@@ -750,9 +480,9 @@ func TestGroupBy(t *testing.T) {
 			},
 			"is full": func(m *member, on bool) {
 				if on {
-					m.sessions.Add(1000)
+					m.slots.Sessions.Add(1000)
 				} else {
-					m.sessions.Add(-1000)
+					m.slots.Sessions.Add(-1000)
 				}
 			},
 			"fails": func(m *member, on bool) {
@@ -937,7 +667,7 @@ func TestTicketOfWhoHasGivenUp(t *testing.T) {
 		hangUp[0]()
 		time.Sleep(time.Minute)
 		if len(addrs) == 0 {
-			t.Errorf("a place is free, and the next visit waits behind %d", tb.line.waiting(tb.now())-1)
+			t.Errorf("a place is free, and the next visit waits behind %d", tb.waiting.Len(tb.now())-1)
 		}
 		for _, r := range append(gone, next) {
 			r.end()
@@ -960,7 +690,7 @@ func TestNewPlacesAreTheLines(t *testing.T) {
 			addr, _ := waits.proxied(pool)
 			addrs <- addr
 		}()
-		time.Sleep(20*time.Second + lineSlice/2)
+		time.Sleep(20*time.Second + waitSlice/2)
 		m.draining.add(-1)
 		if addr, _ := comes.choose(pool); addr != "" {
 			t.Errorf("who has just come gets %s", addr)
@@ -999,14 +729,14 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 			}
 			begun := time.Now()
 			next := newRequest(s, "/app")
-			if addr, _ := next.proxied(pool); addr == "" || time.Since(begun) < placeFor || time.Since(begun) > placeFor+2*beat {
+			if addr, _ := next.proxied(pool); addr == "" || time.Since(begun) < slotFor || time.Since(begun) > slotFor+2*beat {
 				t.Errorf("%s: the next visit goes to %q after %v", name, addr, time.Since(begun))
 			}
 			next.answer(http.StatusOK)
 			synctest.Wait()
 			for _, m := range s.index.Load().members {
-				if got := tallyOf(m.upstream); got[1] < 3 || m.places(3) > 1 {
-					t.Errorf("%s: %v at %s, which hold %d places", name, got, m.name, m.places(3))
+				if got := tallyOf(m.upstream); got[1] < 3 || m.slots.Taken(3) > 1 {
+					t.Errorf("%s: %v at %s, which hold %d places", name, got, m.name, m.slots.Taken(3))
 				}
 			}
 			late := newSocket(s, bokehtest.Token(t, pages[0].stamp(), nil))
@@ -1016,8 +746,8 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 			if why != string(decisionBound) {
 				t.Errorf("%s: a socket that comes late is %s", name, why)
 			}
-			if m := s.members.get(addr); m.placeless.Load() != 2 {
-				t.Errorf("%s: %d sessions of three hold no place where one has its socket by now", name, m.placeless.Load())
+			if m := s.members.get(addr); m.slots.Slotless.Load() != 2 {
+				t.Errorf("%s: %d sessions of three hold no place where one has its socket by now", name, m.slots.Slotless.Load())
 			}
 			late.end()
 			for _, page := range pages {
@@ -1025,8 +755,8 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 			}
 			time.Sleep(time.Minute)
 			for _, m := range s.index.Load().members {
-				if m.sessions.Load() != 0 || m.placeless.Load() != 0 {
-					t.Errorf("%s: in the end %d sessions, %d without a place", name, m.sessions.Load(), m.placeless.Load())
+				if m.slots.Sessions.Load() != 0 || m.slots.Slotless.Load() != 0 {
+					t.Errorf("%s: in the end %d sessions, %d without a place", name, m.slots.Sessions.Load(), m.slots.Slotless.Load())
 				}
 			}
 		})

@@ -1,0 +1,136 @@
+// This file holds how a visit waits for a slot while every upstream has all the sessions that it may have.
+
+package caddybokeh
+
+import (
+	"context"
+	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/admission"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+)
+
+// waitSlice is how long a visit waits before it looks again: an upstream may have joined, become
+// healthy or been taken back meanwhile, of which the queue does not hear.
+const waitSlice = time.Second
+
+// isCapped says whether max_sessions holds for a run: it does for new sessions alone, and not for those
+// that somebody else has named, which every node sends to the same upstream.
+func (rn *run) isCapped() bool {
+	return rn.s.MaxSessions > 0 && rn.Kind == bokeh.Page && (rn.tier || rn.ID == "" && rn.Stamp == "")
+}
+
+// takes says whether the upstream at i takes this run's new session. Whoever may still wait for a slot need
+// not take one at an upstream that fails.
+func (rn *run) takes(v *view, i int) bool {
+	if !rn.isCapped() || !v.takesNew(i) {
+		return v.takesNew(i)
+	}
+	m := v.members[i]
+	return (!rn.avoids(m, v.now) || rn.lastChance || rn.avoidsAll(v)) && rn.s.table.waiting.Admits(rn.waiter, &m.slots, int64(rn.s.MaxSessions), v.now)
+}
+
+// avoidsAll says whether this run's new session has nowhere to go but where it may fail. It is asked once a look for
+// every upstream that may fail.
+func (rn *run) avoidsAll(v *view) bool {
+	if v.avoided == nil {
+		all := v.allThatTake(func(m *member) bool { return rn.avoids(m, v.now) })
+		v.avoided = &all
+	}
+	return *v.avoided
+}
+
+// isOver says whether this run's session is one too many where it is counted. Two who come at once may
+// both give way; the queue sees to who takes the slot.
+func (rn *run) isOver() bool {
+	s := rn.attempt.load.s // nil if the client has gone
+	return rn.isCapped() && s != nil && s.at.slots.Taken(int64(rn.s.MaxSessions)) > int64(rn.s.MaxSessions)
+}
+
+// isFull says whether it is for max_sessions alone that nobody takes this run's new session.
+func (rn *run) isFull(v *view) bool {
+	for i := range v.present {
+		if v.takesNew(i) {
+			return rn.isCapped()
+		}
+	}
+	return false
+}
+
+// waitForSlot waits for a slot as long as the handler has patience, and says whether there may be one.
+// Where upstreams are discovered it gives up from time to time, so that they are looked for; but not
+// when the config has been unloaded, for then nobody would ask again.
+func (rn *run) waitForSlot(ctx context.Context, v *view) bool {
+	left := rn.begun + rn.s.patience - rn.s.table.now()
+	if left <= 0 && rn.isCapped() && !rn.lastChance {
+		rn.lastChance = true
+		return true
+	}
+	if left <= 0 {
+		rn.leaveQueue()
+		return false
+	}
+	if !rn.isFull(v) || !rn.enterQueue(v) {
+		return false
+	}
+	for i, m := range v.members[:v.present] {
+		if m.slots.Taken(int64(rn.s.MaxSessions)) < int64(rn.s.MaxSessions) && rn.takes(v, i) {
+			return true // it became free before we were in the queue
+		}
+	}
+	timer := time.NewTimer(min(left, waitSlice))
+	defer timer.Stop()
+	select {
+	case <-rn.waiter.Turn():
+		return true
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	}
+	return rn.s.static != nil || rn.s.isUnloaded()
+}
+
+// enterQueue says whether this run waits in the queue. There is none for a request that
+// has ended.
+func (rn *run) enterQueue(v *view) bool {
+	rn.mu.Lock()
+	defer rn.mu.Unlock()
+	if rn.over {
+		return false
+	}
+	now := rn.s.table.now()
+	if rn.waiter == nil {
+		rn.queuedAt = now
+		rn.waiter = admission.NewWaiter(rn.begun, rn.s.tryInterval+2*waitSlice)
+	}
+	rn.s.table.waiting.Enter(rn.waiter, rn.s, int64(rn.s.MaxSessions), rn.s.offer(v), now)
+	rn.s.tellFull(v.present)
+	return true
+}
+
+// leaveQueue takes the run out of the queue.
+func (rn *run) leaveQueue() {
+	if rn.waiter != nil {
+		rn.s.table.waiting.Leave(rn.waiter, rn.s.table.now())
+	}
+}
+
+// offer returns what of a view visits may wait for: upstreams that are not available would be kept from others for nothing.
+func (s *Selection) offer(v *view) *admission.Offer {
+	var sums admission.Sums
+	for i, m := range v.members[:v.present] {
+		sums.Add(&m.slots, v.available(i))
+	}
+	if last := s.offered.Load(); last != nil && last.Sums == sums {
+		return last
+	}
+	var free []*admission.Server
+	for i, m := range v.members[:v.present] {
+		if v.available(i) {
+			free = append(free, &m.slots)
+		}
+	}
+	o := admission.NewOffer(sums, free)
+	s.offered.Store(o)
+	return o
+}
