@@ -27,12 +27,12 @@ const (
 
 // State is what a breaker says of its upstream.
 //
-//	state     since                      new sessions           ends with
-//	closed    it was last well           go there               a failure: open
-//	open      a failure, for a pause     go elsewhere           the pause: half-open; a success: closed
-//	half-open the pause is over          one may probe it       the probe that begins: probing; a success: closed
-//	probing   a visit probes it          go elsewhere           the probe's end: half-open, or MaxBackoff after it began;
-//	                                                            a success: closed; a failure: open, twice as long
+//	state      since                    new sessions          what comes next
+//	closed     it was last well         go there              open, with a failure
+//	open       a failure, for a pause   go elsewhere          half-open, when the pause is over; closed, with a success
+//	half-open  the pause is over        one may probe it      probing, when one does; closed, with a success
+//	probing    a visit probes it        go elsewhere          half-open, when the probe ends or has taken MaxBackoff;
+//	                                                          closed, with a success; open, with a failure, for twice as long
 //
 // A success is a page, or, unless pages have failed, a connection. Where no upstream is closed or half-open, sessions go to
 // those that are open as well; what they meet changes a pause only if it is a success.
