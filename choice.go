@@ -3,7 +3,6 @@
 package caddybokeh
 
 import (
-	"cmp"
 	"encoding/binary"
 	"math/rand/v2"
 	"slices"
@@ -188,33 +187,6 @@ func (w weight) less(than weight) bool {
 	}
 	return w.load < than.load
 }
-
-// The slowness of an upstream is in parts of the usual one. A page that is out of all proportion says little.
-const (
-	asUsual    = 1 << 16
-	muchSlower = 8
-)
-
-// average is a moving average, roughly of the last averageOf. It is 0 where there is none yet.
-type average struct{ of atomic.Int64 }
-
-const averageOf = 16
-
-func (a *average) add(x int64) {
-	for {
-		old := a.of.Load()
-		next := old + (x-old)/averageOf
-		if old == 0 {
-			next = x
-		}
-		if a.of.CompareAndSwap(old, max(next, 1)) {
-			return
-		}
-	}
-}
-
-// or returns the average, or x if there is none.
-func (a *average) or(x int64) int64 { return cmp.Or(a.of.Load(), x) }
 
 // lesson returns how long a page took that its upstream is to be judged by, or 0. Only new sessions tell: those whose page names
 // one may go where somebody wants to have them. And each client tells once a second.

@@ -93,12 +93,12 @@ func (p *pastPages) end(page *pastPage) {
 	p.n.Add(-1)
 }
 
-// leftWork returns how long a page may still keep its server busy whose visitor has gone: until all that were asked for before
+// leftWork returns how long a page may still keep u busy whose visitor has gone, by when it was begun and how many pages were ahead of it: until all that were asked for before
 // and this one have taken what they usually do; and at least for as long again as it has gone without an answer, for then
 // nobody knows.
-func (t *table) leftWork(a *attempt, of app, now time.Duration) time.Duration {
-	done := a.begun + time.Duration(a.ahead+1)*t.usually(of, a.m.upstream)
-	return min(max(done-now, now-a.begun), failedPageWeight)
+func (t *table) leftWork(u *upstream, of app, begun time.Duration, ahead int64, now time.Duration) time.Duration {
+	done := begun + time.Duration(ahead+1)*t.usually(of, u)
+	return min(max(done-now, now-begun), failedPageWeight)
 }
 
 // usually returns how long a page of an app takes, or one of u where none of that app has come: clients can make apps up.

@@ -914,7 +914,7 @@ func (rn *run) pageIsOver(a *attempt, status int, hasPage bool, now time.Duratio
 	switch {
 	case a.load.s == nil:
 	case a.connected && !a.answered && status != http.StatusBadGateway:
-		work := rn.s.table.leftWork(a, rn.terms.app, now)
+		work := rn.s.table.leftWork(a.m.upstream, rn.terms.app, a.begun, a.ahead, now)
 		if a.load.pageLeft(work) && status < http.StatusInternalServerError {
 			a.m.leftPages.add(a.load.s.key, now, work)
 		}

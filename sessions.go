@@ -28,6 +28,11 @@ const (
 	// tries again 2 s after a first failed reconnect, so a session whose dial is not retried
 	// finds another upstream on its second request.
 	dialPause = 10 * time.Second
+
+	// unhealthyGrace is how long a session stays with an upstream that health checks call down, or that takes no connection in time.
+	// The browser gives up reconnecting after about 30 s; a server may be busy with somebody
+	// else's page for longer than any health check waits.
+	unhealthyGrace = time.Minute
 )
 
 // sessionKey stands for a session id in the table. Ids are capabilities and can be long: the
@@ -92,21 +97,21 @@ type session struct {
 	next *session // the same id at another upstream
 	at   *upstream
 
-	until      time.Duration // when it ends if no socket comes, on the table's clock; 0 if it does not wait
+	until     time.Duration // when it ends if no socket comes, on the table's clock; 0 if it does not wait
 	slotUntil time.Duration // until when it holds a slot if no socket comes, on the same clock; 0 if that is not the question
 	slotless  bool          // that time is over
-	timer      *time.Timer   // pending while one of them is not 0
-	wakes      time.Duration // when it is due, on the same clock
-	pages      int32         // being built
-	served     int32         // answered, with their last byte not sent yet
-	sockets    int32
-	hadOne     bool // a socket, once
-	made       bool // its server has said that it has made it; where the visitor has gone it may have done so and not have said it
-	claimed    bool // counted elsewhere from now on: under the id of its socket, or where it moved
-	previous   state
-	began      time.Duration // on the table's clock
-	app        app           // that it belongs to
-	owner      *owner        // through which it was asked for last
+	timer     *time.Timer   // pending while one of them is not 0
+	wakes     time.Duration // when it is due, on the same clock
+	pages     int32         // being built
+	served    int32         // answered, with their last byte not sent yet
+	sockets   int32
+	hadOne    bool // a socket, once
+	made      bool // its server has said that it has made it; where the visitor has gone it may have done so and not have said it
+	claimed   bool // counted elsewhere from now on: under the id of its socket, or where it moved
+	previous  state
+	began     time.Duration // on the table's clock
+	app       app           // that it belongs to
+	owner     *owner        // through which it was asked for last
 }
 
 // upstream is one server by its name, in whatever handler or config it appears.

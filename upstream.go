@@ -21,11 +21,6 @@ import (
 )
 
 const (
-	// unhealthyGrace is how long a session stays with an upstream that health checks call down, or that takes no connection in time.
-	// The browser gives up reconnecting after about 30 s; a server may be busy with somebody
-	// else's page for longer than any health check waits.
-	unhealthyGrace = time.Minute
-
 	// healthPause is how long after an upstream was found unhealthy we look again.
 	healthPause = 5 * time.Second
 )

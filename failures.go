@@ -1,0 +1,82 @@
+// This file holds what an upstream keeps of pages that failed: of which apps, and for which clients.
+
+package caddybokeh
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxFailingApps bounds the apps of an upstream of which failures are kept.
+	maxFailingApps = 64
+
+	// forgiven is the share of failures that is none any more.
+	forgiven = 1.0 / 64
+)
+
+// seldom lets each client have its turn once in a while. Clients that share a place share the turn.
+type seldom struct{ last [256]atomic.Int64 } // by client, on the table's clock
+
+// rests says whether the client has had its turn so lately that it is not to have the next; at is when that was.
+func (s *seldom) rests(client uint64, every, now time.Duration) (at int64, rests bool) {
+	at = s.of(client).Load()
+	return at, at != 0 && now-time.Duration(at) < every
+}
+
+// lets says whether it is the client's turn.
+func (s *seldom) lets(client uint64, every, now time.Duration) bool {
+	at, rests := s.rests(client, every, now)
+	return !rests && s.of(client).CompareAndSwap(at, int64(now))
+}
+
+func (s *seldom) of(client uint64) *atomic.Int64 { return &s.last[client%uint64(len(s.last))] }
+
+// failingApps is how often the pages of apps fail at an upstream.
+type failingApps struct {
+	n atomic.Int64 // how many there are, so that where nothing fails no lock is taken
+
+	mu    sync.Mutex      // guards shares, and the change of n
+	share map[app]float64 // of the last pages, roughly averageOf, that failed
+}
+
+// failed takes note of a page that failed.
+func (f *failingApps) failed(of app) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.share == nil {
+		f.share = make(map[app]float64)
+	}
+	for old := range f.share {
+		if _, known := f.share[of]; known || len(f.share) < maxFailingApps {
+			break
+		}
+		delete(f.share, old)
+	}
+	f.share[of] += (1 - f.share[of]) / averageOf
+	f.n.Store(int64(len(f.share)))
+}
+
+// came takes note of a page that came.
+func (f *failingApps) came(of app) {
+	if f.n.Load() == 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.share[of] -= f.share[of] / averageOf; f.share[of] < forgiven {
+		delete(f.share, of)
+	}
+	f.n.Store(int64(len(f.share)))
+}
+
+// of returns the share of an app's pages that failed lately.
+func (f *failingApps) of(a app) float64 {
+	if f.n.Load() == 0 {
+		return 0
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.share[a]
+}
