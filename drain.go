@@ -15,10 +15,10 @@ const maxEnded = 1 << 16
 
 // draining says whether an upstream is draining, and what must be remembered for as long.
 type draining struct {
-	is      atomic.Int32         // what follows from configs and mark: one of the three below
+	is      atomic.Int32         // what follows from configs and said: one of the three below
 	configs atomic.Int64         // policies whose config drains the upstream
 	begun   atomic.Int64         // when the first of them did, as Unix time in milliseconds
-	mark    atomic.Pointer[mark] // by which an operator drains it, or nil
+	said    atomic.Pointer[said] // by which an operator drains it, or nil
 	empty   atomic.Int64         // until when it is certain that no session is left on any node, on the table's clock
 	alone   atomic.Int64         // until when it is certain that no other node has sessions there, on the same clock
 
@@ -29,6 +29,12 @@ type draining struct {
 	// ended are the sessions that have ended since it drains. Their stamps still name the
 	// upstream, but what comes with one of them would begin anew there.
 	ended map[sessionKey]struct{}
+}
+
+// said is what an operator says of an upstream that drains.
+type said struct {
+	closed bool      // its grace period is over
+	since  time.Time // it drains
 }
 
 const (
@@ -50,8 +56,8 @@ func (d *draining) isEmpty(now time.Duration) bool {
 
 // since returns when the upstream began to drain, or the zero time if it does not.
 func (d *draining) since() time.Time {
-	if m := d.mark.Load(); m.drains() {
-		return m.Since
+	if s := d.said.Load(); s != nil {
+		return s.since
 	}
 	if at := d.begun.Load(); at != 0 && d.configs.Load() > 0 {
 		return time.UnixMilli(at)
@@ -67,11 +73,11 @@ func (d *draining) add(n int64) {
 	d.changed()
 }
 
-// set makes m the mark by which an operator drains the upstream; nil takes that back.
-func (d *draining) set(m *mark) {
-	d.mark.Store(m)
-	d.empty.Store(0) // that was said of another mark
-	if !m.closes() {
+// set makes s what an operator says of the upstream; nil takes the drain back.
+func (d *draining) set(s *said) {
+	d.said.Store(s)
+	d.empty.Store(0) // that was found of another drain
+	if s == nil || !s.closed {
 		d.requests.reopen()
 	}
 	d.changed()
@@ -80,15 +86,15 @@ func (d *draining) set(m *mark) {
 // doubt takes note that it is not certain any more that the upstream is empty.
 func (d *draining) doubt() { d.empty.Store(0) }
 
-// changed brings everything in line with configs and mark.
+// changed brings everything in line with configs and said.
 func (d *draining) changed() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	m := d.mark.Load()
+	s := d.said.Load()
 	switch {
-	case m.closes():
+	case s != nil && s.closed:
 		d.is.Store(isClosed)
-	case m.drains() || d.configs.Load() > 0:
+	case s != nil || d.configs.Load() > 0:
 		d.is.Store(isDraining)
 	default:
 		d.is.Store(isReady)

@@ -421,7 +421,7 @@ func (n *node) set(m *mark) {
 			md.u, md.held = n.t.hold(name), n.t.now()
 		}
 		md.opens = 0
-		md.u.draining.set(m)
+		md.u.draining.set(&said{m.closes(), m.Since})
 	case md.u != nil && before.drains() && n.mayBeTakenForEmpty(md):
 		md.opens = n.t.now() + openRest
 		md.u.draining.doubt()
@@ -476,6 +476,14 @@ func (n *node) evict(md *marked) {
 		n.logger.Warn("grace period is over; closing the remaining websockets, and ending other requests",
 			zap.String("upstream", md.u.name), zap.Int("websockets", tunnels), zap.Int("others", all-tunnels), zap.Duration("over", span))
 	}
+}
+
+// markOf returns the mark by which an operator drains u, or nil. n.mu is locked.
+func (n *node) markOf(u *upstream) *mark {
+	if md := n.marked[u.shared]; md != nil && md.u == u {
+		return md.mark
+	}
+	return nil
 }
 
 // let takes a drain off its upstream. n.mu is locked.

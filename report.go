@@ -94,6 +94,7 @@ func (n *node) accounts(now time.Duration) map[string]account {
 	as := make(map[string]account)
 	n.t.each(func(u *upstream) {
 		a := u.account(now)
+		a.Mark = n.markOf(u).id()
 		a.Reopened = n.reopened(u, now) > 0
 		as[u.shared] = a
 	})
@@ -131,7 +132,6 @@ func (n *node) reopened(u *upstream, now time.Duration) time.Duration {
 // account returns what there is to tell of u alone.
 func (u *upstream) account(now time.Duration) account {
 	a := account{Begun: u.begun.Load(), Sessions: u.sessionCounts(), Ended: u.past.ended.count(now), Draining: u.draining.on()}
-	a.Mark = u.draining.mark.Load().id()
 	return a
 }
 

@@ -248,7 +248,7 @@ func (n *node) takes(other *member, m *mark) bool {
 	if !other.draining.on() {
 		return n.pending[other.name] == 0
 	}
-	drain := other.draining.mark.Load()
+	drain := n.markOf(other.upstream)
 	return m != nil && drain.drains() && drain.newer(m) && other.draining.configs.Load() == 0
 }
 

@@ -228,7 +228,7 @@ func (s *Selection) discovered(pool reverseproxy.UpstreamPool, v *view) {
 		return
 	}
 	for _, m := range src.found(pool, v.members, v.now) {
-		if m.draining.mark.Load().drains() && s.pacers.reused.lets(v.now) {
+		if m.draining.said.Load() != nil && s.pacers.reused.lets(v.now) {
 			s.logger.Warn("discovery finds an upstream that it did not find before, and that operators have drained"+
 				" (if another server has that address by now, take the drain back: caddy bokeh undrain, with the address)", zap.String("upstream", m.name))
 		}

@@ -429,7 +429,7 @@ func TestAddressOfADrainedServer(t *testing.T) {
 	s := sourced(newTable(), sourceA)
 	s.logger = zap.New(core)
 	u := s.table.hold("u0:80")
-	u.draining.set(&mark{State: stateDraining})
+	u.draining.set(new(said))
 	for _, pool := range []reverseproxy.UpstreamPool{testPool(2), testPool(2), testPool(2)[1:]} {
 		newRequest(s, "/app").choose(pool)
 	}

@@ -127,7 +127,7 @@ func (n *node) upstreams() []*upstreamStatus {
 	n.addHealth(of)
 	n.t.each(func(u *upstream) {
 		if u.draining.on() && !n.opens(u) {
-			of(u.name).judge(u, n.verdicts[u])
+			of(u.name).judge(u, n.markOf(u), n.verdicts[u])
 		}
 	})
 	for _, st := range all {
@@ -185,7 +185,7 @@ func (st *upstreamStatus) add(share nodeShare) {
 }
 
 // judge says in what state a draining upstream is.
-func (st *upstreamStatus) judge(u *upstream, v verdict) {
+func (st *upstreamStatus) judge(u *upstream, m *mark, v verdict) {
 	switch {
 	case v.drained && st.Total == 0: // unless a session has come since the verdict
 		st.State = stateDrained
@@ -198,7 +198,7 @@ func (st *upstreamStatus) judge(u *upstream, v verdict) {
 	if since := u.draining.since(); !since.IsZero() {
 		st.Drain.Since = &since
 	}
-	if m := u.draining.mark.Load(); m.drains() {
+	if m.drains() {
 		st.Drain.Marked, st.Drain.By, st.Drain.Reason = true, m.By, m.Reason
 		st.Drain.Deadline = m.deadline()
 	}

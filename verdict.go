@@ -86,7 +86,7 @@ func (n *node) tellStarted(u *upstream) {
 		return
 	}
 	data := map[string]any{"upstream": u.name, "config": u.draining.configs.Load() > 0, "by": "", "reason": ""}
-	if m := u.draining.mark.Load(); m.drains() {
+	if m := n.markOf(u); m.drains() {
 		data["by"], data["reason"] = m.By, m.Reason
 	}
 	n.happened(eventStarted, data)
@@ -112,7 +112,7 @@ func (n *node) tellDrained(u *upstream, v *verdict, now time.Duration) {
 // judge passes the verdict on a draining upstream, given the peers that may dial it and the verdict
 // before. n.mu is locked.
 func (n *node) judge(u *upstream, peers []*peer, v verdict, now time.Duration) verdict {
-	m := u.draining.mark.Load()
+	m := n.markOf(u)
 	if id := m.id(); v.mark != id || v.begun == 0 {
 		v = verdict{mark: id, begun: now}
 	}
