@@ -259,9 +259,9 @@ func TestLastLivingUpstreamIsKept(t *testing.T) {
 	for range 3 { // one of three visits new sessions to it, unless it is known
 		a.visit()
 	}
-	u := sessions().hold(dead.addr())
-	defer sessions().release(u)
-	if !u.failing(sessions().now()) {
+	u := thisLedger().hold(dead.addr())
+	defer thisLedger().release(u)
+	if !u.failing(thisLedger().now()) {
 		t.Fatal("nobody was sent to the dead upstream")
 	}
 	u.failedAt.Add(-int64(time.Hour))
@@ -398,7 +398,7 @@ func TestUnixUpstreamInAPath(t *testing.T) {
 func BenchmarkStatus(b *testing.B) {
 	ups := testPool(1000)
 	s := newTestSelection(ups)
-	n := newNode(s.table, noStorage, zap.NewNop())
+	n := newNode(s.table.table, noStorage, zap.NewNop())
 	n.shares = []*share{{pools: []pool{s}}}
 	for i := range 100_000 {
 		u := s.members.get(ups[i%len(ups)].Dial).upstream

@@ -78,7 +78,7 @@ func TestGetThatIsNoPage(t *testing.T) {
 
 // thisNodesEnded is how many sessions and requests have ended at an upstream.
 func thisNodesEnded(addr string) int64 {
-	tb := sessions()
+	tb := thisLedger()
 	tb.mu.Lock()
 	defer tb.mu.Unlock()
 	return tb.upstreams[upstreamName(addr)].past.ended.count(tb.now())

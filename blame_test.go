@@ -146,7 +146,7 @@ func TestFailingAppsAreBounded(t *testing.T) {
 func TestErrorsWhereOthersAreFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(2)
-		s := newCapped(newTable(), pool, 50, 5*time.Second)
+		s := newCapped(newLedger(), pool, 50, 5*time.Second)
 		_, hangUp := occupy(t, s, pool[1:], 50) // u1 is full
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {

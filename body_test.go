@@ -124,7 +124,7 @@ func TestBodyIsTriedElsewhere(t *testing.T) {
 				if want := fmt.Sprint(size, nil); err != nil || string(got) != want {
 					t.Errorf("page %d: status %d, %q, error %v; the server is to get %q", i, res.StatusCode, got, err, want)
 				}
-				sessions().each(func(u *upstream) { // the dead one may be well again
+				thisLedger().each(func(u *upstream) { // the dead one may be well again
 					u.breaker.Success()
 					u.failedAt.Store(0)
 				})

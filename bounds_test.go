@@ -374,7 +374,7 @@ func (d *sizedDoor) Stat(_ context.Context, key string) (certmagic.KeyInfo, erro
 func TestTooLargeIsLoadedOnce(t *testing.T) {
 	v := newVault()
 	d := &sizedDoor{door: v.door()}
-	st, isCounting := newNode(newTable(), nil, nil).share(d).st.(countingStorage)
+	st, isCounting := newNode(newLedger().table, nil, nil).share(d).st.(countingStorage)
 	if !isCounting {
 		t.Fatal("errors are not counted")
 	}
@@ -421,7 +421,7 @@ func TestSparseFiles(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range 2 {
-		if _, err := loadRecords[report](t.Context(), newNode(newTable(), nil, nil).share(st).records, nodesFolder); !errors.Is(err, errBroken) {
+		if _, err := loadRecords[report](t.Context(), newNode(newLedger().table, nil, nil).share(st).records, nodesFolder); !errors.Is(err, errBroken) {
 			t.Error(err)
 		}
 		k := &keeper{held: newHeldKeys(), st: st, silent: newSilences()}
@@ -530,7 +530,7 @@ func decode[T any, R record[T]](key, text string) *T {
 // quietNode returns a node that neither reads nor writes.
 func quietNode(f *testing.F) *node {
 	s := newTestSelection(testPool(3))
-	n := newNode(s.table, noStorage, zap.NewNop())
+	n := newNode(s.table.table, noStorage, zap.NewNop())
 	n.shares = []*share{{pools: []pool{s}}}
 	n.used = n.shares[0]
 	f.Cleanup(func() { _ = s.Cleanup() })

@@ -288,7 +288,7 @@ func TestUnlikePages(t *testing.T) {
 
 // Two first bytes may be taken note of in the wrong order.
 func TestTurnBackwards(t *testing.T) {
-	tb, u := newTable(), &upstream{past: new(past)}
+	tb, u := newLedger(), &upstream{past: new(past)}
 	u.builtAt.Store(1)
 	for _, now := range []time.Duration{1000, 999} {
 		tb.pageBuilt(u, terms{}, u.turn(10, now))

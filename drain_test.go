@@ -320,7 +320,7 @@ func TestDrainByConfig(t *testing.T) {
 	s.reload(fmt.Sprintf(config, ""))
 	for addr := range strings.FieldsSeq(addrs) {
 		soon(t, "ready again", func() bool {
-			tb := sessions()
+			tb := thisLedger()
 			tb.mu.Lock()
 			defer tb.mu.Unlock()
 			return !tb.upstreams[upstreamName(addr)].draining.on()
@@ -479,8 +479,8 @@ func TestRequestsAreEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	soonCounts(t, "one is built, one is not read", b.addr(), tally{1, 1, 0, 0})
-	u := sessions().hold(upstreamName(b.addr()))
-	defer sessions().release(u)
+	u := thisLedger().hold(upstreamName(b.addr()))
+	defer thisLedger().release(u)
 	u.draining.requests.endAll(time.Nanosecond)
 	if p := <-got; p.status != http.StatusBadGateway {
 		t.Errorf("who waited for a page got %d", p.status)

@@ -350,7 +350,7 @@ func encodedFor(r *http.Request, file *contentcache.File) (encoding string, data
 
 // tellWrong logs that no server has a file that a page asks for.
 func (f *Files) tellWrong(r *http.Request) {
-	if f.wrong.lets(sessions().now()) {
+	if f.wrong.lets(thisLedger().now()) {
 		f.logger.Warn("no server that was asked has the file which this address names by its SHA-512, so a page may not work"+
 			" (if servers with the version that made the page are gone, reload the page; if \"?v=\" of your own files is another hash, serve them under another path than static)",
 			zap.String("site", r.Host), zap.String("path", r.URL.Path))

@@ -48,8 +48,8 @@ func newHeld(t *testing.T) *heldServer {
 
 // hedgedOf returns how often files of the server at an address were asked of another one.
 func hedgedOf(addr, outcome string) int64 {
-	u := sessions().hold(upstreamName(addr))
-	defer sessions().release(u)
+	u := thisLedger().hold(upstreamName(addr))
+	defer thisLedger().release(u)
 	return u.past.hedged[outcome].Load()
 }
 
@@ -71,9 +71,9 @@ func hedging(t *testing.T, second http.HandlerFunc, options string) (s *site, h 
 
 // comesSecond lets a server have a request that it does not answer.
 func comesSecond(server *httptest.Server) {
-	u := sessions().hold(upstreamName(server.Listener.Addr().String()))
-	defer sessions().release(u)
-	u.unanswered.ask(new(question), sessions().now()+time.Hour)
+	u := thisLedger().hold(upstreamName(server.Listener.Addr().String()))
+	defer thisLedger().release(u)
+	u.unanswered.ask(new(question), thisLedger().now()+time.Hour)
 }
 
 func TestHedge(t *testing.T) {
@@ -328,8 +328,8 @@ func TestHedgedFileIsEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	u := sessions().hold(upstreamName(second.Load().(string)))
-	defer sessions().release(u)
+	u := thisLedger().hold(upstreamName(second.Load().(string)))
+	defer thisLedger().release(u)
 	u.draining.requests.endAll(time.Nanosecond)
 	select {
 	case <-ended:

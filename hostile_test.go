@@ -42,7 +42,7 @@ func TestWaysAroundMaxSessions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				pool := testPool(1)
-				s := newCapped(newTable(), pool, 1, 0)
+				s := newCapped(newLedger(), pool, 1, 0)
 				landed(t, s, pool)
 				for i := range 20 {
 					if addr, why := ask(s, i).choose(pool); addr != "" {
@@ -60,7 +60,7 @@ func TestWaysAroundMaxSessions(t *testing.T) {
 func TestRunsThatAreNoPages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(1)
-		s := newCapped(newTable(), pool, 3, 0)
+		s := newCapped(newLedger(), pool, 3, 0)
 		for i := range 5 {
 			r := newRequest(s, "/app/autoload.js")
 			if addr, _ := r.choose(pool); (addr != "") != (i < 3) {
@@ -192,7 +192,7 @@ func TestPlaceOfALeftPage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := newCapped(newTable(), testPool(1), 1, 0)
+				s := newCapped(newLedger(), testPool(1), 1, 0)
 				m := s.members.get(u0)
 				r := newRequest(s, "/app")
 				r.choose(testPool(1))
@@ -301,7 +301,7 @@ func TestPlaceWithoutASocket(t *testing.T) {
 func TestPagesAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(1)
-		s := newCapped(newTable(), pool, 40, 0)
+		s := newCapped(newLedger(), pool, 40, 0)
 		m := s.members.get(u0)
 		most := int64(0)
 		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -403,7 +403,7 @@ func TestFailingServerBehindOneAddress(t *testing.T) {
 // That a dial took too long an hour ago says nothing of one that does now.
 func TestDialsThatTakeLongNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		u := tb.hold(u0)
 		for range 3 {
 			u.dialed(tb.now(), tb.now(), breaker.Backoff, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded})
@@ -441,7 +441,7 @@ func TestFailedTLSIsTriedElsewhere(t *testing.T) {
 func TestRefusedLongBodyHoldsNoPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(1)
-		s := newCapped(newTable(), pool, 1, 0)
+		s := newCapped(newLedger(), pool, 1, 0)
 		m := s.members.get(u0)
 		long := func() *request {
 			r := newRequest(s, "/app")
@@ -477,7 +477,7 @@ func TestRefusedLongBodyHoldsNoPlace(t *testing.T) {
 func TestReloadOfASlowPage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(1)
-		s := newCapped(newTable(), pool, 1, 5*time.Second)
+		s := newCapped(newLedger(), pool, 1, 5*time.Second)
 		first := newRequest(s, "/app")
 		first.choose(pool)
 		first.run().connected(first.run().attempt)

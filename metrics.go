@@ -12,7 +12,10 @@ import (
 
 // metrics are read from the table when Prometheus asks. So no reload can make them drift, and what is
 // told of an upstream ends when the upstream is forgotten.
-type metrics struct{ n *node }
+type metrics struct {
+	n *node
+	l *ledger
+}
 
 // registerOnce adds metrics to the registry of a config, where they are not there yet.
 func registerOnce(r *prometheus.Registry, m prometheus.Collector) error {
@@ -89,13 +92,13 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		counter(descSilent, u.past.silent.Load(), label)
 	})
-	for reason, n := range m.n.t.nobody {
+	for reason, n := range m.l.nobody {
 		counter(descNobody, n.Load(), reason)
 	}
 	for operation, n := range m.n.storageErrors {
 		counter(descStorage, n.Load(), operation)
 	}
-	for kind, n := range m.n.t.unknownStamps {
+	for kind, n := range m.l.unknownStamps {
 		counter(descUnknown, n.Load(), kind)
 	}
 	gauge(descWaiting, float64(m.n.t.waiting.Len(now)))

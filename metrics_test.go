@@ -120,7 +120,7 @@ func TestMarkOfAnEscapeSequence(t *testing.T) {
 	if err := m.check(); err == nil {
 		t.Error("it is read")
 	}
-	n := newNode(newTable(), nil, nil)
+	n := newNode(newLedger().table, nil, nil)
 	n.t.hold(m.Upstream)
 	for _, force := range []bool{false, true} {
 		if _, err := n.drain(t.Context(), m.Upstream, word{state: stateDraining}, force); err == nil {
@@ -131,11 +131,12 @@ func TestMarkOfAnEscapeSequence(t *testing.T) {
 
 // A client that makes up an address which is no text does not end the metrics.
 func TestMetricsOfStrangeNames(t *testing.T) {
-	n := newNode(newTable(), noStorage, zap.NewNop())
+	l := newLedger()
+	n := newNode(l.table, noStorage, zap.NewNop())
 	n.t.hold("unix//run/\xff.sock")
 	n.t.hold("unix//run/\xfe.sock")
 	registry := prometheus.NewPedanticRegistry()
-	if err := registerOnce(registry, metrics{n}); err != nil {
+	if err := registerOnce(registry, metrics{n, l}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := registry.Gather(); err != nil {
@@ -175,7 +176,7 @@ func TestMetricsOfTroubles(t *testing.T) {
 		}
 		registry := prometheus.NewPedanticRegistry()
 		for range 2 {
-			if err := registerOnce(registry, metrics{a.node}); err != nil {
+			if err := registerOnce(registry, metrics{a.node, a.s.table}); err != nil {
 				t.Fatal(err)
 			}
 		}

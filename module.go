@@ -163,7 +163,7 @@ type Selection struct {
 	HedgeAfter caddy.Duration `json:"hedge_after,omitempty"`
 
 	logger   *zap.Logger
-	table    *table
+	table    *ledger
 	node     *node
 	members  *members
 	lifetime time.Duration // of a session without a socket
@@ -190,13 +190,13 @@ type Selection struct {
 	transport *reverseproxy.HTTPTransport // made by this policy for its handler, which had none; or nil
 }
 
-// sessions is the one table of this process. It outlives configs, because sessions do: a reload
+// thisLedger is the one table of this process. It outlives configs, because sessions do: a reload
 // changes nothing about where documents live.
-var sessions = sync.OnceValue(newTable)
+var thisLedger = sync.OnceValue(newLedger)
 
 // thisNode is this process among the Caddys that share its storage.
 var thisNode = sync.OnceValue(func() *node {
-	n := newNode(sessions(), runningStorage, printableLog(caddy.Log().Named("bokeh")))
+	n := newNode(thisLedger().table, runningStorage, printableLog(caddy.Log().Named("bokeh")))
 	caddy.OnExit(func(context.Context) { n.exit() }) // the last config may have no policy that does
 	return n
 })
@@ -226,7 +226,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if err := s.provideKeys(ctx); err != nil {
 		return err
 	}
-	s.attach(sessions())
+	s.attach(thisLedger())
 	s.members.drain(s.Drain)
 	app, err := ctx.App("events")
 	if err != nil {
@@ -258,7 +258,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 			return fmt.Errorf("asking for the event of the start: %w", err)
 		}
 	}
-	if err := registerOnce(ctx.GetMetricsRegistry(), metrics{thisNode()}); err != nil {
+	if err := registerOnce(ctx.GetMetricsRegistry(), metrics{thisNode(), s.table}); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	s.join(thisNode(), ctx.Storage())
@@ -320,9 +320,9 @@ func (s *Selection) setDefaults() {
 }
 
 // attach makes s work with the given table.
-func (s *Selection) attach(t *table) {
+func (s *Selection) attach(t *ledger) {
 	s.table = t
-	s.members = &members{t: t}
+	s.members = &members{l: t}
 	s.healthy = (*reverseproxy.Upstream).Healthy
 	s.pause = breaker.Backoff
 	s.lifetime = time.Duration(s.UnusedSessionLifetime + s.CheckUnusedSessions)

@@ -283,7 +283,7 @@ func (s *site) visit() (page, ws) {
 
 // sessionsOf is what the table counts at an upstream.
 func sessionsOf(addr string) tally {
-	tb := sessions()
+	tb := thisLedger()
 	tb.mu.Lock()
 	defer tb.mu.Unlock()
 	if u := tb.upstreams[upstreamName(addr)]; u != nil {
@@ -294,7 +294,7 @@ func sessionsOf(addr string) tally {
 
 // selectionsOf is how often an upstream was chosen.
 func selectionsOf(addr string) (n int64) {
-	tb := sessions()
+	tb := thisLedger()
 	tb.mu.Lock()
 	defer tb.mu.Unlock()
 	if u := tb.upstreams[upstreamName(addr)]; u != nil {
@@ -666,12 +666,12 @@ func TestBoundAfterRestart(t *testing.T) {
 // forget makes the process forget its sessions and its keys, as a new one would.
 func forget(t *testing.T) {
 	t.Helper()
-	oldSessions, oldKeys, oldNode := sessions, held, thisNode
-	fresh, keys := newTable(), newHeldKeys()
-	sessions = func() *table { return fresh }
+	oldSessions, oldKeys, oldNode := thisLedger, held, thisNode
+	fresh, keys := newLedger(), newHeldKeys()
+	thisLedger = func() *ledger { return fresh }
 	held = func() *heldKeys { return keys }
 	thisNode = sync.OnceValue(func() *node {
-		return newNode(fresh, runningStorage, caddy.Log())
+		return newNode(fresh.table, runningStorage, caddy.Log())
 	})
 	t.Cleanup(func() {
 		n := thisNode()
@@ -680,7 +680,7 @@ func forget(t *testing.T) {
 		for _, sh := range n.shares {
 			sh.halt()
 		}
-		sessions, held, thisNode = oldSessions, oldKeys, oldNode
+		thisLedger, held, thisNode = oldSessions, oldKeys, oldNode
 	})
 }
 

@@ -158,7 +158,7 @@ func startNodeOn(t *testing.T, host string, d *door, pool reverseproxy.UpstreamP
 func makeNode(t *testing.T, st recordStorage, s *Selection, pool reverseproxy.UpstreamPool) *caddyNode {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	n := newNode(s.table, func() recordStorage { return st }, zap.New(core))
+	n := newNode(s.table.table, func() recordStorage { return st }, zap.New(core))
 	n.host, n.process = randomName(), process{}
 	c := &caddyNode{node: n, t: t, s: s, pool: pool, logs: logs}
 	t.Cleanup(c.kill)
@@ -710,7 +710,7 @@ func TestNodeReportsAtOnce(t *testing.T) {
 		s := newTestSelection(testPool(3))
 		var running atomic.Bool
 		d := v.door()
-		n := newNode(s.table, func() recordStorage {
+		n := newNode(s.table.table, func() recordStorage {
 			if running.Load() {
 				return d
 			}
@@ -1161,7 +1161,7 @@ func TestValidatedConfigLeavesNoTrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVault()
 		s := newTestSelection(testPool(3))
-		n := newNode(s.table, noStorage, zap.NewNop())
+		n := newNode(s.table.table, noStorage, zap.NewNop())
 		s.join(n, v.door())
 		pass(20 * time.Second)
 		_ = s.Cleanup()

@@ -58,7 +58,7 @@ func (o *owner) standIn(app *caddyhttp.App, h *reverseproxy.Handler) {
 func (o *owner) standsAt(other *owner) bool { return o.place != place{} && o.place == other.place }
 
 // newOwner returns the owner of the sessions of a policy of the config that is loading, of which it may be the first.
-func (t *table) newOwner(first bool) *owner {
+func (t *ledger) newOwner(first bool) *owner {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if first {
@@ -71,7 +71,7 @@ func (t *table) newOwner(first bool) *owner {
 }
 
 // loading returns the config that is loading. t.mu is locked.
-func (t *table) loading() *config {
+func (t *ledger) loading() *config {
 	for o := range t.owners {
 		if o.config.number == t.configs {
 			return o.config
@@ -81,14 +81,14 @@ func (t *table) loading() *config {
 }
 
 // disown forgets an owner, which may be nil. Its sessions go on.
-func (t *table) disown(o *owner) {
+func (t *ledger) disown(o *owner) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.owners, o)
 }
 
 // ownersOf returns the owners of a config that has been loaded, whose places are known from then on.
-func (t *table) ownersOf(c *config) []*owner {
+func (t *ledger) ownersOf(c *config) []*owner {
 	t.mu.Lock()
 	owners := slices.Clone(c.owners)
 	t.mu.Unlock()
@@ -124,7 +124,7 @@ func (s *Selection) inherits(of *owner, u *upstream) bool {
 // follows says whether a policy follows one of another config, and no other one of its config does. Where that one stood, its follower
 // stands, unless the pools say something else. Else the one follows whose pool is most like that one's; where none is like it at all,
 // the one that has the upstream by now. In doubt nobody does: a session that is lost is better than a door that is open.
-func (t *table) follows(mine, before *owner, name string) bool {
+func (t *ledger) follows(mine, before *owner, name string) bool {
 	rivals, all := t.ownersOf(mine.config), t.ownersOf(before.config)
 	pool, names := before.names(), mine.names()
 	f := following{name: name, all: all, pool: pool, own: likeness(names, pool)}

@@ -26,7 +26,7 @@ func poolOf(dials ...string) (pool reverseproxy.UpstreamPool) {
 }
 
 // loaded returns the policies of a config that is loaded, one for each pool.
-func loaded(tb *table, pools ...reverseproxy.UpstreamPool) (policies []*Selection) {
+func loaded(tb *ledger, pools ...reverseproxy.UpstreamPool) (policies []*Selection) {
 	for i, pool := range pools {
 		s := newTestSelection(pool)
 		s.attach(tb)
@@ -60,7 +60,7 @@ func TestReloadOpensNoDoor(t *testing.T) {
 		for _, known := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, ", places known: ", known), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					tb := newTable()
+					tb := newLedger()
 					before := loaded(tb, tc.before...)
 					_, token := landed(t, before[0], tc.before[0][:1])
 					after := loaded(tb, tc.after...)
@@ -90,7 +90,7 @@ func TestPoolIsReplaced(t *testing.T) {
 		want  string
 	}{"by others": {poolOf("z:1"), "blue:1"}, "and given to another site": {poolOf("blue:1"), "green:1"}} {
 		synctest.Test(t, func(t *testing.T) {
-			tb := newTable()
+			tb := newLedger()
 			before := loaded(tb, poolOf("blue:1"))
 			_, token := landed(t, before[0], poolOf("blue:1"))
 			after := loaded(tb, poolOf("green:1"), tc.other)
@@ -105,7 +105,7 @@ func TestPoolIsReplaced(t *testing.T) {
 // An address that another site's source has found since a reload to another source is that site's.
 func TestAddressFoundSinceAReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		before := discovering(tb, true, "app-v1")
 		_, token := landed(t, before, poolOf("10.0.0.1:80"))
 		open := newSocket(before, token)
@@ -129,7 +129,7 @@ func TestAddressFoundSinceAReload(t *testing.T) {
 }
 
 // discovering returns a policy whose upstreams a source finds, of a config of which it may be the first.
-func discovering(tb *table, first bool, name string) *Selection {
+func discovering(tb *ledger, first bool, name string) *Selection {
 	s := newTestSelection(nil)
 	s.attach(tb)
 	s.owner = tb.newOwner(first)
@@ -154,7 +154,7 @@ func (r *request) open() {
 // Where the websockets of a site have a handler of their own, both find the sessions of a server that its source does not find any more.
 func TestTwoHandlersOfOneSite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		pages, sockets, other := discovering(tb, true, "app"), discovering(tb, false, "app"), discovering(tb, false, "of-another-site")
 		both, one := poolOf("10.0.0.1:80", "10.0.0.2:80"), poolOf("10.0.0.2:80")
 		newRequest(pages, "/static/x.js").choose(both)
@@ -172,7 +172,7 @@ func TestTwoHandlersOfOneSite(t *testing.T) {
 // Both find also those of a server that a reload takes off.
 func TestTwoHandlersOverAReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		before := loaded(tb, poolOf("a:1", "b:1"), poolOf("a:1", "b:1"), poolOf("c:1")) // pages, websockets, another site
 		_, token := landed(t, before[0], before[0].static[:1])
 		after := loaded(tb, poolOf("b:1"), poolOf("b:1"), poolOf("b:1", "c:1"))
@@ -199,7 +199,7 @@ func TestReloadBesideOtherSites(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				tb := newTable()
+				tb := newLedger()
 				before := standing(loaded(tb, poolOf(tc.before...), poolOf(tc.other...)))
 				home, token := landed(t, before[0], before[0].static[:1])
 				_, another := landed(t, before[0], before[0].static[:1])
@@ -229,7 +229,7 @@ func TestReloadInDoubt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				tb := newTable()
+				tb := newLedger()
 				before := standing(loaded(tb, poolOf(tc.before...), poolOf(tc.other...)))
 				home, token := landed(t, before[0], before[0].static[:1])
 				_, another := landed(t, before[0], before[0].static[:1])
@@ -249,7 +249,7 @@ func TestReloadInDoubt(t *testing.T) {
 
 // Of a config that has ended nothing is kept but what its sessions need, however many follow.
 func TestOwnersAreForgotten(t *testing.T) {
-	tb := newTable()
+	tb := newLedger()
 	var old []weak.Pointer[config]
 	for range 10 {
 		policies := loaded(tb, poolOf("a:1", "b:1"), poolOf("b:1"))

@@ -134,12 +134,12 @@ func TestStartWaitsOnce(t *testing.T) {
 		defer d.hang()()
 		began := time.Now()
 		var n *node
+		l := newLedger()
 		for range 8 {
-			s := newTestSelection(pool)
+			s := newTestSelectionWith(l, pool)
 			if n == nil {
 				n = makeNode(t, d, s, pool).node
 			}
-			s.table = n.t
 			s.keyed = keys.keeper(config, st, keyPatience).answered
 			s.join(n, d)
 		}

@@ -14,7 +14,7 @@ func (s *site) placesAt(handlers string) (places []place) {
 	if err := s.load(handlers); err != nil {
 		s.t.Fatal(err)
 	}
-	t := sessions()
+	t := thisLedger()
 	t.mu.Lock()
 	c := t.loading()
 	t.mu.Unlock()

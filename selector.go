@@ -449,7 +449,7 @@ func (rn *run) maker(v *view) int {
 // sighting is what is known of a session when it is looked for. It may have ended since.
 type sighting struct {
 	at    *upstream
-	owner *owner
+	owner any
 	app   app
 	began time.Duration
 }
@@ -468,7 +468,7 @@ func (rn *run) home(v *view) int {
 	})
 	for _, s := range those {
 		i := v.at(s.at)
-		if i < 0 && s.app == rn.terms.app && rn.s.inherits(s.owner, s.at) {
+		if i < 0 && s.app == rn.terms.app && rn.s.inherits(s.owner.(*owner), s.at) {
 			i = v.left(s)
 		}
 		if i >= 0 {

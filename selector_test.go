@@ -44,11 +44,11 @@ func testPool(n int) reverseproxy.UpstreamPool {
 
 // newTestSelection returns a policy with a table of its own, for a handler with the given pool.
 func newTestSelection(pool reverseproxy.UpstreamPool) *Selection {
-	return newTestSelectionWith(newTable(), pool)
+	return newTestSelectionWith(newLedger(), pool)
 }
 
 // newTestSelectionWith returns a policy of another config of the same process.
-func newTestSelectionWith(t *table, pool reverseproxy.UpstreamPool) *Selection {
+func newTestSelectionWith(t *ledger, pool reverseproxy.UpstreamPool) *Selection {
 	s := &Selection{logger: zap.NewNop(), ring: new(atomic.Pointer[stamp.Keyring])}
 	s.setDefaults()
 	s.ring.Store(&bokehtest.Ring)

@@ -60,7 +60,7 @@ type terms struct {
 	lifetime time.Duration // without a socket
 	app      app
 	path     app // the same, at whatever host
-	owner    *owner
+	owner    any // through which it is asked for; compared, and never looked into
 }
 
 // table holds every live session of this process and the load of every upstream.
@@ -70,18 +70,15 @@ type table struct {
 	start  time.Time
 	shards [tableShards]shard
 
-	nobody        counters // requests for which there was no upstream, by reason
-	unknownStamps counters // requests with a stamp that no key of their policy has signed, by kind
-	waiting       *admission.Queue
+	sharedName func(name string) string
+	labels     labels
+	waiting    *admission.Queue
 
 	pageTimes [1 << 10]average // by app; two that share one are taken for one
 	answered  answeredAt
 
 	mu        sync.Mutex           // guards all below
 	upstreams map[string]*upstream // by name
-	sources   map[string]*source   // by config
-	owners    map[*owner]struct{}  // of the configs that are loaded
-	configs   int64                // that there ever were
 }
 
 // shard is a part of the table under a lock of its own.
@@ -111,7 +108,7 @@ type session struct {
 	previous  state
 	began     time.Duration // on the table's clock
 	app       app           // that it belongs to
-	owner     *owner        // through which it was asked for last
+	owner     any           // through which it was asked for last
 }
 
 // upstream is one server by its name, in whatever handler or config it appears.
@@ -174,13 +171,16 @@ func newCounters(names ...string) counters {
 
 func (c counters) add(name string) { c[name].Add(1) }
 
-// newTable returns an empty table.
-func newTable() *table {
+// labels are what upstreams count by.
+type labels struct{ decisions, moveReasons, hedgeOutcomes []string }
+
+// newTable returns an empty table, whose upstreams have a name between nodes, and count by some labels.
+func newTable(sharedName func(name string) string, by labels) *table {
 	t := &table{
+		sharedName: sharedName, labels: by,
 		seed: maphash.MakeSeed(), start: time.Now(),
-		nobody: newCounters(nobodyReasons...), unknownStamps: newCounters(stampedKinds...),
-		upstreams: make(map[string]*upstream), sources: make(map[string]*source), owners: make(map[*owner]struct{}),
-		waiting: admission.NewQueue(),
+		upstreams: make(map[string]*upstream),
+		waiting:   admission.NewQueue(),
 	}
 	rand.Read(t.salt[:])
 	for i := range t.shards {
@@ -218,9 +218,9 @@ func (t *table) hold(name string) *upstream {
 	defer t.mu.Unlock()
 	u := t.upstreams[name]
 	if u == nil {
-		u = &upstream{name: name, shared: sharedName(name)}
+		u = &upstream{name: name, shared: t.sharedName(name)}
 		u.slots.Lot = maphash.Comparable(t.seed, u)
-		u.past = &past{selected: newCounters(decisions...), moved: newCounters(moveReasons...), hedged: newCounters(hedgeOutcomes...)}
+		u.past = &past{selected: newCounters(t.labels.decisions...), moved: newCounters(t.labels.moveReasons...), hedged: newCounters(t.labels.hedgeOutcomes...)}
 		t.upstreams[name] = u
 	}
 	u.holders.Add(1)
@@ -782,4 +782,20 @@ func isUpstreamsFault(err error) bool {
 		return dns.IsNotFound
 	}
 	return true
+}
+
+// joining is that an upstream came into a pool that did not have it.
+type joining struct {
+	of any // the pool: a source, or the members of a policy without one
+	at time.Duration
+}
+
+// joined takes note that u came into a pool.
+func (u *upstream) joined(of any, now time.Duration) { u.pool.Store(&joining{of, now}) }
+
+// lent takes note that u is in a pool that depends on the request. It may have been elsewhere since the last one.
+func (u *upstream) lent(to any, now time.Duration) {
+	if j := u.pool.Load(); j == nil || j.of != to || now-j.at > time.Second {
+		u.joined(to, now)
+	}
 }

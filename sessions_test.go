@@ -45,7 +45,7 @@ func wantTally(t *testing.T, when string, u *upstream, want tally) {
 }
 
 // wantEmpty checks that nothing is left in the table but the upstreams that somebody holds.
-func wantEmpty(t *testing.T, tb *table, upstreams int) {
+func wantEmpty(t *testing.T, tb *ledger, upstreams int) {
 	t.Helper()
 	for i := range tb.shards {
 		sh := &tb.shards[i]
@@ -64,7 +64,7 @@ func wantEmpty(t *testing.T, tb *table, upstreams int) {
 
 func TestVisit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		u := tb.hold("a:80")
 		k := tb.key("id")
 
@@ -98,7 +98,7 @@ func TestVisit(t *testing.T) {
 
 func TestSocketNeverCame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		u := tb.hold("a:80")
 		page := tb.page(tb.key("id"), u, testTerms)
 		page.built()
@@ -112,7 +112,7 @@ func TestSocketNeverCame(t *testing.T) {
 }
 
 func TestPageWithoutSessionFreesAtOnce(t *testing.T) {
-	tb := newTable()
+	tb := newLedger()
 	u := tb.hold("a:80")
 	for name, built := range map[string]bool{"redirect or error": true, "aborted before the first byte": false} {
 		page := tb.page(tb.key("id"), u, testTerms)
@@ -127,7 +127,7 @@ func TestPageWithoutSessionFreesAtOnce(t *testing.T) {
 
 // An error for a second page of a session says nothing about the first.
 func TestFailedPageLeavesTheSessionItsTime(t *testing.T) {
-	tb := newTable()
+	tb := newLedger()
 	u := tb.hold("a:80")
 	k := tb.key("id")
 	one := tb.page(k, u, testTerms)
@@ -140,7 +140,7 @@ func TestFailedPageLeavesTheSessionItsTime(t *testing.T) {
 
 func TestFailedHandshake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		u := tb.hold("a:80")
 		k := tb.key("id")
 		tb.socket(k, k, u, testTerms).socketEnded(false)
@@ -160,7 +160,7 @@ func TestFailedHandshake(t *testing.T) {
 // are one session.
 func TestSocketTakesOverItsPage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		u := tb.hold("a:80")
 		stamp, id := tb.key("stamp"), tb.key("id")
 		page := tb.page(stamp, u, testTerms)
@@ -182,7 +182,7 @@ func TestSocketTakesOverItsPage(t *testing.T) {
 // A session that was taken over while its page was being built ends all the same when it is used by its own id.
 func TestSocketOfASessionTakenOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		u := tb.hold("a:80")
 		stamp, id := tb.key("stamp"), tb.key("id")
 		first := tb.page(stamp, u, testTerms)
@@ -200,7 +200,7 @@ func TestSocketOfASessionTakenOver(t *testing.T) {
 
 // A session that has moved is not counted where it was, but for what is still open there.
 func TestMovedSession(t *testing.T) {
-	tb := newTable()
+	tb := newLedger()
 	a, b := tb.hold("a:80"), tb.hold("b:80")
 	k := tb.key("id")
 	tb.socket(k, k, a, testTerms).socketEnded(true)
@@ -222,7 +222,7 @@ func TestMovedSession(t *testing.T) {
 
 // If the handshake fails, the session that the page made still waits on the server.
 func TestFailedHandshakeKeepsTheSessionTakenOver(t *testing.T) {
-	tb := newTable()
+	tb := newLedger()
 	u := tb.hold("a:80")
 	stamp, id := tb.key("stamp"), tb.key("id")
 	page := tb.page(stamp, u, testTerms)
@@ -233,7 +233,7 @@ func TestFailedHandshakeKeepsTheSessionTakenOver(t *testing.T) {
 }
 
 func TestOneIDAtTwoUpstreams(t *testing.T) {
-	tb := newTable()
+	tb := newLedger()
 	a, b := tb.hold("a:80"), tb.hold("b:80")
 	k := tb.key("id")
 	found := func() (names []string) {
@@ -260,7 +260,7 @@ func TestOneIDAtTwoUpstreams(t *testing.T) {
 
 // An upstream that is removed from the config and added back while a session lives is the same.
 func TestUpstreamRemovedAndAddedBack(t *testing.T) {
-	tb := newTable()
+	tb := newLedger()
 	u := tb.hold("a:80")
 	k := tb.key("id")
 	ws := tb.socket(k, k, u, testTerms)
@@ -285,7 +285,7 @@ func TestUpstreamRemovedAndAddedBack(t *testing.T) {
 // TestTableAgainstModel does random things at once and compares with plain sums at the end.
 func TestTableAgainstModel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		names := []string{"a:80", "b:80", "c:80"}
 		var ups []*upstream
 		for _, n := range names {
@@ -355,7 +355,7 @@ func TestTableAgainstModel(t *testing.T) {
 // A session that flaps lives on from its last socket, and leaves no trail behind.
 func TestFlappingSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		u := tb.hold("a:80")
 		k := tb.key("id")
 		for range 1000 {
@@ -374,7 +374,7 @@ func TestFlappingSession(t *testing.T) {
 // Sessions end together, none before its time and each at most a beat after it.
 func TestSessionsEndOnTheBeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tb := newTable()
+		tb := newLedger()
 		u := tb.hold("a:80")
 		ends := make(map[time.Duration]bool)
 		for i := range 50 {
@@ -445,7 +445,7 @@ func BenchmarkTable(b *testing.B) {
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		tb := newTable()
+		tb := newLedger()
 		u := tb.hold("a:80")
 		for i := range n {
 			l := tb.page(tb.key(fmt.Sprint(i)), u, testTerms)

@@ -23,7 +23,7 @@ import (
 )
 
 // newCapped returns a policy with a limit of sessions in a handler that goes on looking for a while.
-func newCapped(t *table, pool reverseproxy.UpstreamPool, limit int, patience time.Duration) *Selection {
+func newCapped(t *ledger, pool reverseproxy.UpstreamPool, limit int, patience time.Duration) *Selection {
 	s := newTestSelectionWith(t, pool)
 	s.MaxSessions, s.patience = limit, patience
 	return s
@@ -67,7 +67,7 @@ func occupy(t *testing.T, s *Selection, pool reverseproxy.UpstreamPool, n int) (
 func TestMaxSessions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(2)
-		s := newCapped(newTable(), pool, 3, 0)
+		s := newCapped(newLedger(), pool, 3, 0)
 		tokens, hangUp := occupy(t, s, pool, 6)
 		for _, m := range s.index.Load().members {
 			if n := m.slots.Sessions.Load(); n != 3 {
@@ -108,7 +108,7 @@ func TestMaxSessions(t *testing.T) {
 func TestPlacesGoToTheOldest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(2)
-		s := newCapped(newTable(), pool, 2, 10*time.Minute)
+		s := newCapped(newLedger(), pool, 2, 10*time.Minute)
 		hurried := newCapped(s.table, pool, 2, 0)
 		_, hangUp := occupy(t, s, pool, 4)
 		turns := make(chan int, 5)
@@ -162,7 +162,7 @@ func TestPlacesGoToTheOldest(t *testing.T) {
 func TestTicketDies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(1)
-		s := newCapped(newTable(), pool, 1, 5*time.Second)
+		s := newCapped(newLedger(), pool, 1, 5*time.Second)
 		_, hangUp := occupy(t, s, pool, 1)
 		start := time.Now()
 		r := newRequest(s, "/app")
@@ -206,7 +206,7 @@ func TestTicketDies(t *testing.T) {
 func TestWaitOverAReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(1)
-		tb := newTable()
+		tb := newLedger()
 		before := newCapped(tb, pool, 1, time.Minute)
 		unloaded := make(chan struct{})
 		before.unloaded = unloaded
@@ -241,7 +241,7 @@ func TestWaitOverAReload(t *testing.T) {
 func TestWaitForAnUpstreamThatIsTakenOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(1)
-		tb := newTable()
+		tb := newLedger()
 		s := newCapped(tb, pool, 1, time.Minute)
 		unloaded := make(chan struct{})
 		s.unloaded = unloaded
@@ -290,7 +290,7 @@ func TestWaitForAnUpstreamThatIsTakenOff(t *testing.T) {
 func TestTwoLookAtAnUpstreamThatIsTakenOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(1)
-		s := newCapped(newTable(), pool, 1, time.Minute)
+		s := newCapped(newLedger(), pool, 1, time.Minute)
 		unloaded := make(chan struct{})
 		s.unloaded = unloaded
 		close(unloaded)
@@ -320,7 +320,7 @@ func TestTwoLookAtAnUpstreamThatIsTakenOff(t *testing.T) {
 func TestLeavingIsNotCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(1)
-		s := newCapped(newTable(), pool, 1, time.Minute)
+		s := newCapped(newLedger(), pool, 1, time.Minute)
 		_, hangUp := occupy(t, s, pool, 1)
 		var all []*request
 		for range 100 {
@@ -348,7 +348,7 @@ func TestLineAtRandom(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 1))
 			pool := testPool(3)
-			tb := newTable()
+			tb := newLedger()
 			limit := 1 + rnd.IntN(3)
 			policies := []*Selection{newCapped(tb, pool, limit, 20*time.Second), newCapped(tb, pool, limit, 3*time.Second)}
 			var idle time.Time // since when there have been places
@@ -423,7 +423,7 @@ func TestWaitBehindCaddy(t *testing.T) {
 	}
 	waits := make(chan page)
 	go func() { waits <- s.get("/app") }()
-	soon(t, "a visit waits", func() bool { return sessions().waiting.Len(sessions().now()) == 1 })
+	soon(t, "a visit waits", func() bool { return thisLedger().waiting.Len(thisLedger().now()) == 1 })
 	s.reload(fmt.Sprintf(handlers, "0s"))
 	if p := s.get("/app"); p.status != http.StatusServiceUnavailable || p.header.Get("Retry-After") == "" {
 		t.Errorf("who has no patience is answered %d, with Retry-After %q", p.status, p.header.Get("Retry-After"))
@@ -536,7 +536,7 @@ func TestLastChance(t *testing.T) {
 	for _, patience := range []time.Duration{0, 3 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			pool := testPool(2)
-			s := newCapped(newTable(), pool, 1, patience)
+			s := newCapped(newLedger(), pool, 1, patience)
 			failing := s.members.get("u1:80")
 			failing.breaker.Failure(0, s.table.now(), breaker.MaxBackoff)
 			_, hangUp := occupy(t, s, pool, 1)
@@ -562,7 +562,7 @@ func TestLastChance(t *testing.T) {
 func TestPlaceOfAnotherSite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(2)
-		s := newCapped(newTable(), pool, 1, time.Minute)
+		s := newCapped(newLedger(), pool, 1, time.Minute)
 		s.healthy = func(u *reverseproxy.Upstream) bool { return u.Dial != "u1:80" }
 		other := newCapped(s.table, pool, 1, 0)
 		_, hangUp := occupy(t, s, pool, 1)
@@ -581,7 +581,7 @@ func TestPlaceOfAnotherSite(t *testing.T) {
 func TestLineKeepsOffTrouble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(2)
-		s := newCapped(newTable(), pool, 1, time.Minute)
+		s := newCapped(newLedger(), pool, 1, time.Minute)
 		occupy(t, s, pool[:1], 1)
 		met, waited := 0, 0
 		for range 20 {
@@ -612,7 +612,7 @@ func TestLineKeepsOffTrouble(t *testing.T) {
 func TestOrderBesideTrouble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(2)
-		s := newCapped(newTable(), pool, 1, 10*time.Minute)
+		s := newCapped(newLedger(), pool, 1, 10*time.Minute)
 		_, hangUp := occupy(t, s, pool[:1], 1)
 		turns := make(chan int, 5)
 		for i := range cap(turns) {
@@ -650,7 +650,7 @@ func TestOrderBesideTrouble(t *testing.T) {
 func TestTicketOfWhoHasGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(1)
-		tb := newTable()
+		tb := newLedger()
 		// One says it by its patience, the other one, as with a number of retries, not at all.
 		hasty, silent, patient := newCapped(tb, pool, 1, 2*time.Second), newCapped(tb, pool, 1, time.Hour), newCapped(tb, pool, 1, time.Hour)
 		silent.static = nil
@@ -680,7 +680,7 @@ func TestTicketOfWhoHasGivenUp(t *testing.T) {
 func TestNewPlacesAreTheLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(2)
-		s := newCapped(newTable(), pool, 1, time.Minute)
+		s := newCapped(newLedger(), pool, 1, time.Minute)
 		m := s.members.get("u1:80")
 		m.draining.add(1)
 		occupy(t, s, pool[:1], 1)
@@ -711,7 +711,7 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 	for name, read := range map[string]bool{"read": true, "not read": false} {
 		synctest.Test(t, func(t *testing.T) {
 			pool := testPool(2)
-			s := newCapped(newTable(), pool, 3, time.Minute)
+			s := newCapped(newLedger(), pool, 3, time.Minute)
 			var pages []*request
 			for range 6 {
 				page := newRequest(s, "/app")

@@ -71,7 +71,7 @@ func holdsPlaceholder(value any) bool {
 // source is where upstreams are discovered, if all requests share what is found there. Policies whose configs say the same of
 // it have one in common, also those of the next config: what it found outlives a reload at which it fails.
 type source struct {
-	t      *table
+	t      *ledger
 	config string
 	users  int // policies; the table's mu guards it
 
@@ -95,7 +95,7 @@ type sighted struct {
 }
 
 // holdSource returns the source with the given config and keeps it until it is released.
-func (t *table) holdSource(config string) *source {
+func (t *ledger) holdSource(config string) *source {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	src := t.sources[config]
@@ -108,7 +108,7 @@ func (t *table) holdSource(config string) *source {
 }
 
 // releaseSource takes back one hold of a source, which may be nil.
-func (t *table) releaseSource(src *source) {
+func (t *ledger) releaseSource(src *source) {
 	if src == nil {
 		return
 	}
@@ -232,21 +232,5 @@ func (s *Selection) discovered(pool reverseproxy.UpstreamPool, v *view) {
 			s.logger.Warn("discovery finds an upstream that it did not find before, and that operators have drained"+
 				" (if another server has that address by now, take the drain back: caddy bokeh undrain, with the address)", zap.String("upstream", m.name))
 		}
-	}
-}
-
-// joining is that an upstream came into a pool that did not have it.
-type joining struct {
-	of any // the pool: a source, or the members of a policy without one
-	at time.Duration
-}
-
-// joined takes note that u came into a pool.
-func (u *upstream) joined(of any, now time.Duration) { u.pool.Store(&joining{of, now}) }
-
-// lent takes note that u is in a pool that depends on the request. It may have been elsewhere since the last one.
-func (u *upstream) lent(to any, now time.Duration) {
-	if j := u.pool.Load(); j == nil || j.of != to || now-j.at > time.Second {
-		u.joined(to, now)
 	}
 }

@@ -74,7 +74,7 @@ func TestSharedSources(t *testing.T) {
 }
 
 // sourced returns a policy of a handler that discovers its upstreams.
-func sourced(t *table, source string) *Selection {
+func sourced(t *ledger, source string) *Selection {
 	s := newTestSelectionWith(t, nil)
 	s.knowPool(&reverseproxy.Handler{DynamicUpstreamsRaw: []byte(source)})
 	return s
@@ -82,7 +82,7 @@ func sourced(t *table, source string) *Selection {
 
 // Where the source may look at the request, the servers of one site are never those of another one.
 func TestSourceThatLooksAtTheRequest(t *testing.T) {
-	s := sourced(newTable(), `{"source":"test_by_host"}`)
+	s := sourced(newLedger(), `{"source":"test_by_host"}`)
 	newRequest(s, "http://a.test/app").choose(testPool(2))
 	if addr, _ := newRequest(s, "http://b.test/app").choose(nil); addr != "" {
 		t.Errorf("a site that has no server is served by %s of another site", addr)
@@ -185,7 +185,7 @@ func TestWhoseAddressItIs(t *testing.T) {
 					}
 					time.Sleep(2 * time.Second)
 				}
-				a := sourced(newTable(), sourceA)
+				a := sourced(newLedger(), sourceA)
 				newRequest(a, "/static/x.js").choose(u(0, 1))
 				do(c.before, a)
 				home, token := landed(t, a, u(0, 1))
@@ -236,7 +236,7 @@ func TestWhoseAddressItIs(t *testing.T) {
 
 // What the source has at present is not lost, though a request that came with an older answer does not have it.
 func TestAddressThatIsBack(t *testing.T) {
-	tb := newTable()
+	tb := newLedger()
 	s, other := sourced(tb, sourceA), sourced(tb, sourceB)
 	newRequest(s, "/static/x.js").choose(testPool(2))
 	newRequest(other, "/static/x.js").choose(testPool(1))
@@ -273,7 +273,7 @@ func TestAddressModel(t *testing.T) {
 	for seed := range uint64(10) {
 		synctest.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 2))
-			tb := newTable()
+			tb := newLedger()
 			sites := []*Selection{sourced(tb, sourceA), sourced(tb, sourceB)}
 			servers := make([]*addressServer, 8) // by address
 			listed := make([]bool, len(servers))
@@ -369,7 +369,7 @@ func TestAddressModel(t *testing.T) {
 
 // A resolver that fails while a config is loaded takes no server off, and shows no site the servers of another one.
 func TestReloadWhileDiscoveryFails(t *testing.T) {
-	tb := newTable()
+	tb := newLedger()
 	before := sourced(tb, sourceA)
 	newRequest(before, "/static/x.js").choose(testPool(3))
 	failed := sourced(tb, sourceA)
@@ -409,7 +409,7 @@ func TestReloadWhileDiscoveryFails(t *testing.T) {
 
 // What the config has for when discovery fails is not what was discovered.
 func TestFallbackIsNotDiscovered(t *testing.T) {
-	tb, fixed := newTable(), testPool(3)[2:]
+	tb, fixed := newLedger(), testPool(3)[2:]
 	s, other := newTestSelectionWith(tb, nil), sourced(tb, sourceA)
 	s.knowPool(&reverseproxy.Handler{Upstreams: fixed, DynamicUpstreamsRaw: []byte(sourceA)})
 	if addr, _ := newRequest(s, "/app").choose(fixed); addr != "u2:80" {
@@ -426,7 +426,7 @@ func TestFallbackIsNotDiscovered(t *testing.T) {
 // Who gets the address of a server that was drained and has gone drains, and somebody should know.
 func TestAddressOfADrainedServer(t *testing.T) {
 	core, logs := observer.New(zapcore.WarnLevel)
-	s := sourced(newTable(), sourceA)
+	s := sourced(newLedger(), sourceA)
 	s.logger = zap.New(core)
 	u := s.table.hold("u0:80")
 	u.draining.set(new(said))

@@ -194,7 +194,7 @@ const maxAddress = 320
 
 // members are the upstreams that a policy knows, by the address that Caddy dials.
 type members struct {
-	t      *table
+	l      *ledger
 	byDial sync.Map // of string to *member
 	source *source  // where they are discovered; nil if they are not, or not for all requests the same
 
@@ -219,7 +219,7 @@ func (ms *members) attach(pool reverseproxy.UpstreamPool) {
 // started takes note that the config is in use, and of what Caddy makes of its upstreams, which the handler sets
 // up after its policy: what health checks say of them is known before the first request then.
 func (ms *members) started(pool reverseproxy.UpstreamPool) {
-	now := ms.t.now()
+	now := ms.l.now()
 	for _, u := range pool {
 		if !hasPlaceholder(u.Dial) {
 			m := ms.get(u.Dial)
@@ -237,7 +237,7 @@ func (ms *members) started(pool reverseproxy.UpstreamPool) {
 // drain drains the upstreams at the given addresses for as long as the config lasts.
 func (ms *members) drain(addrs []string) {
 	for _, addr := range addrs {
-		u := ms.t.hold(upstreamName(addr))
+		u := ms.l.hold(upstreamName(addr))
 		u.draining.add(1)
 		ms.drained = append(ms.drained, u)
 	}
@@ -248,7 +248,7 @@ func hasPlaceholder(dial string) bool { return strings.Contains(dial, "{") }
 
 // get returns the member that Caddy dials at the given address, placeholders expanded.
 func (ms *members) get(dial string) *member {
-	now := ms.t.now()
+	now := ms.l.now()
 	m, ok := ms.byDial.Load(dial)
 	if !ok {
 		m = ms.add(dial, now)
@@ -266,12 +266,12 @@ func (ms *members) add(dial string, now time.Duration) any {
 	if m, ok := ms.byDial.Load(dial); ok {
 		return m
 	}
-	m := &member{upstream: ms.t.hold(upstreamName(dial))}
+	m := &member{upstream: ms.l.hold(upstreamName(dial))}
 	m.seen.Store(int64(now))
 	if ms.closed {
 		// A request outlived its config. Its session holds the upstream, we must not, nor may anybody watch it.
 		m.dropped.Store(true)
-		ms.t.release(m.upstream)
+		ms.l.release(m.upstream)
 		return m
 	}
 	switch {
@@ -303,7 +303,7 @@ func (ms *members) drop(dial any, m *member) {
 		m.configs.Add(-1)
 	}
 	ms.n--
-	ms.t.release(m.upstream)
+	ms.l.release(m.upstream)
 }
 
 // close forgets all members for good.
@@ -311,7 +311,7 @@ func (ms *members) close() {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
 	if !ms.closed {
-		ms.t.releaseSource(ms.source)
+		ms.l.releaseSource(ms.source)
 	}
 	ms.closed = true
 	ms.byDial.Range(func(dial, m any) bool {
@@ -320,7 +320,7 @@ func (ms *members) close() {
 	})
 	for _, u := range ms.drained {
 		u.draining.add(-1)
-		ms.t.release(u)
+		ms.l.release(u)
 	}
 	ms.drained = nil
 }
