@@ -425,7 +425,7 @@ func (n *node) set(m *mark) {
 	case md.u != nil && before.drains() && n.mayBeTakenForEmpty(md):
 		md.opens = n.t.now() + openRest
 		md.u.draining.doubt()
-		time.AfterFunc(openRest, func() { n.openDue() })
+		time.AfterFunc(openRest, func() { n.open(md) })
 	case md.u != nil:
 		n.let(md)
 	}
@@ -450,22 +450,20 @@ func (n *node) mayBeTakenForEmpty(md *marked) bool {
 
 // opens says whether a drain of u was taken back and is about to be over. n.mu is locked.
 func (n *node) opens(u *upstream) bool {
-	md := n.marked[u.shared]
-	return md != nil && md.u == u && md.opens != 0
+	md := n.holderOf(u)
+	return md != nil && md.opens != 0
 }
 
-// openDue ends the drains that were taken back and are over.
-func (n *node) openDue() {
+// open ends a drain that was taken back, unless it is over already, or the upstream drains again.
+func (n *node) open(md *marked) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	now := n.t.now()
-	for _, md := range n.marked {
-		if md.opens != 0 && now >= md.opens && md.u != nil {
-			md.opens = 0
-			n.let(md)
-			n.tell()
-		}
+	if md.u == nil || md.opens == 0 || n.t.now() < md.opens {
+		return
 	}
+	md.opens = 0
+	n.let(md)
+	n.tell()
 }
 
 // evict ends what a closed upstream still has. n.mu is locked.
@@ -478,9 +476,17 @@ func (n *node) evict(md *marked) {
 	}
 }
 
-// markOf returns the mark by which an operator drains u, or nil. n.mu is locked.
-func (n *node) markOf(u *upstream) *mark {
+// holderOf returns what holds u because an operator drains it, or did until a moment ago; or nil. n.mu is locked.
+func (n *node) holderOf(u *upstream) *marked {
 	if md := n.marked[u.shared]; md != nil && md.u == u {
+		return md
+	}
+	return nil
+}
+
+// markOf returns what an operator has said last of u, which drains for that or did until a moment ago; or nil. n.mu is locked.
+func (n *node) markOf(u *upstream) *mark {
+	if md := n.holderOf(u); md != nil {
 		return md.mark
 	}
 	return nil
