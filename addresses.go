@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // lookedUp takes note of the addresses that the name of m has, when a connection was to be made. Each connection may go to
@@ -17,18 +19,18 @@ import (
 func (s *Selection) lookedUp(m *member, found []net.IPAddr) {
 	four, six := byFamily(found)
 	addresses := 1
-	if !isLocal(m.name) {
+	if !isLocal(m.Name) {
 		addresses = max(four, six)
 	}
-	m.addresses.Store(int32(addresses))
-	m.family.Store(int32(familyOf(four, six)))
-	if addresses <= 1 || m.told.Load() || !s.pacers.names.lets(m.name, s.table.now()) {
+	m.Addresses.Store(int32(addresses))
+	m.AddressFamily.Store(int32(familyOf(four, six)))
+	if addresses <= 1 || m.told.Load() || !s.pacers.names.lets(m.Name, s.table.Now()) {
 		return
 	}
 	m.told.Store(true)
 	s.logger.Warn("upstream's name has several addresses, and each connection may go to another one: a page and its websocket meet by luck, and the app runs more than once a visit"+
 		" (if they are several servers, find each by itself: put these lines into the block in place of the address, with the resolvers that the transport has)",
-		zap.String("upstream", m.name), zap.Int("addresses", addresses), zap.String("caddyfile", s.eachByItself(m.upstream)))
+		zap.String("upstream", m.Name), zap.Int("addresses", addresses), zap.String("caddyfile", s.eachByItself(m.Upstream)))
 }
 
 // isHostOf says whether a host is that of the named upstream, as it is dialed.
@@ -77,18 +79,18 @@ func familyOf(four, six int) family {
 }
 
 // eachByItself returns the lines of a Caddyfile that find every address of the handler's upstreams, of which u is one.
-func (s *Selection) eachByItself(u *upstream) string {
+func (s *Selection) eachByItself(u *sessions.Upstream) string {
 	if len(s.static) <= 1 {
-		return "dynamic " + discoverBy(u.name, family(u.family.Load()), "")
+		return "dynamic " + discoverBy(u.Name, family(u.AddressFamily.Load()), "")
 	}
 	var lines strings.Builder
 	for _, other := range s.static {
 		m := s.members.get(other.Dial)
-		of := family(m.family.Load())
-		if isLocal(m.name) {
+		of := family(m.AddressFamily.Load())
+		if isLocal(m.Name) {
 			of = family4
 		}
-		fmt.Fprintf(&lines, "\t%s\n", discoverBy(m.name, of, "\t"))
+		fmt.Fprintf(&lines, "\t%s\n", discoverBy(m.Name, of, "\t"))
 	}
 	return "dynamic multi {\n" + lines.String() + "}"
 }

@@ -65,8 +65,8 @@ func TestNameOfSeveralServers(t *testing.T) {
 					t.Errorf("Caddy does not take the lines: %v", err)
 				}
 			}
-			if got := m.addresses.Load() > 1; got != (c.want != "") {
-				t.Errorf("it has %d addresses", m.addresses.Load())
+			if got := m.Addresses.Load() > 1; got != (c.want != "") {
+				t.Errorf("it has %d addresses", m.Addresses.Load())
 			}
 		})
 	}
@@ -82,7 +82,7 @@ func TestNameOfAForwardProxy(t *testing.T) {
 		trace := r.run().trace(r.run().attempt)
 		trace.DNSStart(httptrace.DNSStartInfo{Host: host})
 		trace.DNSDone(httptrace.DNSDoneInfo{Addrs: []net.IPAddr{{IP: net.IPv4(10, 0, 0, 1)}, {IP: net.IPv4(10, 0, 0, 2)}}})
-		if got := s.members.get("app:5006").addresses.Load(); got != want {
+		if got := s.members.get("app:5006").Addresses.Load(); got != want {
 			t.Errorf("after a look-up of %s the upstream has %d addresses, want %d", host, got, want)
 		}
 	}

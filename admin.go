@@ -21,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 func init() {
@@ -197,7 +198,7 @@ func (n *node) await(ctx context.Context, patience time.Duration, so func() (boo
 func (n *node) mayBeKilled() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.awaited = n.t.now()
+	n.awaited = n.t.Now()
 	return !n.exiting() || !n.known || n.parted || n.unheard != 0
 }
 
@@ -357,7 +358,7 @@ func (n *node) redial(ctx context.Context) {
 	defer cancel()
 	var all sync.WaitGroup
 	for u := range n.unreachable() {
-		network, host, port, err := caddy.SplitNetworkAddress(u.name)
+		network, host, port, err := caddy.SplitNetworkAddress(u.Name)
 		if err != nil {
 			continue
 		}
@@ -371,7 +372,7 @@ func (n *node) redial(ctx context.Context) {
 				return
 			}
 			conn.Close()
-			u.dialed(0, n.t.now(), breaker.Backoff, nil)
+			u.Dialed(0, n.t.Now(), breaker.Backoff, nil)
 		})
 	}
 	all.Wait()
@@ -381,14 +382,14 @@ func (n *node) redial(ctx context.Context) {
 const redialWait = time.Second
 
 // unreachable returns the upstreams that could not be reached when they were dialed last.
-func (n *node) unreachable() map[*upstream]bool {
+func (n *node) unreachable() map[*sessions.Upstream]bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	found := make(map[*upstream]bool)
+	found := make(map[*sessions.Upstream]bool)
 	n.eachPool(func(p pool) {
 		p.each(func(m *member, inPool bool) {
-			if inPool && (m.failedAt.Load() != 0 || m.lateSince.Load() != 0) {
-				found[m.upstream] = true
+			if inPool && m.IsUnreachable() {
+				found[m.Upstream] = true
 			}
 		})
 	})

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -23,14 +22,16 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/pprof"
-	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // administered is a site whose Caddy has an admin API.
@@ -259,12 +260,12 @@ func TestLastLivingUpstreamIsKept(t *testing.T) {
 	for range 3 { // one of three visits new sessions to it, unless it is known
 		a.visit()
 	}
-	u := thisLedger().hold(dead.addr())
-	defer thisLedger().release(u)
-	if !u.failing(thisLedger().now()) {
+	u := thisLedger().Hold(dead.addr())
+	defer thisLedger().Release(u)
+	if !u.IsFailing(thisLedger().Now()) {
 		t.Fatal("nobody was sent to the dead upstream")
 	}
-	u.failedAt.Add(-int64(time.Hour))
+	u.Dialed(0, thisLedger().Now()-time.Hour, time.Second, syscall.ECONNREFUSED)
 	refused("an hour after it refused a connection")
 	newBokeh(t, dead.addr())
 	a.want(200, `"state":"draining"`, "PUT", "/bokeh/draining/"+b.addr(), "") // nobody has visited since it came back
@@ -393,45 +394,21 @@ func TestUnixUpstreamInAPath(t *testing.T) {
 	a.want(200, `"state":"ready"`, "DELETE", "/bokeh/draining/"+url.PathEscape("unix//run/a.sock"), "")
 }
 
-// BenchmarkStatus tells of 1,000 upstreams with 100,000 sessions, and reports how long it holds a lock at most that a
-// request may want: the shard of a session, or the list of upstreams.
+// BenchmarkStatus tells of 1,000 upstreams with 100,000 sessions.
 func BenchmarkStatus(b *testing.B) {
 	ups := testPool(1000)
 	s := newTestSelection(ups)
-	n := newNode(s.table.table, noStorage, zap.NewNop())
+	n := newNode(s.table.Table, noStorage, zap.NewNop())
 	n.shares = []*share{{pools: []pool{s}}}
 	for i := range 100_000 {
-		u := s.members.get(ups[i%len(ups)].Dial).upstream
-		s.table.page(s.table.key(fmt.Sprint(i)), u, terms{lifetime: time.Hour})
-	}
-	longest := time.Duration(0)
-	hold := func(f func()) {
-		begun := time.Now()
-		f()
-		longest = max(longest, time.Since(begun))
+		u := s.members.get(ups[i%len(ups)].Dial).Upstream
+		s.table.BeginPage(s.table.Key(fmt.Sprint(i)), u, sessions.Terms{Lifetime: time.Hour})
 	}
 	for b.Loop() {
 		if got := len(n.upstreams()); got != len(ups) {
 			b.Fatal(got, " upstreams")
 		}
 	}
-	b.StopTimer()
-	var holds []float64
-	for range 20 {
-		longest = 0
-		oldest := make(map[*upstream]time.Duration)
-		for i := range s.table.shards {
-			hold(func() { s.table.shards[i].oldest(oldest) })
-		}
-		hold(func() {
-			s.table.mu.Lock()
-			defer s.table.mu.Unlock()
-			_ = slices.Collect(maps.Values(s.table.upstreams))
-		})
-		holds = append(holds, float64(longest.Microseconds()))
-	}
-	slices.Sort(holds)
-	b.ReportMetric(holds[len(holds)/2], "µs-held")
 }
 
 // Through remote admin, reading and writing can be granted apart, as the example does.

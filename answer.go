@@ -57,7 +57,7 @@ func (rn *run) readAnswer(a *attempt, found bool) {
 func (rn *run) isNoPage(a *attempt, status int) {
 	a.noPage = true
 	if rn.Kind == bokeh.Page {
-		rn.s.table.answered.other(rn.terms.app, rn.s.table.now())
+		rn.s.table.Addresses.SawOther(rn.terms.App, rn.s.table.Now())
 	}
 	rn.settle(a, status)
 }
@@ -70,10 +70,10 @@ func (rn *run) isPage(a *attempt) {
 	}
 	k := rn.entry
 	if rn.ID == "" {
-		k = rn.s.table.key(cmp.Or(a.stamp, rand.Text()))
+		k = rn.s.table.Key(cmp.Or(a.stamp, rand.Text()))
 	}
-	a.load = rn.s.table.page(k, a.m.upstream, rn.terms)
-	a.load.built()
+	a.load = rn.s.table.BeginPage(k, a.m.Upstream, rn.terms)
+	a.load.PageBuilt()
 }
 
 // tokenFinder is a body in which a token is looked for as it passes. It keeps none of it but what a mark may have

@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // besidesApps is what a Bokeh server has beside its apps: an index, a REST handler, a download, a file of --static-dirs.
@@ -79,9 +80,7 @@ func TestGetThatIsNoPage(t *testing.T) {
 // thisNodesEnded is how many sessions and requests have ended at an upstream.
 func thisNodesEnded(addr string) int64 {
 	tb := thisLedger()
-	tb.mu.Lock()
-	defer tb.mu.Unlock()
-	return tb.upstreams[upstreamName(addr)].past.ended.count(tb.now())
+	return upstreamAt(tb, upstreamName(addr)).History.Ended.Count(tb.Now())
 }
 
 // What nobody can read is what its name says.
@@ -229,7 +228,7 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(2)
 		s := newTestSelection(pool)
-		s.members.get("u0:80").draining.add(1) // so that all go to the other one
+		s.members.get("u0:80").Drain.AddConfigs(1) // so that all go to the other one
 		m := s.members.get("u1:80")
 		for range breaker.PagesInARow {
 			status := newRequest(s, "/rest/status")
@@ -238,7 +237,7 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 			rn.connected(rn.attempt)
 			rn.firstByteCame(rn.attempt)
 			rn.hasAnswer(&http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: http.NoBody})
-			if n := m.slots.Sessions.Load(); n != 0 {
+			if n := m.Slots.Sessions.Load(); n != 0 {
 				t.Errorf("%d sessions, though the answer is no page", n)
 			}
 			status.answer(http.StatusOK)
@@ -247,10 +246,10 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 			page.answer(http.StatusInternalServerError)
 			synctest.Wait()
 		}
-		if !m.breaker.Tripped() {
+		if !m.Breaker.Tripped() {
 			t.Error("a server all of whose pages fail is taken for well")
 		}
-		if m.warm() || s.table.answered.hasPages(s.table.app("", 0, "/rest/status")) {
+		if m.IsWarm() || s.table.Addresses.HasPages(s.table.App("", 0, "/rest/status")) {
 			t.Error("an answer that is no page counts as one")
 		}
 	})
@@ -306,4 +305,44 @@ func TestForeignWebsockets(t *testing.T) {
 		w.Close()
 	}
 	soonCounts(t, "only the visitor", b.addr(), tally{0, 0, 1, 0})
+}
+
+// An address from which no page has ever come weighs like none, however long it takes to answer.
+func TestAddressWithoutPages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := testPool(1)
+		s := newTestSelection(pool)
+		ask := func() *request {
+			r := newRequest(s, "/poll")
+			r.choose(pool)
+			r.run().connected(r.run().attempt)
+			synctest.Wait()
+			return r
+		}
+		first := ask()
+		u := first.run().attempt.m
+		if got := u.Backlog(); got != 1 {
+			t.Errorf("%d pages are built where nothing is known yet, want 1", got)
+		}
+		rn := first.run()
+		rn.firstByteCame(rn.attempt)
+		rn.readAnswer(rn.attempt, false)
+		first.end()
+		next := ask()
+		if got := u.Backlog(); got != 0 {
+			t.Errorf("%d pages are built where none ever came", got)
+		}
+		rn = next.run()
+		rn.firstByteCame(rn.attempt)
+		rn.readAnswer(rn.attempt, true) // there is an app by now
+		if got := u.Count(sessions.Waiting); got != 1 {
+			t.Errorf("a page that comes all the same counts %d times", got)
+		}
+		next.end()
+		synctest.Wait()
+		ask()
+		if got := u.Backlog(); got != 1 {
+			t.Errorf("%d pages are built at the address of an app, want 1", got)
+		}
+	})
 }

@@ -3,13 +3,13 @@
 package caddybokeh
 
 import (
-	"hash/maphash"
 	"math"
 	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 const (
@@ -26,15 +26,15 @@ const (
 )
 
 // hasTurn says whether the run's client has its turn. One whose address Caddy does not know always has.
-func (rn *run) hasTurn(s *seldom, every, now time.Duration) bool {
-	return rn.client == "" || s.lets(rn.clientHash(), every, now)
+func (rn *run) hasTurn(s *sessions.Seldom, every, now time.Duration) bool {
+	return rn.client == "" || s.Allow(rn.clientHash(), every, now)
 }
 
 // hasFailed says whether the run's client has met a failure lately at one of these but the given one.
 func (rn *run) hasFailed(pool []*member, but *member, now time.Duration) bool {
 	client := rn.clientHash()
 	return slices.ContainsFunc(pool, func(m *member) bool {
-		_, lately := m.past.failures.rests(client, failuresKept, now)
+		_, lately := m.History.Failures.Rests(client, failuresKept, now)
 		return m != but && lately
 	})
 }
@@ -43,12 +43,12 @@ func (rn *run) hasFailed(pool []*member, but *member, now time.Duration) bool {
 func (rn *run) hadChoice(a *attempt) bool {
 	limit := int64(rn.s.MaxSessions)
 	return rn.s.GroupBy == "" && slices.ContainsFunc(a.peers, func(m *member) bool {
-		return m != a.m && !m.draining.on() && (!rn.isCapped() || m.slots.Taken(limit) < limit)
+		return m != a.m && !m.Drain.On() && (!rn.isCapped() || m.Slots.Taken(limit) < limit)
 	})
 }
 
 // clientHash stands for the run's client.
-func (rn *run) clientHash() uint64 { return maphash.String(rn.s.table.seed, network(rn.client)) }
+func (rn *run) clientHash() uint64 { return rn.s.table.Hash(network(rn.client)) }
 
 // network returns what stands for a client: its address, and of one of IPv6 the part that is its network's. The rest of it, of
 // 64 bits, the client chooses by itself.
@@ -62,12 +62,12 @@ func network(client string) string {
 }
 
 // anyAddress stands for all addresses as long as no page has come at all.
-const anyAddress app = 0
+const anyAddress sessions.App = 0
 
 // failingApp is what the run's page counts for if it fails.
-func (rn *run) failingApp() app {
+func (rn *run) failingApp() sessions.App {
 	if rn.isAtApp() {
-		return rn.terms.app
+		return rn.terms.App
 	}
 	return anyAddress
 }
@@ -77,21 +77,21 @@ func (rn *run) failingApp() app {
 func (rn *run) blame(a *attempt, now time.Duration) (weighs time.Duration) {
 	m, of := a.m, rn.failingApp()
 	// Where pages of an app that works fail for a client nowhere else, that is not its doing, unless it can choose where they go.
-	turn, failsElsewhere := rn.hasTurn(&m.past.failures, failuresOf, now), rn.hasFailed(a.peers, m, now)
+	turn, failsElsewhere := rn.hasTurn(&m.History.Failures, failuresOf, now), rn.hasFailed(a.peers, m, now)
 	ownFault := of != anyAddress && !failsElsewhere && rn.hadChoice(a)
-	if rn.mayFail || rn.blames || !turn && !ownFault || of == anyAddress && rn.s.table.answered.any.Load() {
+	if rn.mayFail || rn.blames || !turn && !ownFault || of == anyAddress && rn.s.table.Addresses.HasAny() {
 		return 0 // who makes addresses up, or varies one, could have each fail for the first time
 	}
 	// Where one fails at several upstreams, it may be the request's fault.
 	rn.blames = true
-	m.past.failing.failed(of)
+	m.History.Failing.Failed(of)
 	elsewhere := meanShare(a.peers, m, of)
 	says := elsewhere > 0 || !failsElsewhere // or it was forgotten elsewhere sooner than who met it
 	if says {
-		m.breaker.PageFailure(a.begun, now, rowBeyondChance(elsewhere))
+		m.Breaker.PageFailure(a.begun, now, rowBeyondChance(elsewhere))
 	}
-	if m.past.failing.of(of) > shareBeyondChance(elsewhere) || says && elsewhere == 0 {
-		return failedPageWeight
+	if m.History.Failing.Share(of) > sessions.ShareBeyondChance(elsewhere) || says && elsewhere == 0 {
+		return sessions.FailedPageWeight
 	}
 	return 0
 }
@@ -99,15 +99,15 @@ func (rn *run) blame(a *attempt, now time.Duration) (weighs time.Duration) {
 // clear takes note of a page that has come where pages of its app failed. Where they failed elsewhere about as often, it may be
 // over there, too, and whoever is well first is not to have all that follow.
 func (rn *run) clear(a *attempt, now time.Duration) {
-	for _, of := range []app{rn.terms.app, anyAddress} { // it may be the first page from there
-		here := a.m.past.failing.of(of)
+	for _, of := range []sessions.App{rn.terms.App, anyAddress} { // it may be the first page from there
+		here := a.m.History.Failing.Share(of)
 		if here == 0 {
 			continue
 		}
-		a.m.past.failing.came(of)
+		a.m.History.Failing.Came(of)
 		for _, m := range a.peers {
-			if there := m.past.failing.of(of); m == a.m || there > 0 && there < 2*here {
-				m.failedPages.outlived(now)
+			if there := m.History.Failing.Share(of); m == a.m || there > 0 && there < 2*here {
+				m.FailedPages.Outlived(now)
 			}
 		}
 	}
@@ -117,31 +117,23 @@ func (rn *run) clear(a *attempt, now time.Duration) {
 func (rn *run) weighFailed(a *attempt, now time.Duration) {
 	weighs := rn.blame(a, now)
 	if !a.answered {
-		weighs = max(weighs, rn.s.table.leftWork(a.m.upstream, rn.terms.app, a.begun, a.ahead, now))
+		weighs = max(weighs, rn.s.table.LeftWork(a.m.Upstream, rn.terms.App, a.begun, a.ahead, now))
 	}
 	if weighs > 0 {
-		a.m.failedPages.add(a.load.s.key, now, weighs)
+		a.m.FailedPages.Add(a.load.Key(), now, weighs)
 	}
 }
 
 // meanShare is the share of an app's pages that fail at the others of a pool.
-func meanShare(pool []*member, but *member, of app) float64 {
+func meanShare(pool []*member, but *member, of sessions.App) float64 {
 	sum, n := 0.0, 0
 	for _, m := range pool {
 		if m != but {
-			sum += m.past.failing.of(of)
+			sum += m.History.Failing.Share(of)
 			n++
 		}
 	}
 	return sum / float64(max(n, 1))
-}
-
-// shareBeyondChance returns how large the share of an app's pages that fail at one upstream may be by chance, where such a share of
-// them fails elsewhere: three standard deviations of the moving average more. Where nothing fails elsewhere, one failure says as little
-// as one success does; with the third in a row it is beyond that.
-func shareBeyondChance(share float64) float64 {
-	p := max(share, 1.0/averageOf)
-	return share + 3*math.Sqrt(p*(1-p)/(2*averageOf-1))
 }
 
 // rowBeyondChance returns how many pages in a row must fail at one upstream, where such a share of them fails elsewhere.

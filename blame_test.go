@@ -59,8 +59,8 @@ func TestAddressThatAlwaysFails(t *testing.T) {
 						failed++
 					}
 					for _, u := range pool {
-						weighed += int(s.members.get(u.Dial).failedPages.n.Load())
-						if s.members.get(u.Dial).troubled(s.table.now()) {
+						weighed += int(s.members.get(u.Dial).FailedPages.Count())
+						if s.members.get(u.Dial).troubled(s.table.Now()) {
 							troubled++
 							break
 						}
@@ -107,8 +107,8 @@ func TestClientThatAlwaysFails(t *testing.T) {
 				time.Sleep(25 * time.Millisecond)
 			}
 			m := s.members.get("u0:80")
-			if m.breaker.Tripped() || m.queue() > 1 {
-				t.Errorf("%s: in trouble %v, %d pages weigh", name, m.breaker.Tripped(), m.queue())
+			if m.Breaker.Tripped() || m.Backlog() > 1 {
+				t.Errorf("%s: in trouble %v, %d pages weigh", name, m.Breaker.Tripped(), m.Backlog())
 			}
 			time.Sleep(time.Minute)
 		})
@@ -120,25 +120,6 @@ func TestRowBeyondChance(t *testing.T) {
 		if got := rowBeyondChance(share); got != want {
 			t.Errorf("where %v fail elsewhere, %d in a row are needed, want %d", share, got, want)
 		}
-	}
-}
-
-// What is kept of apps that fail is bounded, and goes when they do not fail any more.
-func TestFailingAppsAreBounded(t *testing.T) {
-	var f failingApps
-	for i := range app(10 * maxFailingApps) {
-		f.failed(i)
-	}
-	if n := len(f.share); n != maxFailingApps {
-		t.Errorf("%d apps are kept", n)
-	}
-	for a := range f.share {
-		for range 10 * averageOf {
-			f.came(a)
-		}
-	}
-	if n := f.n.Load(); n != 0 || len(f.share) != 0 {
-		t.Errorf("%d apps are kept that do not fail", n)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // mostBody bounds the body of a page request that is waited for. What a browser asks for as a page has none, and Bokeh reads
@@ -35,7 +36,7 @@ func (rn *run) receive(r *http.Request) {
 	if !b.read {
 		b.read = true
 		b.readFrom(r.Body)
-		rn.begun = rn.s.table.now()
+		rn.begun = rn.s.table.Now()
 		rn.hasBody = len(b.bytes) > 0 || !b.whole
 		rn.odd = rn.odd || rn.hasBody
 		rn.mayFail = rn.mayFail || rn.hasBody
@@ -114,9 +115,9 @@ func (rn *run) hasAll() error {
 		return nil
 	}
 	a.weigh(a.count)
-	if rn.isOver() || rn.ID == "" && a.m.draining.on() || a.m.draining.closed() {
-		a.load.pageEnded(false, false) // the server never has all of it
-		a.load = load{}
+	if rn.isOver() || rn.ID == "" && a.m.Drain.On() || a.m.Drain.IsClosed() {
+		a.load.PageEnded(false, false) // the server never has all of it
+		a.load = sessions.Load{}
 		rn.settle(a, 0)
 		return errNoPlace
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // halfAsked asks for a path with a body of which nothing comes.
@@ -124,9 +125,9 @@ func TestBodyIsTriedElsewhere(t *testing.T) {
 				if want := fmt.Sprint(size, nil); err != nil || string(got) != want {
 					t.Errorf("page %d: status %d, %q, error %v; the server is to get %q", i, res.StatusCode, got, err, want)
 				}
-				thisLedger().each(func(u *upstream) { // the dead one may be well again
-					u.breaker.Success()
-					u.failedAt.Store(0)
+				thisLedger().Each(func(u *sessions.Upstream) { // the dead one may be well again
+					u.Breaker.Success()
+					u.Dialed(0, 0, 0, nil)
 				})
 			}
 		})
@@ -158,12 +159,12 @@ func TestPageWithALongBody(t *testing.T) {
 		page.Body, page.ContentLength = body, 1<<30
 		page.choose(pool)
 		u := page.run().attempt.m
-		if got := u.slots.Sessions.Load(); got != 0 {
+		if got := u.Slots.Sessions.Load(); got != 0 {
 			t.Errorf("%d sessions before the answer", got)
 		}
 		page.answer(200)
 		synctest.Wait()
-		if got := u.counts[waiting].Load(); got != 1 {
+		if got := u.Count(sessions.Waiting); got != 1 {
 			t.Errorf("%d pages wait for their socket, want 1", got)
 		}
 		close(body.more)
@@ -188,7 +189,7 @@ func TestBodyOverHTTP3(t *testing.T) {
 		close(endOfNone.more)
 		synctest.Wait()
 		u := s.index.Load().members[0]
-		if got := u.counts[building].Load(); got != 1 {
+		if got := u.Count(sessions.Building); got != 1 {
 			t.Errorf("%d pages are built, want that which is complete", got)
 		}
 		if none.Body != http.NoBody || none.ContentLength != 0 || none.run().mayFail {
@@ -196,7 +197,7 @@ func TestBodyOverHTTP3(t *testing.T) {
 		}
 		close(end.more)
 		synctest.Wait()
-		if got := u.counts[building].Load(); got != 2 || !half.run().mayFail {
+		if got := u.Count(sessions.Building); got != 2 || !half.run().mayFail {
 			t.Errorf("%d pages are built, want 2", got)
 		}
 	})
@@ -213,11 +214,11 @@ func TestPagesThatNobodyWaitsFor(t *testing.T) {
 			r.run().connected(r.run().attempt)
 			return r
 		}
-		u := func() *upstream { return s.index.Load().members[0].upstream }
+		u := func() *sessions.Upstream { return s.index.Load().members[0].Upstream }
 		weighs := func(when string, want int64) {
 			t.Helper()
 			synctest.Wait()
-			if got := u().queue(); got != want {
+			if got := u().Backlog(); got != want {
 				t.Errorf("%s: %d pages weigh, want %d", when, got, want)
 			}
 		}

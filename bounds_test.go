@@ -21,6 +21,8 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // poisoned returns a mark that drains u0 and cannot be later.
@@ -337,7 +339,7 @@ func TestTooManyMarks(t *testing.T) {
 // All that is read of a folder is bounded, though each record is small enough.
 func TestTooManyBytes(t *testing.T) {
 	v := newVault()
-	l := &lister{st: countingStorage{v.door(), newCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
+	l := &lister{st: countingStorage{v.door(), sessions.NewCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
 	l.way.Store(new(wayOfListing))
 	big := strings.Repeat("x", maxReport-100)
 	const nodes = 2 * maxFolder / maxReport
@@ -374,7 +376,7 @@ func (d *sizedDoor) Stat(_ context.Context, key string) (certmagic.KeyInfo, erro
 func TestTooLargeIsLoadedOnce(t *testing.T) {
 	v := newVault()
 	d := &sizedDoor{door: v.door()}
-	st, isCounting := newNode(newLedger().table, nil, nil).share(d).st.(countingStorage)
+	st, isCounting := newNode(newLedger().Table, nil, nil).share(d).st.(countingStorage)
 	if !isCounting {
 		t.Fatal("errors are not counted")
 	}
@@ -421,7 +423,7 @@ func TestSparseFiles(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range 2 {
-		if _, err := loadRecords[report](t.Context(), newNode(newLedger().table, nil, nil).share(st).records, nodesFolder); !errors.Is(err, errBroken) {
+		if _, err := loadRecords[report](t.Context(), newNode(newLedger().Table, nil, nil).share(st).records, nodesFolder); !errors.Is(err, errBroken) {
 			t.Error(err)
 		}
 		k := &keeper{held: newHeldKeys(), st: st, silent: newSilences()}
@@ -530,7 +532,7 @@ func decode[T any, R record[T]](key, text string) *T {
 // quietNode returns a node that neither reads nor writes.
 func quietNode(f *testing.F) *node {
 	s := newTestSelection(testPool(3))
-	n := newNode(s.table.table, noStorage, zap.NewNop())
+	n := newNode(s.table.Table, noStorage, zap.NewNop())
 	n.shares = []*share{{pools: []pool{s}}}
 	n.used = n.shares[0]
 	f.Cleanup(func() { _ = s.Cleanup() })
@@ -562,7 +564,7 @@ func FuzzMark(f *testing.F) {
 		}
 		n.mu.Lock()
 		n.take(n.used, map[string]*mark{markKey(m.Upstream): m}, true, false, nil)
-		n.closeDue(n.t.now())
+		n.closeDue(n.t.Now())
 		n.mu.Unlock()
 		if _, err := json.Marshal(n.upstreams()); err != nil {
 			t.Error(err)
@@ -570,9 +572,9 @@ func FuzzMark(f *testing.F) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.take(n.used, map[string]*mark{markKey(m.Upstream): ready}, true, false, nil)
-		n.t.each(func(u *upstream) {
-			if u.draining.on() {
-				t.Errorf("%q drains still", u.name)
+		n.t.Each(func(u *sessions.Upstream) {
+			if u.Drain.On() {
+				t.Errorf("%q drains still", u.Name)
 			}
 		})
 		clear(n.marked)
@@ -598,14 +600,14 @@ func FuzzReport(f *testing.F) {
 			return
 		}
 		n.mu.Lock()
-		key, now := nodeKey(r.Node), n.t.now()+time.Hour
+		key, now := nodeKey(r.Node), n.t.Now()+time.Hour
 		n.round, n.listed, n.used.trusted = now, now, true
 		n.hear(n.used, map[string]*report{key: r}, true, now)
 		n.judgeAll(now)
 		n.judgeAll(now + markRest)
 		for u, v := range n.verdicts {
-			if p := n.peers[key]; v.drained && p != nil && p.gone == 0 && (r.Upstreams[u.shared].Mark != "the mark" || r.Upstreams[u.shared].Sessions.all() > 0) {
-				t.Errorf("%q is drained: %+v", u.name, v)
+			if p := n.peers[key]; v.drained && p != nil && p.gone == 0 && (r.Upstreams[u.Shared].Mark != "the mark" || r.Upstreams[u.Shared].Sessions.all() > 0) {
+				t.Errorf("%q is drained: %+v", u.Name, v)
 			}
 		}
 		if p := n.peers[key]; p != nil && n.settling(p, now) > now+2*maxLifetime {

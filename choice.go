@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // fresh returns the place of the upstream for a new session. A Bokeh server runs app code on one
@@ -31,18 +33,18 @@ func (rn *run) fresh(v *view) int {
 		if i < 0 {
 			i = rn.untried(v, func(i int) bool { return rn.takes(v, i) }, func(m *member) weight { return rn.wait(m, v.now) })
 		}
-		if i < 0 || !v.members[i].breaker.Tripped() {
+		if i < 0 || !v.members[i].Breaker.Tripped() {
 			return i
 		}
 		m := v.members[i]
-		if !m.breaker.Blocks(v.now) && !rn.mayFail {
-			if !m.breaker.BeginProbe(v.now) {
+		if !m.Breaker.Blocks(v.now) && !rn.mayFail {
+			if !m.Breaker.BeginProbe(v.now) {
 				v.avoided = nil
 				continue // another visit tries it already, so it weighs more now than it did
 			}
 			rn.probe = m
 		}
-		if v.allThatTake(func(m *member) bool { return m.breaker.Tripped() }) {
+		if v.allThatTake(func(m *member) bool { return m.Breaker.Tripped() }) {
 			rn.noneIsWell = v.members[:v.present]
 		}
 		return i
@@ -62,14 +64,14 @@ func (v *view) allThatTake(is func(*member) bool) bool {
 // avoids says whether this run's new session should go elsewhere than to m, as long as there is another upstream. A
 // request that may fail by its own fault tries nobody.
 func (rn *run) avoids(m *member, now time.Duration) bool {
-	return m.troubled(now) || rn.mayFail && m.breaker.Tripped()
+	return m.troubled(now) || rn.mayFail && m.Breaker.Tripped()
 }
 
 // wait weighs what this run's new session would wait for at m. Sessions whose websocket has not come in time ask for nothing.
 func (rn *run) wait(m *member, now time.Duration) weight {
-	w := weight{queue: m.queue(), load: m.slots.Holding()}
+	w := weight{queue: m.Backlog(), load: m.Slots.Holding()}
 	if w.queue > 0 {
-		w.queue = (w.queue + 1) * m.slowness.or(asUsual)
+		w.queue = (w.queue + 1) * m.Slowness()
 	}
 	if rn.avoids(m, now) {
 		w.trouble = 1
@@ -128,13 +130,13 @@ func (v *view) any(may func(int) bool) bool {
 
 // ease weighs how soon m answers this run's shared request.
 func (rn *run) ease(m *member, now time.Duration) weight {
-	w := weight{stall: int64(m.unanswered.stall(now) / stalledAfter), queue: m.queue(), load: m.unanswered.weight(now)}
+	w := weight{stall: int64(m.Unanswered.Stall(now) / sessions.StalledAfter), queue: m.Backlog(), load: m.Unanswered.Weight(now)}
 	switch {
-	case m.breaker.Tripped() || m.troubled(now): // a visit tries it, and not all that a page asks for besides
+	case m.Breaker.Tripped() || m.troubled(now): // a visit tries it, and not all that a page asks for besides
 		w.trouble = 3
-	case strings.Contains(rn.path, "/static/extensions/") && !m.warm():
+	case strings.Contains(rn.path, "/static/extensions/") && !m.IsWarm():
 		w.trouble = 2
-	case m.draining.on():
+	case m.Drain.On():
 		w.trouble = 1
 	}
 	return w
@@ -190,7 +192,7 @@ func (w weight) less(than weight) bool {
 // lesson returns how long a page took that its upstream is to be judged by, or 0. Only new sessions tell: those whose page names
 // one may go where somebody wants to have them. And each client tells once a second.
 func (rn *run) lesson(a *attempt, now time.Duration) time.Duration {
-	if rn.mayFail || !rn.hasTurn(&a.m.past.lessons, time.Second, now) {
+	if rn.mayFail || !rn.hasTurn(&a.m.History.Lessons, time.Second, now) {
 		return 0
 	}
 	return a.took

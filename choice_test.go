@@ -132,7 +132,7 @@ func (c crowd) behind(t *testing.T, pick func(s *Selection, pool reverseproxy.Up
 		for _, u := range pool {
 			n := 0.0
 			for _, s := range nodes {
-				n += float64(s.members.get(u.Dial).slots.Sessions.Load())
+				n += float64(s.members.get(u.Dial).Slots.Sessions.Load())
 			}
 			sum += n
 			most = max(most, n)
@@ -183,7 +183,7 @@ func asIs(_ *Selection, pool reverseproxy.UpstreamPool, r *request) string {
 // byNumbers picks without having learned what a page takes.
 func byNumbers(s *Selection, pool reverseproxy.UpstreamPool, r *request) string {
 	for _, u := range pool {
-		s.members.get(u.Dial).slowness.of.Store(0)
+		s.members.get(u.Dial).ForgetSlowness()
 	}
 	return asIs(s, pool, r)
 }
@@ -286,18 +286,6 @@ func TestUnlikePages(t *testing.T) {
 	})
 }
 
-// Two first bytes may be taken note of in the wrong order.
-func TestTurnBackwards(t *testing.T) {
-	tb, u := newLedger(), &upstream{past: new(past)}
-	u.builtAt.Store(1)
-	for _, now := range []time.Duration{1000, 999} {
-		tb.pageBuilt(u, terms{}, u.turn(10, now))
-	}
-	if slowness := u.slowness.or(asUsual); slowness != asUsual {
-		t.Errorf("a page that took less than no time makes the upstream %v", slowness)
-	}
-}
-
 // One visitor alone cannot teach that a server is slow: only new sessions tell, and of each client one a second.
 func TestLessons(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -326,11 +314,11 @@ func TestLessons(t *testing.T) {
 				visit(fmt.Sprint("192.0.2.", 10+i), "", 10*time.Millisecond)
 			}
 			u := s.index.Load().members[0]
-			before := u.slowness.or(0)
+			before := u.Slowness()
 			learned := int64(0)
 			for range 30 {
 				visit(tc.client, tc.query, 100*time.Millisecond)
-				if now := u.slowness.or(0); now != before {
+				if now := u.Slowness(); now != before {
 					learned, before = learned+1, now
 				}
 			}

@@ -266,7 +266,7 @@ func TestStatusTellsOfTheLine(t *testing.T) {
 	_, w := a.visit()
 	waits := make(chan page)
 	go func() { waits <- a.get("/app") }()
-	soon(t, "a visit waits", func() bool { return thisLedger().waiting.Len(thisLedger().now()) == 1 })
+	soon(t, "a visit waits", func() bool { return thisLedger().Waiting.Len(thisLedger().Now()) == 1 })
 	a.begin("status").end(0, "visits at this Caddy that wait for a place, for all servers have max_sessions sessions: 1")
 	a.want(200, `"visits_waiting":1`, "GET", "/bokeh/node", "")
 	w.Close()

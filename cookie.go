@@ -44,7 +44,7 @@ func (rn *run) ofItsBrowser(v *view) int {
 		if i < 0 || i >= v.present {
 			continue
 		}
-		if m := v.members[i]; rn.takes(v, i) && !m.breaker.Tripped() && !rn.avoids(m, v.now) && !slices.Contains(rn.tried, m) {
+		if m := v.members[i]; rn.takes(v, i) && !m.Breaker.Tripped() && !rn.avoids(m, v.now) && !slices.Contains(rn.tried, m) {
 			return i
 		}
 	}

@@ -65,7 +65,7 @@ func TestCookieDrawsNobody(t *testing.T) {
 			"all is well":            {value: base64.RawURLEncoding.EncodeToString(named[:]), drawn: true},
 			"it drains":              {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { drainUpstream(s, "u0:80") }},
 			"it is called down":      {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.healthy = notNamed("u0:80") }},
-			"it refused":             {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.members.get("u0:80").dialed(2, 2, breaker.Backoff, http.ErrAbortHandler) }},
+			"it refused":             {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.members.get("u0:80").Dialed(2, 2, breaker.Backoff, http.ErrAbortHandler) }},
 			"no cookie is set":       {value: base64.RawURLEncoding.EncodeToString(named[:]), make: func(s *Selection) { s.Cookie = "" }},
 			"somebody made it up":    {value: "AAAAAAAA"},
 			"it is no tag":           {value: "u0:80"},

@@ -69,7 +69,7 @@ type pacers struct {
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
 func (s *Selection) examine(r *http.Request, rn *run) {
-	now, c := s.table.now(), &rn.Request
+	now, c := s.table.Now(), &rn.Request
 	rn.headerSize, rn.longest = headerSize(r)
 	if c.IsExpired(time.Now()) && s.pacers.expired.lets(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
@@ -91,27 +91,27 @@ func (s *Selection) examine(r *http.Request, rn *run) {
 // tellBreaker logs once that an upstream has begun to fail, and once that it is well again. The error is that of its last
 // connection, if that failed.
 func (rn *run) tellBreaker(m *member, err error) {
-	tripped, changed := m.breaker.Changed()
+	tripped, changed := m.Breaker.Changed()
 	if !changed {
 		return
 	}
 	if !tripped {
-		rn.s.logger.Info("upstream is well again", zap.String("upstream", m.name))
+		rn.s.logger.Info("upstream is well again", zap.String("upstream", m.Name))
 		return
 	}
 	if err == nil {
 		err = errors.New("page requests are answered with 5xx, or not at all")
 	}
 	rn.s.logger.Warn("upstream fails; new sessions go elsewhere as long as another one is well, and a visit tries it from time to time"+
-		" (look at that server; when it is back nothing needs to be done here)", zap.String("upstream", m.name), zap.Error(err))
+		" (look at that server; when it is back nothing needs to be done here)", zap.String("upstream", m.Name), zap.Error(err))
 }
 
 // tellFull logs that visits have to wait for a place.
 func (s *Selection) tellFull(upstreams int) {
-	now := s.table.now()
+	now := s.table.Now()
 	if s.pacers.full.lets(now) {
 		s.logger.Error("every upstream has max_sessions sessions; new visitors wait as long as lb_try_duration allows, then get 503 (add an upstream, or raise max_sessions)",
-			zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", upstreams), zap.Int64("visits_waiting", s.table.waiting.Len(now)))
+			zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", upstreams), zap.Int64("visits_waiting", s.table.Waiting.Len(now)))
 	}
 }
 
@@ -140,8 +140,8 @@ func (s *Selection) unknownStamp(of bokeh.Kind) {
 	case bokeh.MaybePage, bokeh.Other: // every file of a page that comes through a Caddy in front brings one
 		return
 	}
-	s.table.unknownStamps.add(name)
-	if paced.lets(s.table.now()) {
+	s.table.unknownStamps.Add(name)
+	if paced.lets(s.table.Now()) {
 		s.logger.Warn(text, zap.String("metric", "caddy_bokeh_unknown_stamps_total"))
 	}
 }
@@ -158,7 +158,7 @@ func (s *Selection) unknownGroup(now time.Duration, err error) {
 
 // refuseAddress takes note that a request has made an address which is too long to be dialed.
 func (s *Selection) refuseAddress(upstream string, size int) {
-	if s.pacers.address.lets(s.table.now()) {
+	if s.pacers.address.lets(s.table.Now()) {
 		s.logger.Warn("a request makes the address of an upstream longer than anything that can be dialed, so that upstream is none for it"+
 			" (somebody tries what the site takes; bound what the placeholder may be, as with a host matcher or a map)",
 			zap.String("upstream", upstream), zap.Int("bytes", size), zap.Int("most", maxAddress))
@@ -260,18 +260,18 @@ func (rn *run) isTooLongFor(sw *software) bool {
 // headerTooLong takes note that a server did not take a websocket, if that may be for its long header.
 func (s *Selection) headerTooLong(m *member, rn *run, status int) {
 	sw := m.runsOn()
-	if !rn.isTooLongFor(sw) || !s.pacers.tooLong.lets(s.table.now()) {
+	if !rn.isTooLongFor(sw) || !s.pacers.tooLong.lets(s.table.Now()) {
 		return
 	}
 	s.logger.Warn("upstream does not take a websocket with a long header, as the token and the cookies of a visitor"+
 		" with many cookies make it; that one sees an empty page ("+sw.takeMoreHeader+")",
-		zap.String("upstream", m.name), zap.String("server", sw.name), zap.Int("header_bytes", rn.headerSize),
+		zap.String("upstream", m.Name), zap.String("server", sw.name), zap.Int("header_bytes", rn.headerSize),
 		zap.Int("line_bytes", rn.longest), zap.Int("status", status))
 }
 
 // lostUpgrade takes note of a websocket that has come without the header that makes it one. Anybody can send such a request by hand.
 func (s *Selection) lostUpgrade(r *http.Request) {
-	if !s.pacers.upgrade.lets(s.table.now()) {
+	if !s.pacers.upgrade.lets(s.table.Now()) {
 		return
 	}
 	proxy, _, _ := net.SplitHostPort(r.RemoteAddr)
@@ -286,7 +286,7 @@ func (s *Selection) refusedSocket(m *member, rn *run) {
 	if rn.IsExpired(time.Now()) {
 		return
 	}
-	now, upstream := s.table.now(), zap.String("upstream", m.name)
+	now, upstream := s.table.Now(), zap.String("upstream", m.Name)
 	if rn.origin == "null" || rn.origin == "file://" {
 		if s.pacers.noOrigin.lets(rn.origin, now) {
 			s.logger.Warn("upstream refused a websocket with 403 whose page belongs to no site: it was opened as a file, or stands in a sandboxed frame; if you do not know that page, all is well"+

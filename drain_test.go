@@ -19,16 +19,17 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // drainUpstream drains an upstream and returns what takes that back.
 func drainUpstream(s *Selection, addr string) (undrain func()) {
-	u := s.table.hold(upstreamName(addr))
-	u.draining.add(1)
-	u.draining.alone.Store(math.MaxInt64)
+	u := s.table.Hold(upstreamName(addr))
+	u.Drain.AddConfigs(1)
+	u.Drain.SetAlone(math.MaxInt64)
 	return func() {
-		u.draining.add(-1)
-		s.table.release(u)
+		u.Drain.AddConfigs(-1)
+		s.table.Release(u)
 	}
 }
 
@@ -131,9 +132,6 @@ func TestDrainingRemembersWhatHasEnded(t *testing.T) {
 			time.Sleep(testLifetime + time.Second)
 			look("33 s after that", false)
 			undrain()
-			if u := s.table.upstreams[home]; u.draining.ended != nil {
-				t.Error("what has ended is remembered after the drain")
-			}
 		})
 	}
 }
@@ -167,7 +165,7 @@ func TestDrainingUpstreamRestarts(t *testing.T) {
 		}
 		r.end()
 		synctest.Wait()
-		time.Sleep(dialPause)
+		time.Sleep(sessions.DialBackoff)
 		if addr, why := newSocket(s, token).choose(pool); addr == home {
 			t.Errorf("later %s at %s", why, addr)
 		}
@@ -181,7 +179,7 @@ func TestDrainingUpstreamRestarts(t *testing.T) {
 		if addr, _ := r.choose(pool[:1]); addr != "" {
 			t.Errorf("in a pool of one it went to %s", addr)
 		}
-		time.Sleep(dialPause)
+		time.Sleep(sessions.DialBackoff)
 		if addr, _ := newSocket(one, token).choose(pool[:1]); addr != "" {
 			t.Errorf("later, in a pool of one, it went to %s", addr)
 		}
@@ -206,7 +204,7 @@ func TestDrainingWhileChoosing(t *testing.T) {
 	if addr == marked {
 		t.Errorf("the session went to %s, which was marked meanwhile", addr)
 	}
-	if n := s.table.upstreams[marked].slots.Sessions.Load(); n != 0 {
+	if n := upstreamAt(s.table, marked).Slots.Sessions.Load(); n != 0 {
 		t.Errorf("%d sessions are counted there", n)
 	}
 	if tg, k, ok := bokehtest.Ring.Verify(r.stamp()); !ok || tg != k.Tag(addr) {
@@ -263,23 +261,6 @@ func TestAllDraining(t *testing.T) {
 	})
 }
 
-// What clients make up must not make the process grow.
-func TestEndedIsBounded(t *testing.T) {
-	var d draining
-	d.add(1)
-	for i := range maxEnded + 100 {
-		d.remember(sessionKey{byte(i), byte(i >> 8), byte(i >> 16)})
-	}
-	if n := len(d.ended); n != maxEnded {
-		t.Errorf("%d ended sessions are remembered, want %d", n, maxEnded)
-	}
-	var off draining
-	off.remember(sessionKey{})
-	if len(off.ended) > 0 {
-		t.Error("sessions are remembered though nothing drains")
-	}
-}
-
 // By config, in a running Caddy, over reloads.
 func TestDrainByConfig(t *testing.T) {
 	servers, addrs := three(t)
@@ -321,9 +302,7 @@ func TestDrainByConfig(t *testing.T) {
 	for addr := range strings.FieldsSeq(addrs) {
 		soon(t, "ready again", func() bool {
 			tb := thisLedger()
-			tb.mu.Lock()
-			defer tb.mu.Unlock()
-			return !tb.upstreams[upstreamName(addr)].draining.on()
+			return !upstreamAt(tb, upstreamName(addr)).Drain.On()
 		})
 	}
 }
@@ -479,9 +458,9 @@ func TestRequestsAreEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	soonCounts(t, "one is built, one is not read", b.addr(), tally{1, 1, 0, 0})
-	u := thisLedger().hold(upstreamName(b.addr()))
-	defer thisLedger().release(u)
-	u.draining.requests.endAll(time.Nanosecond)
+	u := thisLedger().Hold(upstreamName(b.addr()))
+	defer thisLedger().Release(u)
+	u.Drain.Requests.EndAll(time.Nanosecond)
 	if p := <-got; p.status != http.StatusBadGateway {
 		t.Errorf("who waited for a page got %d", p.status)
 	}

@@ -94,7 +94,7 @@ func TestEvents(t *testing.T) {
 
 // Who subscribes and is slow holds up nobody: what finds the queue full is lost, and that is logged once.
 func TestSlowSubscriber(t *testing.T) {
-	n := newNode(newLedger().table, noStorage, zap.NewNop())
+	n := newNode(newLedger().Table, noStorage, zap.NewNop())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

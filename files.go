@@ -27,6 +27,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/contentcache"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 func init() {
@@ -230,7 +231,7 @@ func (f *Files) fetch(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 	first := newFileRecorder(w, ask, turn)
 	err = first.record(next, fileRequest(r, turn.Context(), asked))
 	if first.passing {
-		fileResults.add(filesUnkept)
+		fileResults.Add(filesUnkept)
 		return nil, "", passedOn(err)
 	}
 	if file := turn.File(); file != nil {
@@ -256,7 +257,7 @@ func (f *Files) fetch(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		f.tellWrong(r)
 	}
 	turn.GiveUp()
-	fileResults.add(result)
+	fileResults.Add(result)
 	if !turn.HandOn() {
 		first.drop()
 		return nil, "", askAgain(w, r, next, ask, turn, result)
@@ -301,7 +302,7 @@ func fileRequest(r *http.Request, ctx context.Context, asked *askedUpstreams) *h
 
 // serve answers with a file that is kept.
 func (f *Files) serve(w http.ResponseWriter, r *http.Request, ask fileAsk, file *contentcache.File, result string) error {
-	fileResults.add(result)
+	fileResults.Add(result)
 	h := w.Header()
 	if file.Header["Server"] != nil {
 		h.Del("Server") // as the proxy does
@@ -350,7 +351,7 @@ func encodedFor(r *http.Request, file *contentcache.File) (encoding string, data
 
 // tellWrong logs that no server has a file that a page asks for.
 func (f *Files) tellWrong(r *http.Request) {
-	if f.wrong.lets(thisLedger().now()) {
+	if f.wrong.lets(thisLedger().Now()) {
 		f.logger.Warn("no server that was asked has the file which this address names by its SHA-512, so a page may not work"+
 			" (if servers with the version that made the page are gone, reload the page; if \"?v=\" of your own files is another hash, serve them under another path than static)",
 			zap.String("site", r.Host), zap.String("path", r.URL.Path))
@@ -378,7 +379,7 @@ var cacheStatus = map[string]string{
 }
 
 // fileResults counts them. It outlives configs, as counters do.
-var fileResults = newCounters(slices.Collect(maps.Keys(cacheStatus))...)
+var fileResults = sessions.NewCounters(slices.Collect(maps.Keys(cacheStatus))...)
 
 // fileMetrics are read when Prometheus asks.
 type fileMetrics struct{}

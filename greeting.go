@@ -63,7 +63,7 @@ func (rn *run) listen(a *attempt, res *http.Response) {
 		rn.settle(a, res.StatusCode) // however long its client takes to read that
 		return
 	}
-	a.load.opened()
+	a.load.SocketOpened()
 	conn, ok := res.Body.(io.ReadWriteCloser)
 	if !ok {
 		return

@@ -122,11 +122,11 @@ func (h *hedge) askSecond() {
 	}
 	res, err := h.transport.RoundTrip(r)
 	if err == nil && res.StatusCode < http.StatusBadRequest && h.decide(true) {
-		h.slow.past.hedged.add(hedgeWon)
+		h.slow.History.Hedged.Add(hedgeWon)
 		h.answer, h.a = res, a
 		return
 	}
-	h.slow.past.hedged.add(hedgeLost)
+	h.slow.History.Hedged.Add(hedgeLost)
 	h.cancelSecond()
 	if err == nil {
 		res.Body.Close()
@@ -174,7 +174,7 @@ func (h *hedge) begin() (*http.Request, *attempt) {
 	}
 	r.URL.Scheme, r.URL.Host = "", h.dial.Address
 	if c := rn.s.logger.Check(zap.DebugLevel, "asking another upstream too"); c != nil {
-		c.Write(zap.String("upstream", a.m.name))
+		c.Write(zap.String("upstream", a.m.Name))
 	}
 	return r, a
 }
@@ -213,10 +213,10 @@ func (rn *run) beginSecond(a *attempt) bool {
 		return false
 	}
 	rn.hedged = true
-	a.open.run = rn
-	a.m.draining.requests.add(&a.open)
-	a.m.unanswered.ask(&a.question, a.begun)
-	a.m.past.selected.add(string(decisionShared))
+	a.open.Of = rn
+	a.m.Drain.Requests.Add(&a.open)
+	a.m.Unanswered.Ask(&a.question, a.begun)
+	a.m.History.Selected.Add(string(decisionShared))
 	return true
 }
 

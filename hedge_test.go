@@ -17,6 +17,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // heldServer is a server whose thread is held: it takes connections, and answers when it is released.
@@ -48,9 +50,9 @@ func newHeld(t *testing.T) *heldServer {
 
 // hedgedOf returns how often files of the server at an address were asked of another one.
 func hedgedOf(addr, outcome string) int64 {
-	u := thisLedger().hold(upstreamName(addr))
-	defer thisLedger().release(u)
-	return u.past.hedged[outcome].Load()
+	u := thisLedger().Hold(upstreamName(addr))
+	defer thisLedger().Release(u)
+	return u.History.Hedged[outcome].Load()
 }
 
 // hedging runs Caddy before a server that is held and one that does as it is told. New requests go to the held one first: the
@@ -71,9 +73,9 @@ func hedging(t *testing.T, second http.HandlerFunc, options string) (s *site, h 
 
 // comesSecond lets a server have a request that it does not answer.
 func comesSecond(server *httptest.Server) {
-	u := thisLedger().hold(upstreamName(server.Listener.Addr().String()))
-	defer thisLedger().release(u)
-	u.unanswered.ask(new(question), thisLedger().now()+time.Hour)
+	u := thisLedger().Hold(upstreamName(server.Listener.Addr().String()))
+	defer thisLedger().Release(u)
+	u.Unanswered.Ask(new(sessions.Question), thisLedger().Now()+time.Hour)
 }
 
 func TestHedge(t *testing.T) {
@@ -180,7 +182,7 @@ func TestNoHedgeWhereAllAreHeld(t *testing.T) {
 			t.Fatalf("the second file goes to %s", at)
 		}
 		second := func(f *request) int { return f.run().second(s.view(s.static, f.run())) }
-		time.Sleep(stalledAfter)
+		time.Sleep(sessions.StalledAfter)
 		if i, j := second(first), second(other); i >= 0 || j >= 0 {
 			t.Errorf("for files of two servers that are held, further ones would be asked: %d and %d", i, j)
 		}
@@ -328,9 +330,9 @@ func TestHedgedFileIsEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	u := thisLedger().hold(upstreamName(second.Load().(string)))
-	defer thisLedger().release(u)
-	u.draining.requests.endAll(time.Nanosecond)
+	u := thisLedger().Hold(upstreamName(second.Load().(string)))
+	defer thisLedger().Release(u)
+	u.Drain.Requests.EndAll(time.Nanosecond)
 	select {
 	case <-ended:
 	case <-time.After(hangs):

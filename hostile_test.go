@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // Whatever a client says of a page, of its host or of what it has already: where max_sessions are there, no other app runs.
@@ -167,7 +168,7 @@ func TestAbortedPages(t *testing.T) {
 					r.end()
 					time.Sleep(time.Millisecond)
 					for _, u := range pool {
-						if got := s.members.get(u.Dial).leftPages.n.Load(); got > tc.most {
+						if got := s.members.get(u.Dial).LeftPages.Count(); got > tc.most {
 							t.Fatalf("%d pages weigh at %s", got, u.Dial)
 						}
 					}
@@ -200,21 +201,21 @@ func TestPlaceOfALeftPage(t *testing.T) {
 				time.Sleep(time.Second)
 				tc.end(r)
 				for after, want := range map[time.Duration]struct{ places, sessions int64 }{
-					time.Second:                       {0, 1},
-					s.lifetime:                        {0, 1},
-					s.lifetime + unknownPage + 2*beat: {0, 0},
+					time.Second: {0, 1},
+					s.lifetime:  {0, 1},
+					s.lifetime + sessions.UnknownPage + 2*sessions.ExpiryTick: {0, 0},
 				} {
 					if !tc.kept {
 						want.places, want.sessions = 0, 0
 					}
 					time.AfterFunc(after, func() {
-						if places, sessions := m.slots.Taken(1), m.slots.Sessions.Load(); places != want.places || sessions != want.sessions {
+						if places, sessions := m.Slots.Taken(1), m.Slots.Sessions.Load(); places != want.places || sessions != want.sessions {
 							t.Errorf("after %v it has %d sessions and %d places are taken, want %v", after, sessions, places, want)
 						}
 					})
 				}
 				time.Sleep(time.Minute)
-				if n := m.past.silent.Load(); n != 0 {
+				if n := m.History.Silent.Load(); n != 0 {
 					t.Errorf("%d pages are said to have got no websocket", n)
 				}
 			})
@@ -235,7 +236,7 @@ func TestPageLeftTwice(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 			r.end()
 			synctest.Wait()
-			if n := m.queue(); n != 1 {
+			if n := m.Backlog(); n != 1 {
 				t.Errorf("%d pages weigh", n)
 			}
 		}
@@ -277,19 +278,19 @@ func TestPlaceWithoutASocket(t *testing.T) {
 					again(s, nil, bokehtest.Token(t, "given", nil))
 					synctest.Wait()
 				}
-				if got := m.slots.Taken(1); got != 0 {
+				if got := m.Slots.Taken(1); got != 0 {
 					t.Errorf("after ten seconds it holds %d places", got)
 				}
 				open := newSocket(s, bokehtest.Token(t, "given", nil))
 				open.choose(pool)
 				open.run().connected(open.run().attempt)
 				open.run().firstByteCame(open.run().attempt)
-				if got := m.slots.Taken(1); got != 1 {
+				if got := m.Slots.Taken(1); got != 1 {
 					t.Errorf("with a websocket it holds %d places", got)
 				}
 				open.answer(http.StatusSwitchingProtocols)
 				time.Sleep(time.Minute)
-				if n, placeless := m.slots.Sessions.Load(), m.slots.Slotless.Load(); n != 0 || placeless != 0 {
+				if n, placeless := m.Slots.Sessions.Load(), m.Slots.Slotless.Load(); n != 0 || placeless != 0 {
 					t.Errorf("in the end there are %d sessions, %d without a place", n, placeless)
 				}
 			})
@@ -311,7 +312,7 @@ func TestPagesAlone(t *testing.T) {
 			} else {
 				r.answer(http.StatusOK)
 			}
-			most = max(most, m.slots.Sessions.Load())
+			most = max(most, m.Slots.Sessions.Load())
 		}
 		if most > 80 {
 			t.Errorf("%d sessions where 40 are allowed", most)
@@ -333,7 +334,7 @@ func TestFailingAddressThatVaries(t *testing.T) {
 				r.answer(http.StatusInternalServerError)
 				synctest.Wait()
 				for _, u := range pool {
-					if s.members.get(u.Dial).troubled(s.table.now()) {
+					if s.members.get(u.Dial).troubled(s.table.Now()) {
 						t.Fatalf("%d clients: %s is kept off after %d requests", clients, u.Dial, i+1)
 					}
 				}
@@ -357,8 +358,8 @@ func TestClientOfManyAddresses(t *testing.T) {
 			r.answer(http.StatusInternalServerError)
 			synctest.Wait()
 		}
-		if m := s.members.get(u0); m.breaker.Tripped() || m.queue() > 1 {
-			t.Errorf("in trouble %v, %d pages weigh", m.breaker.Tripped(), m.queue())
+		if m := s.members.get(u0); m.Breaker.Tripped() || m.Backlog() > 1 {
+			t.Errorf("in trouble %v, %d pages weigh", m.Breaker.Tripped(), m.Backlog())
 		}
 		time.Sleep(time.Minute)
 	})
@@ -404,10 +405,10 @@ func TestFailingServerBehindOneAddress(t *testing.T) {
 func TestDialsThatTakeLongNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tb := newLedger()
-		u := tb.hold(u0)
+		u := tb.Hold(u0)
 		for range 3 {
-			u.dialed(tb.now(), tb.now(), breaker.Backoff, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded})
-			if u.silent(tb.now()) {
+			u.Dialed(tb.Now(), tb.Now(), breaker.Backoff, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded})
+			if u.IsSilent(tb.Now()) {
 				t.Error("it is taken for lost")
 			}
 			time.Sleep(time.Hour)
@@ -461,8 +462,8 @@ func TestRefusedLongBodyHoldsNoPlace(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if n, q := m.slots.Sessions.Load(), m.queue(); n != 1 || q != 1 {
-			t.Errorf("%d sessions and %d pages are counted, the server has 1; places taken: %d of 1", n, q, m.slots.Taken(1))
+		if n, q := m.Slots.Sessions.Load(), m.Backlog(); n != 1 || q != 1 {
+			t.Errorf("%d sessions and %d pages are counted, the server has 1; places taken: %d of 1", n, q, m.Slots.Taken(1))
 		}
 		for _, r := range all {
 			r.badGateway()
@@ -515,18 +516,18 @@ func TestErrorMakesNoSession(t *testing.T) {
 			synctest.Wait()
 		}
 		leave()
-		if n := m.queue(); n != 1 {
+		if n := m.Backlog(); n != 1 {
 			t.Errorf("left once: %d pages weigh", n)
 		}
 		ask("&boom").answer(500)
 		synctest.Wait()
 		time.Sleep(5 * time.Second)
 		leave()
-		if n := m.queue(); n != 1 {
+		if n := m.Backlog(); n != 1 {
 			t.Errorf("left after an error: %d pages weigh", n)
 		}
 		time.Sleep(time.Minute)
-		if n := m.past.silent.Load(); n != 0 {
+		if n := m.History.Silent.Load(); n != 0 {
 			t.Errorf("%d pages that never came are said to have got no websocket", n)
 		}
 	})

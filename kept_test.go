@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // tenant has the same storage as a fleet, and gives its records other names again and again.
@@ -196,7 +198,7 @@ func TestStrangersReportsAreBounded(t *testing.T) {
 // that it is there.
 func TestOutlineSpeaksAgainstDrained(t *testing.T) {
 	n := newTestNode(t)
-	now := n.t.now() + 2*time.Hour
+	now := n.t.Now() + 2*time.Hour
 	marks := []*mark{nil, {ID: "x", State: stateDraining}, {ID: "x", State: stateClosed}}
 	cases := 0
 	for bits := range 1 << 9 {
@@ -245,7 +247,7 @@ func TestManySmallAccounts(t *testing.T) {
 		key, record := strangeReport(i + 1)
 		v.put(t, key, record)
 	}
-	l := &lister{st: countingStorage{v.door(), newCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
+	l := &lister{st: countingStorage{v.door(), sessions.NewCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
 	l.way.Store(new(wayOfListing))
 	records, err := loadRecords[report](t.Context(), l, nodesFolder)
 	memory := 0

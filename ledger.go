@@ -2,14 +2,18 @@
 
 package caddybokeh
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+)
 
 // ledger outlives configs, because sessions do: a reload changes nothing about where documents live.
 type ledger struct {
-	*table
+	*sessions.Table
 
-	nobody        counters // requests for which there was no upstream, by reason
-	unknownStamps counters // requests with a stamp that no key of their policy has signed, by kind
+	nobody        sessions.Counters // requests for which there was no upstream, by reason
+	unknownStamps sessions.Counters // requests with a stamp that no key of their policy has signed, by kind
 
 	mu      sync.Mutex          // guards all below
 	sources map[string]*source  // by config
@@ -20,8 +24,8 @@ type ledger struct {
 // newLedger returns an empty ledger.
 func newLedger() *ledger {
 	return &ledger{
-		table:  newTable(sharedName, labels{decisions, moveReasons, hedgeOutcomes}),
-		nobody: newCounters(nobodyReasons...), unknownStamps: newCounters(stampedKinds...),
+		Table:  sessions.NewTable(sharedName, sessions.Labels{Decisions: decisions, MoveReasons: moveReasons, HedgeOutcomes: hedgeOutcomes}),
+		nobody: sessions.NewCounters(nobodyReasons...), unknownStamps: sessions.NewCounters(stampedKinds...),
 		sources: make(map[string]*source), owners: make(map[*owner]struct{}),
 	}
 }

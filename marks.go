@@ -17,6 +17,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // marksFolder is where Caddy's storage keeps the marks.
@@ -126,12 +128,12 @@ const (
 // marked is an upstream that an operator has said something of.
 type marked struct {
 	*mark
-	share  *share        // where it was read or written last
-	u      *upstream     // held while it drains; nil where it is another machine's
-	until  time.Duration // when it is closed, on the table's clock; 0 if never
-	lonely time.Duration // since when it is in no pool, on the table's clock; 0 if it is in one
-	held   time.Duration // since when u is, on the table's clock
-	opens  time.Duration // when a drain that was taken back is over here, on the table's clock; 0 if there is none
+	share  *share             // where it was read or written last
+	u      *sessions.Upstream // held while it drains; nil where it is another machine's
+	until  time.Duration      // when it is closed, on the table's clock; 0 if never
+	lonely time.Duration      // since when it is in no pool, on the table's clock; 0 if it is in one
+	held   time.Duration      // since when u is, on the table's clock
+	opens  time.Duration      // when a drain that was taken back is over here, on the table's clock; 0 if there is none
 }
 
 // openRest is how long a node goes on sending no new session to an upstream whose drain was taken back, where there are others: one
@@ -202,7 +204,7 @@ func (n *node) loadMarks(ctx context.Context, sh *share) (map[string]*mark, erro
 		return marks, err
 	}
 	n.mu.Lock()
-	known := n.accounts(n.t.now())
+	known := n.accounts(n.t.Now())
 	n.mu.Unlock()
 	names := slices.DeleteFunc(slices.Collect(maps.Keys(known)), func(shared string) bool {
 		_, listed := marks[markKey(shared)]
@@ -321,7 +323,7 @@ func (n *node) stands(shared string, stored *mark) (*mark, time.Duration) {
 	case md.until == 0:
 		return md.mark, md.Left
 	}
-	return md.mark, max(md.until-n.t.now(), 1)
+	return md.mark, max(md.until-n.t.Now(), 1)
 }
 
 // closeDue closes the upstreams whose grace period is over. n.mu is locked.
@@ -403,28 +405,28 @@ func (n *node) set(m *mark) {
 	before := md.mark
 	md.mark, md.until, md.lonely = m, 0, 0
 	if m.State == stateDraining && m.Left != 0 {
-		md.until = n.t.now() + m.Left
+		md.until = n.t.Now() + m.Left
 		if m.Clock == n.clock() && !m.Written.IsZero() {
 			md.until -= min(max(time.Since(m.Written), 0), m.Left)
 		}
 	}
 	name := n.here(m.Upstream)
-	known := n.t.knows(name, md.u)
+	known := n.t.Knows(name, md.u)
 	if before.closes() && !m.closes() && md.u != nil {
-		md.u.draining.reopened.Store(int64(n.t.now()))
+		md.u.Drain.SetReopened(n.t.Now())
 	}
 	switch {
 	case name == "":
 		return
 	case m.drains():
 		if md.u == nil {
-			md.u, md.held = n.t.hold(name), n.t.now()
+			md.u, md.held = n.t.Hold(name), n.t.Now()
 		}
 		md.opens = 0
-		md.u.draining.set(&said{m.closes(), m.Since})
+		md.u.Drain.Set(&sessions.DrainOrder{Closed: m.closes(), Since: m.Since})
 	case md.u != nil && before.drains() && n.mayBeTakenForEmpty(md):
-		md.opens = n.t.now() + openRest
-		md.u.draining.doubt()
+		md.opens = n.t.Now() + openRest
+		md.u.Drain.Doubt()
 		time.AfterFunc(openRest, func() { n.open(md) })
 	case md.u != nil:
 		n.let(md)
@@ -444,12 +446,12 @@ func (n *node) set(m *mark) {
 // mayBeTakenForEmpty says whether another node may call an upstream drained, of which something else was just said. One that gives way to
 // a rival has not drained for long enough, but for a moment. n.mu is locked.
 func (n *node) mayBeTakenForEmpty(md *marked) bool {
-	now := n.t.now()
+	now := n.t.Now()
 	return now-md.held > markRest-openRest && !strings.HasSuffix(md.ID, withdrawnSuffix) && len(n.concerned(md.u, n.peersByName(), now)) > 0
 }
 
 // opens says whether a drain of u was taken back and is about to be over. n.mu is locked.
-func (n *node) opens(u *upstream) bool {
+func (n *node) opens(u *sessions.Upstream) bool {
 	md := n.holderOf(u)
 	return md != nil && md.opens != 0
 }
@@ -458,7 +460,7 @@ func (n *node) opens(u *upstream) bool {
 func (n *node) open(md *marked) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if md.u == nil || md.opens == 0 || n.t.now() < md.opens {
+	if md.u == nil || md.opens == 0 || n.t.Now() < md.opens {
 		return
 	}
 	md.opens = 0
@@ -468,24 +470,24 @@ func (n *node) open(md *marked) {
 
 // evict ends what a closed upstream still has. n.mu is locked.
 func (n *node) evict(md *marked) {
-	n.t.abandon(md.u)
+	n.t.Abandon(md.u)
 	span := cmp.Or(md.Span, defaultSpan)
-	if all, tunnels := md.u.draining.requests.endAll(span); all > 0 {
+	if all, tunnels := md.u.Drain.Requests.EndAll(span); all > 0 {
 		n.logger.Warn("grace period is over; closing the remaining websockets, and ending other requests",
-			zap.String("upstream", md.u.name), zap.Int("websockets", tunnels), zap.Int("others", all-tunnels), zap.Duration("over", span))
+			zap.String("upstream", md.u.Name), zap.Int("websockets", tunnels), zap.Int("others", all-tunnels), zap.Duration("over", span))
 	}
 }
 
 // holderOf returns what holds u because an operator drains it, or did until a moment ago; or nil. n.mu is locked.
-func (n *node) holderOf(u *upstream) *marked {
-	if md := n.marked[u.shared]; md != nil && md.u == u {
+func (n *node) holderOf(u *sessions.Upstream) *marked {
+	if md := n.marked[u.Shared]; md != nil && md.u == u {
 		return md
 	}
 	return nil
 }
 
 // markOf returns what an operator has said last of u, which drains for that or did until a moment ago; or nil. n.mu is locked.
-func (n *node) markOf(u *upstream) *mark {
+func (n *node) markOf(u *sessions.Upstream) *mark {
 	if md := n.holderOf(u); md != nil {
 		return md.mark
 	}
@@ -494,8 +496,8 @@ func (n *node) markOf(u *upstream) *mark {
 
 // let takes a drain off its upstream. n.mu is locked.
 func (n *node) let(md *marked) {
-	md.u.draining.set(nil)
-	n.t.release(md.u)
+	md.u.Drain.Set(nil)
+	n.t.Release(md.u)
 	md.u = nil
 }
 

@@ -257,7 +257,7 @@ func TestReasonForALostMark(t *testing.T) {
 			}
 			set()
 			a.tell(u0, word{state: stateDraining, reason: "new"})
-			if !a.s.members.get(u0).draining.closed() {
+			if !a.s.members.get(u0).Drain.IsClosed() {
 				t.Errorf("%s: a new reason has opened a closed upstream", name)
 			}
 			set()
@@ -382,7 +382,7 @@ func TestStorageChangesNodeByNode(t *testing.T) {
 		pass(time.Minute)
 		for _, n := range []*caddyNode{a, b} {
 			n.wantState(u0, stateReady, "taken back")
-			if !n.s.members.get("u1:80").draining.closed() {
+			if !n.s.members.get("u1:80").Drain.IsClosed() {
 				t.Error("it is open again, and nobody said so")
 			}
 		}
@@ -513,10 +513,10 @@ func TestOpenedAgainElsewhere(t *testing.T) {
 		a.tell(u0, word{state: stateDraining, grace: &minute})
 		pass(58 * time.Second)
 		hangUp()
-		for !a.s.members.get(u0).draining.closed() {
+		for !a.s.members.get(u0).Drain.IsClosed() {
 			pass(50 * time.Millisecond)
 		}
-		if b.s.members.get(u0).draining.closed() {
+		if b.s.members.get(u0).Drain.IsClosed() {
 			t.Fatal("both have closed it")
 		}
 		b.tell(u0, word{state: stateDraining, grace: &never})
@@ -535,13 +535,13 @@ func TestVerdictIsSteady(t *testing.T) {
 		a := startNode(t, newVault())
 		a.drain(u0)
 		pass(time.Hour)
-		dr := &a.s.members.get(u0).draining
+		dr := &a.s.members.get(u0).Drain
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			for range 20_000 {
 				a.mu.Lock()
-				a.judgeAll(a.node.t.now())
+				a.judgeAll(a.node.t.Now())
 				a.mu.Unlock()
 			}
 		}()
@@ -550,7 +550,7 @@ func TestVerdictIsSteady(t *testing.T) {
 			case <-done:
 				return
 			default:
-				if !dr.isEmpty(a.node.t.now()) {
+				if !dr.IsEmpty(a.node.t.Now()) {
 					t.Fatal("for a moment it was not called empty")
 				}
 			}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // metrics are read from the table when Prometheus asks. So no reload can make them drift, and what is
@@ -69,28 +71,28 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	now := m.n.t.now()
-	m.n.t.each(func(u *upstream) {
-		label := labelOf(u.name)
+	now := m.n.t.Now()
+	m.n.t.Each(func(u *sessions.Upstream) {
+		label := labelOf(u.Name)
 		for s, name := range stateNames {
-			gauge(descSessions, float64(u.counts[s].Load()), label, name)
+			gauge(descSessions, float64(u.Count(s)), label, name)
 		}
-		gauge(descDraining, asFloat(u.draining.on()), label)
-		gauge(descDrained, asFloat(u.draining.isEmpty(now)), label)
-		if since := u.draining.since(); !since.IsZero() {
+		gauge(descDraining, asFloat(u.Drain.On()), label)
+		gauge(descDrained, asFloat(u.Drain.IsEmpty(now)), label)
+		if since := u.Drain.Since(); !since.IsZero() {
 			gauge(descStarted, float64(since.UnixMilli())/1e3, label)
 		}
-		gauge(descFailing, asFloat(u.breaker.Tripped()), label)
-		for d, n := range u.past.selected {
+		gauge(descFailing, asFloat(u.Breaker.Tripped()), label)
+		for d, n := range u.History.Selected {
 			counter(descSelected, n.Load(), label, d)
 		}
-		for reason, n := range u.past.moved {
+		for reason, n := range u.History.Moved {
 			counter(descMoved, n.Load(), label, reason)
 		}
-		for outcome, n := range u.past.hedged {
+		for outcome, n := range u.History.Hedged {
 			counter(descHedged, n.Load(), label, outcome)
 		}
-		counter(descSilent, u.past.silent.Load(), label)
+		counter(descSilent, u.History.Silent.Load(), label)
 	})
 	for reason, n := range m.l.nobody {
 		counter(descNobody, n.Load(), reason)
@@ -101,7 +103,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range m.l.unknownStamps {
 		counter(descUnknown, n.Load(), kind)
 	}
-	gauge(descWaiting, float64(m.n.t.waiting.Len(now)))
+	gauge(descWaiting, float64(m.n.t.Waiting.Len(now)))
 	gauge(descKeys, asFloat(m.n.keysAgree()))
 }
 
@@ -115,7 +117,7 @@ func labelOf(name string) string {
 }
 
 // stateNames are the states of sessions as metrics have them.
-var stateNames = map[state]string{building: "building", waiting: "waiting", connected: "connected", unused: "unused"}
+var stateNames = map[sessions.State]string{sessions.Building: "building", sessions.Waiting: "waiting", sessions.Connected: "connected", sessions.Unused: "unused"}
 
 func asFloat(b bool) float64 {
 	if b {

@@ -120,8 +120,8 @@ func TestMarkOfAnEscapeSequence(t *testing.T) {
 	if err := m.check(); err == nil {
 		t.Error("it is read")
 	}
-	n := newNode(newLedger().table, nil, nil)
-	n.t.hold(m.Upstream)
+	n := newNode(newLedger().Table, nil, nil)
+	n.t.Hold(m.Upstream)
 	for _, force := range []bool{false, true} {
 		if _, err := n.drain(t.Context(), m.Upstream, word{state: stateDraining}, force); err == nil {
 			t.Errorf("it is written, by force: %v", force)
@@ -132,9 +132,9 @@ func TestMarkOfAnEscapeSequence(t *testing.T) {
 // A client that makes up an address which is no text does not end the metrics.
 func TestMetricsOfStrangeNames(t *testing.T) {
 	l := newLedger()
-	n := newNode(l.table, noStorage, zap.NewNop())
-	n.t.hold("unix//run/\xff.sock")
-	n.t.hold("unix//run/\xfe.sock")
+	n := newNode(l.Table, noStorage, zap.NewNop())
+	n.t.Hold("unix//run/\xff.sock")
+	n.t.Hold("unix//run/\xfe.sock")
 	registry := prometheus.NewPedanticRegistry()
 	if err := registerOnce(registry, metrics{n, l}); err != nil {
 		t.Fatal(err)
@@ -165,10 +165,10 @@ func TestMetricsOfTroubles(t *testing.T) {
 		a.door.fail(errors.New("disk full"))
 		pass(5 * time.Second)
 		u := a.s.members.get(u0)
-		if got := u.past.moved[movedUnreachable].Load(); got != 1 {
+		if got := u.History.Moved[movedUnreachable].Load(); got != 1 {
 			t.Errorf("%d sessions are counted as moved", got)
 		}
-		if got := u.past.silent.Load(); got < 1 {
+		if got := u.History.Silent.Load(); got < 1 {
 			t.Errorf("%d pages are counted without a socket", got)
 		}
 		if a.storageErrors["list"].Load() == 0 {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // fleetModel is a fleet as the servers see it, driven at random.
@@ -92,7 +93,7 @@ func (f *fleetModel) page() {
 		}
 	}
 	f.say("page through %s at %s", n.name, addr)
-	if n.s.members.get(addr).draining.on() {
+	if n.s.members.get(addr).Drain.On() {
 		f.fail("a new session went to %s, which drains, through %s", addr, n.name)
 	}
 	if since := f.mark[addr]; !since.IsZero() && !n.hears.IsZero() && time.Since(since) > 5*time.Second && time.Since(n.hears) > 5*time.Second {
@@ -256,7 +257,7 @@ func (f *fleetModel) check() {
 		}
 		for i := range 3 {
 			addr := fmt.Sprintf("u%d:80", i)
-			if got := n.s.members.get(addr).counts[connected].Load(); got != int64(len(open[addr])) {
+			if got := n.s.members.get(addr).Count(sessions.Connected); got != int64(len(open[addr])) {
 				f.fail("%s counts %d connected sessions at %s, there are %d", n.name, got, addr, len(open[addr]))
 			}
 		}

@@ -196,7 +196,7 @@ var thisLedger = sync.OnceValue(newLedger)
 
 // thisNode is this process among the Caddys that share its storage.
 var thisNode = sync.OnceValue(func() *node {
-	n := newNode(thisLedger().table, runningStorage, printableLog(caddy.Log().Named("bokeh")))
+	n := newNode(thisLedger().Table, runningStorage, printableLog(caddy.Log().Named("bokeh")))
 	caddy.OnExit(func(context.Context) { n.exit() }) // the last config may have no policy that does
 	return n
 })
@@ -339,7 +339,7 @@ func (s *Selection) each(yield func(m *member, inPool bool)) {
 	s.members.byDial.Range(func(_, value any) bool {
 		m := value.(*member)
 		// Where the pool depends on the request, m was in it lately, and is forgotten in a while.
-		yield(m, m.static || src == nil || last.names[m.name])
+		yield(m, m.static || src == nil || last.names[m.Name])
 		return true
 	})
 }

@@ -284,9 +284,7 @@ func (s *site) visit() (page, ws) {
 // sessionsOf is what the table counts at an upstream.
 func sessionsOf(addr string) tally {
 	tb := thisLedger()
-	tb.mu.Lock()
-	defer tb.mu.Unlock()
-	if u := tb.upstreams[upstreamName(addr)]; u != nil {
+	if u := upstreamAt(tb, upstreamName(addr)); u != nil {
 		return tallyOf(u)
 	}
 	return tally{}
@@ -295,10 +293,8 @@ func sessionsOf(addr string) tally {
 // selectionsOf is how often an upstream was chosen.
 func selectionsOf(addr string) (n int64) {
 	tb := thisLedger()
-	tb.mu.Lock()
-	defer tb.mu.Unlock()
-	if u := tb.upstreams[upstreamName(addr)]; u != nil {
-		for _, times := range u.past.selected {
+	if u := upstreamAt(tb, upstreamName(addr)); u != nil {
+		for _, times := range u.History.Selected {
 			n += times.Load()
 		}
 	}
@@ -671,7 +667,7 @@ func forget(t *testing.T) {
 	thisLedger = func() *ledger { return fresh }
 	held = func() *heldKeys { return keys }
 	thisNode = sync.OnceValue(func() *node {
-		return newNode(fresh.table, runningStorage, caddy.Log())
+		return newNode(fresh.Table, runningStorage, caddy.Log())
 	})
 	t.Cleanup(func() {
 		n := thisNode()

@@ -54,7 +54,7 @@ func TestRequestThatNamesASession(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if n := s.members.get(home).slots.Sessions.Load() + another.members.get(home).slots.Sessions.Load(); n != 1 {
+		if n := s.members.get(home).Slots.Sessions.Load() + another.members.get(home).Slots.Sessions.Load(); n != 1 {
 			t.Errorf("%d sessions, want the one", n)
 		}
 	})
@@ -121,9 +121,9 @@ func TestFilesOfALostSession(t *testing.T) {
 				t.Errorf("%s: %s at %s, which refuses", name, why, addr)
 			}
 			r.end()
-			s.members.get(home).dialed(0, s.table.now(), breaker.Backoff, nil)
+			s.members.get(home).Dialed(0, s.table.Now(), breaker.Backoff, nil)
 		}
-		if n := s.members.get(home).slots.Sessions.Load(); n != 1 {
+		if n := s.members.get(home).Slots.Sessions.Load(); n != 1 {
 			t.Errorf("%d sessions are at the server that was lost, want the one", n)
 		}
 	})

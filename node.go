@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -63,45 +64,45 @@ type node struct {
 	name    string
 	host    string
 	process process
-	t       *table
+	t       *sessions.Table
 	start   time.Duration        // when it began, on the table's clock
 	config  func() recordStorage // the storage of the config that runs; nil if none does
 	exiting func() bool          // whether the process is about to end
 	logger  *zap.Logger
 
-	storageErrors counters // by operation
+	storageErrors sessions.Counters // by operation
 	events        chan event
 	lost          atomic.Int64 // events, since one was last taken
 
 	farewells sync.WaitGroup // of storages that are not used any more
 
-	mu       sync.Mutex               // guards all below
-	shares   []*share                 // the storages of the configs that are loaded
-	used     *share                   // the one in use; nil if there is none
-	marked   map[string]*marked       // what operators have said, by the upstream's name between nodes
-	peers    map[string]*peer         // the other nodes, by their keys in the storage
-	verdicts map[*upstream]verdict    // of the upstreams that drain
-	seq      uint64                   // of the last report
-	settled  time.Duration            // what settles returned last
-	known    bool                     // others may have read of it
-	reported time.Duration            // when it last wrote a report, on the table's clock; 0 if one is due
-	reached  bool                     // one was written, or any record read: a storage that hides its errors may seem to be empty
-	parted   bool                     // that said that nobody is there, and that the process may be killed
-	unheard  time.Duration            // since when none could be written, on the table's clock; 0 if the last one could
-	awaited  time.Duration            // when somebody last waited for that, on the table's clock
-	knows    bool                     // the marks were read once; what they said holds, whatever becomes of the storage
-	round    time.Duration            // when all was read last; 0 if never
-	listed   time.Duration            // when its own report was last among those read; 0 if never
-	witness  bool                     // what begins to drain now begins before our eyes
-	asked    time.Duration            // since when the storage is being read and written; 0 while it is not
-	askedTo  string                   // the operation that is under way
-	failure  error                    // why that failed since
-	failing  bool                     // whether that was logged
-	pending  map[string]int           // upstreams that are just being marked as draining, by name
-	turns    map[string]chan struct{} // closed when one who drains the upstream of that name has done with it
-	overfull time.Duration            // when it was logged last that more was written by others than is remembered, on the table's clock; 0 if never
-	said     int                      // how often an operator said something here: what was read before is older
-	news     chan struct{}            // closed when something may have changed
+	mu       sync.Mutex                     // guards all below
+	shares   []*share                       // the storages of the configs that are loaded
+	used     *share                         // the one in use; nil if there is none
+	marked   map[string]*marked             // what operators have said, by the upstream's name between nodes
+	peers    map[string]*peer               // the other nodes, by their keys in the storage
+	verdicts map[*sessions.Upstream]verdict // of the upstreams that drain
+	seq      uint64                         // of the last report
+	settled  time.Duration                  // what settles returned last
+	known    bool                           // others may have read of it
+	reported time.Duration                  // when it last wrote a report, on the table's clock; 0 if one is due
+	reached  bool                           // one was written, or any record read: a storage that hides its errors may seem to be empty
+	parted   bool                           // that said that nobody is there, and that the process may be killed
+	unheard  time.Duration                  // since when none could be written, on the table's clock; 0 if the last one could
+	awaited  time.Duration                  // when somebody last waited for that, on the table's clock
+	knows    bool                           // the marks were read once; what they said holds, whatever becomes of the storage
+	round    time.Duration                  // when all was read last; 0 if never
+	listed   time.Duration                  // when its own report was last among those read; 0 if never
+	witness  bool                           // what begins to drain now begins before our eyes
+	asked    time.Duration                  // since when the storage is being read and written; 0 while it is not
+	askedTo  string                         // the operation that is under way
+	failure  error                          // why that failed since
+	failing  bool                           // whether that was logged
+	pending  map[string]int                 // upstreams that are just being marked as draining, by name
+	turns    map[string]chan struct{}       // closed when one who drains the upstream of that name has done with it
+	overfull time.Duration                  // when it was logged last that more was written by others than is remembered, on the table's clock; 0 if never
+	said     int                            // how often an operator said something here: what was read before is older
+	news     chan struct{}                  // closed when something may have changed
 
 	interrupted chan struct{} // closed when nobody should wait here any longer
 	ending      bool          // the process ends, and interrupted stays closed
@@ -126,14 +127,14 @@ type share struct {
 	trusted bool             // all was read from it once, that among it: what was read of another storage says nothing of this one
 }
 
-func newNode(t *table, config func() recordStorage, logger *zap.Logger) *node {
+func newNode(t *sessions.Table, config func() recordStorage, logger *zap.Logger) *node {
 	return &node{
 		name: randomName(), host: hostname(), process: thisProcess(),
-		t: t, start: t.now(), config: config, exiting: caddy.Exiting, logger: logger,
-		storageErrors: newCounters(operations...), events: make(chan event, maxEvents),
+		t: t, start: t.Now(), config: config, exiting: caddy.Exiting, logger: logger,
+		storageErrors: sessions.NewCounters(operations...), events: make(chan event, maxEvents),
 		marked:   make(map[string]*marked),
 		peers:    make(map[string]*peer),
-		verdicts: make(map[*upstream]verdict),
+		verdicts: make(map[*sessions.Upstream]verdict),
 		pending:  make(map[string]int),
 		turns:    make(map[string]chan struct{}),
 		news:     make(chan struct{}),
@@ -198,7 +199,7 @@ func (n *node) isStrange(key string) bool {
 	defer n.mu.Unlock()
 	needed := key == nodeKey(n.name)
 	n.eachPool(func(p pool) {
-		p.each(func(m *member, inPool bool) { needed = needed || inPool && markKey(m.shared) == key })
+		p.each(func(m *member, inPool bool) { needed = needed || inPool && markKey(m.Shared) == key })
 	})
 	return !needed
 }
@@ -351,7 +352,7 @@ func (n *node) keepTime(ctx context.Context, sh *share) {
 			n.follow()
 		}
 		if ctx.Err() == nil {
-			now := n.t.now()
+			now := n.t.Now()
 			n.closeDue(now)
 			n.noticeHang(sh, now)
 			n.judgeAll(now)
@@ -382,7 +383,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	if ctx.Err() == nil { // what has been halted does not begin anew
 		n.follow()
 	}
-	said, began := n.said, n.t.now()
+	said, began := n.said, n.t.Now()
 	if ctx.Err() != nil {
 		n.mu.Unlock()
 		return false // another storage is in use
@@ -397,7 +398,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 		n.mu.Unlock()
 		return false
 	}
-	now := n.t.now()
+	now := n.t.Now()
 	n.closeDue(now)
 	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
 	err := errors.Join(errMarks, errReports, n.crowd(reports))
@@ -410,7 +411,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	sh.trusted = sh.trusted || all && err == nil
 	n.reached = n.reached || len(marks)+len(reports) > 0
 	if !all && err == nil && sh.missing != 0 && now-sh.missing > staleAfter {
-		n.storageErrors.add("list")
+		n.storageErrors.Add("list")
 		err = errUnlisted
 	}
 	read := errMarks == nil && said == n.said
@@ -486,7 +487,7 @@ func (n *node) write(ctx context.Context, sh *share, r *report) error {
 		return nil
 	}
 	r.fit()
-	began := n.t.now()
+	began := n.t.Now()
 	err := storeRecord(ctx, sh.st, nodeKey(n.name), r)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -513,7 +514,7 @@ func (n *node) finish(ctx context.Context, began time.Duration, err error) {
 		return
 	}
 	n.asked = 0
-	if err == nil && n.t.now()-began > staleAfter {
+	if err == nil && n.t.Now()-began > staleAfter {
 		err = errHangs // what was read is too old to be of use
 	}
 	n.tellFailure(err)
@@ -525,7 +526,7 @@ func (n *node) noticeHang(sh *share, now time.Duration) {
 	if !sh.live || n.asked == 0 || now-n.asked <= staleAfter {
 		return
 	}
-	n.storageErrors.add(n.askedTo)
+	n.storageErrors.Add(n.askedTo)
 	n.tellFailure(errHangs)
 }
 
@@ -579,7 +580,7 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 
 // sessions returns how many sessions this process has.
 func (n *node) sessions() (sum int64) {
-	n.t.each(func(u *upstream) { sum += u.slots.Sessions.Load() })
+	n.t.Each(func(u *sessions.Upstream) { sum += u.Slots.Sessions.Load() })
 	return sum
 }
 
@@ -591,7 +592,7 @@ func (n *node) leave(sh *share) {
 		return
 	}
 	n.seq++
-	now := n.t.now()
+	now := n.t.Now()
 	r := n.makeReport(now, n.accounts(now))
 	r.Left = true
 	n.known, n.reported = false, 0

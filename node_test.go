@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -158,7 +159,7 @@ func startNodeOn(t *testing.T, host string, d *door, pool reverseproxy.UpstreamP
 func makeNode(t *testing.T, st recordStorage, s *Selection, pool reverseproxy.UpstreamPool) *caddyNode {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	n := newNode(s.table.table, func() recordStorage { return st }, zap.New(core))
+	n := newNode(s.table.Table, func() recordStorage { return st }, zap.New(core))
 	n.host, n.process = randomName(), process{}
 	c := &caddyNode{node: n, t: t, s: s, pool: pool, logs: logs}
 	t.Cleanup(c.kill)
@@ -226,7 +227,7 @@ func (c *caddyNode) status(addr string) (drained bool, waits string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for u, v := range c.verdicts {
-		if u.name == upstreamName(addr) {
+		if u.Name == upstreamName(addr) {
 			return v.drained, fmt.Sprint(v.waits)
 		}
 	}
@@ -710,7 +711,7 @@ func TestNodeReportsAtOnce(t *testing.T) {
 		s := newTestSelection(testPool(3))
 		var running atomic.Bool
 		d := v.door()
-		n := newNode(s.table.table, func() recordStorage {
+		n := newNode(s.table.Table, func() recordStorage {
 			if running.Load() {
 				return d
 			}
@@ -862,7 +863,7 @@ func TestGracePeriodTakenBack(t *testing.T) {
 			pass(50 * time.Minute)
 			b.tell(u0, w)
 			pass(time.Hour)
-			if n := b.s.members.get(u0).counts[connected].Load(); n != 1 {
+			if n := b.s.members.get(u0).Count(sessions.Connected); n != 1 {
 				t.Errorf("%s: %d sockets are open", what, n)
 			}
 		})
@@ -885,7 +886,7 @@ func TestGracePeriodSaidOnceMore(t *testing.T) {
 			pass(50 * time.Minute)
 			b.tell(u0, w)
 			pass(5 * time.Minute)
-			if n := b.s.members.get(u0).counts[connected].Load(); n != 1 {
+			if n := b.s.members.get(u0).Count(sessions.Connected); n != 1 {
 				t.Errorf("%s: before the hour is over %d sockets are open", what, n)
 			}
 			pass(6 * time.Minute)
@@ -910,11 +911,11 @@ func TestGracePeriodWithoutTheStorage(t *testing.T) {
 		_, _ = b.socket(token)
 		b.door.fail(errors.New("disk full"))
 		pass(29 * time.Minute)
-		if n := b.s.members.get(u0).counts[connected].Load(); n != 1 {
+		if n := b.s.members.get(u0).Count(sessions.Connected); n != 1 {
 			t.Errorf("before the hour is over %d sockets are open", n)
 		}
 		pass(2 * time.Minute)
-		if n := b.s.members.get(u0).slots.Sessions.Load(); n != 0 {
+		if n := b.s.members.get(u0).Slots.Sessions.Load(); n != 0 {
 			t.Errorf("after it %d sessions are left", n)
 		}
 		b.door.fail(nil)
@@ -925,42 +926,6 @@ func TestGracePeriodWithoutTheStorage(t *testing.T) {
 		pass(5 * time.Second)
 		if !strings.Contains(string(v.value(markKey(u0))), stateClosed) {
 			t.Errorf("the storage does not have that it is closed: %s", v.value(markKey(u0)))
-		}
-	})
-}
-
-// whenCut is called when a request is cut off.
-type whenCut func()
-
-func (f whenCut) cutOff() { f() }
-
-// A websocket that has just been opened when its turn to end comes is let be for a moment.
-func TestSocketIsLetBeForAMoment(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var rs requests
-		var mu sync.Mutex
-		ended := make(map[string]time.Duration)
-		begun := time.Now()
-		add := func(name string) *openRequest {
-			r := &openRequest{run: whenCut(func() {
-				mu.Lock()
-				defer mu.Unlock()
-				ended[name] = time.Since(begun)
-			})}
-			rs.add(r)
-			return r
-		}
-		rs.opened(add("long open"))
-		pass(time.Minute)
-		rs.opened(add("just open"))
-		add("page")
-		rs.remove(add("page that is over"))
-		rs.endAll(time.Nanosecond)
-		rs.opened(add("late"))
-		pass(time.Hour)
-		want := map[string]time.Duration{"long open": time.Minute, "just open": time.Minute + tunnelRest, "page": time.Minute, "late": time.Minute + tunnelRest}
-		if !maps.Equal(ended, want) {
-			t.Errorf("they ended after %v, want %v", ended, want)
 		}
 	})
 }
@@ -1030,7 +995,7 @@ func TestUndrainIsHeardFirst(t *testing.T) {
 		pass(time.Minute)
 		b.wantDrained(u0, true, "at first")
 		a.tell(u0, word{state: stateReady})
-		if !a.s.members.get(u0).draining.on() {
+		if !a.s.members.get(u0).Drain.On() {
 			t.Error("it gets new sessions though another node takes it for empty")
 		}
 		pass(openRest)
@@ -1111,7 +1076,7 @@ func TestGracePeriodThroughALateNode(t *testing.T) {
 		a.tell(u0, word{state: stateDraining, grace: &hours})
 		b.tell(u0, word{state: stateDraining, reason: "new version"})
 		pass(hours + time.Minute)
-		if !a.s.members.get(u0).draining.closed() {
+		if !a.s.members.get(u0).Drain.IsClosed() {
 			t.Error("it is not closed")
 		}
 	})
@@ -1161,7 +1126,7 @@ func TestValidatedConfigLeavesNoTrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newVault()
 		s := newTestSelection(testPool(3))
-		n := newNode(s.table.table, noStorage, zap.NewNop())
+		n := newNode(s.table.Table, noStorage, zap.NewNop())
 		s.join(n, v.door())
 		pass(20 * time.Second)
 		_ = s.Cleanup()

@@ -9,6 +9,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // owner is one policy of one config, whose sessions are its own.
@@ -109,7 +111,7 @@ func (t *ledger) ownersOf(c *config) []*owner {
 // that counts as one with it; and those of another config, for a reload may have taken the upstream off or is about to, but only if
 // it is the one that follows that owner. What any other policy of this config has follows that one, whose site may let in other
 // visitors. Where each request has a pool of its own, an upstream may be somebody else's.
-func (s *Selection) inherits(of *owner, u *upstream) bool {
+func (s *Selection) inherits(of *owner, u *sessions.Upstream) bool {
 	switch {
 	case s.poolVaries():
 		return false
@@ -118,7 +120,7 @@ func (s *Selection) inherits(of *owner, u *upstream) bool {
 	case of.config == s.owner.config:
 		return s.owner.isOneWith(of)
 	}
-	return s.table.follows(s.owner, of, u.name)
+	return s.table.follows(s.owner, of, u.Name)
 }
 
 // follows says whether a policy follows one of another config, and no other one of its config does. Where that one stood, its follower

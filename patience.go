@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/certmagic"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 const (
@@ -342,7 +344,9 @@ func await[T any](ctx context.Context, s *silences, what string, f func(context.
 }
 
 // isSilence says whether a call that ended tells of no answer: its time was up, or it was one of a look and the storage's own time was.
-func isSilence(late, err error, l *look) bool { return late != nil || l != nil && isTimeout(err) }
+func isSilence(late, err error, l *look) bool {
+	return late != nil || l != nil && sessions.IsTimeout(err)
+}
 
 // act is ask for what has no answer but an error.
 func act(ctx context.Context, s *silences, what string, f func(context.Context) error) error {

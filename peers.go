@@ -169,7 +169,7 @@ func (n *node) giveUp(ctx context.Context, name string, forget bool) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if p := n.peers[nodeKey(name)]; p != nil && p.gone == 0 {
-		p.gone = n.t.now()
+		p.gone = n.t.Now()
 	}
 	return nil
 }

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 
 	"github.com/caddyserver/certmagic"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // folder is where Caddy's storage keeps all that is ours.
@@ -37,14 +39,14 @@ var operations = []string{"load", "list", "store", "delete"}
 // countingStorage counts the failures of a storage, by operation.
 type countingStorage struct {
 	recordStorage
-	errors counters
+	errors sessions.Counters
 	large  *sync.Map // keys (string) of records that were too large
 }
 
 func (c countingStorage) count(ctx context.Context, operation string, err error) {
 	// What nobody waits for any more may be asked of a storage that a reload has closed.
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(ctx.Err(), context.Canceled) {
-		c.errors.add(operation)
+		c.errors.Add(operation)
 	}
 }
 
@@ -139,7 +141,7 @@ func broken(st recordStorage, key string, err error) error {
 // countError counts what a storage could not know to be a failure.
 func countError(st recordStorage, operation string) {
 	if c, ok := st.(countingStorage); ok {
-		c.errors.add(operation)
+		c.errors.Add(operation)
 	}
 }
 

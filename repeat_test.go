@@ -81,7 +81,7 @@ func TestRefusedRequestIsNotEnded(t *testing.T) {
 		rn := r.run()
 		r.refuse()
 		_ = rn.noAnswer(reverseproxy.NewDialError(syscall.ECONNREFUSED))
-		rn.attempt.m.draining.requests.endAll(time.Nanosecond)
+		rn.attempt.m.Drain.Requests.EndAll(time.Nanosecond)
 		pass(time.Second)
 		if r.Context().Err() != nil {
 			t.Error("it was ended")

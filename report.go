@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // report is what a node tells of itself.
@@ -79,7 +81,7 @@ func (n *node) makeReport(now time.Duration, accounts map[string]account) *repor
 
 // sessionCounts returns what there is of sessions here.
 func (n *node) sessionCounts() (c counts) {
-	n.t.each(func(u *upstream) { c = c.plus(u.sessionCounts()) })
+	n.t.Each(func(u *sessions.Upstream) { c = c.plus(countsOf(u)) })
 	return c
 }
 
@@ -92,11 +94,11 @@ func (n *node) unsure() (unsure bool) {
 // accounts returns what there is to tell of the upstreams. n.mu is locked.
 func (n *node) accounts(now time.Duration) map[string]account {
 	as := make(map[string]account)
-	n.t.each(func(u *upstream) {
-		a := u.account(now)
+	n.t.Each(func(u *sessions.Upstream) {
+		a := accountOf(u, now)
 		a.Mark = n.markOf(u).id()
 		a.Reopened = n.reopened(u, now) > 0
-		as[u.shared] = a
+		as[u.Shared] = a
 	})
 	n.eachPool(func(p pool) {
 		key := ""
@@ -104,39 +106,38 @@ func (n *node) accounts(now time.Duration) map[string]account {
 			key = ring[0].Fingerprint().String()
 		}
 		p.each(func(m *member, inPool bool) {
-			a := as[m.shared]
+			a := as[m.Shared]
 			a.InPool = a.InPool || inPool
 			if key != "" && !slices.Contains(a.Keys, key) {
 				a.Keys = append(a.Keys, key)
 			}
-			as[m.shared] = a
+			as[m.Shared] = a
 		})
 	})
-	for u, began := range n.t.oldest() {
-		a := as[u.shared]
+	for u, began := range n.t.Oldest() {
+		a := as[u.Shared]
 		a.Oldest = (now - began).Seconds()
-		as[u.shared] = a
+		as[u.Shared] = a
 	}
 	return as
 }
 
 // reopened returns how long browsers may still come back to sessions that u had when it was closed, if it
 // was opened again. n.mu is locked.
-func (n *node) reopened(u *upstream, now time.Duration) time.Duration {
-	if at := time.Duration(u.draining.reopened.Load()); at != 0 {
+func (n *node) reopened(u *sessions.Upstream, now time.Duration) time.Duration {
+	if at := u.Drain.ReopenedAt(); at != 0 {
 		return max(at+n.settles()-now, 0)
 	}
 	return 0
 }
 
 // account returns what there is to tell of u alone.
-func (u *upstream) account(now time.Duration) account {
-	a := account{Begun: u.begun.Load(), Sessions: u.sessionCounts(), Ended: u.past.ended.count(now), Draining: u.draining.on()}
-	return a
+func accountOf(u *sessions.Upstream, now time.Duration) account {
+	return account{Begun: u.TotalStarted(), Sessions: countsOf(u), Ended: u.History.Ended.Count(now), Draining: u.Drain.On()}
 }
 
-func (u *upstream) sessionCounts() counts {
-	return counts{u.counts[building].Load(), u.counts[waiting].Load(), u.counts[connected].Load(), u.counts[unused].Load()}
+func countsOf(u *sessions.Upstream) counts {
+	return counts{u.Count(sessions.Building), u.Count(sessions.Waiting), u.Count(sessions.Connected), u.Count(sessions.Unused)}
 }
 
 // verifiable returns the fingerprints of the keys that can be verified here, by upstream. n.mu is
@@ -152,7 +153,7 @@ func (n *node) verifiable() map[string][]string {
 		for _, k := range ring {
 			own = append(own, k.Fingerprint().String())
 		}
-		p.each(func(m *member, _ bool) { prints[m.shared] = append(prints[m.shared], own...) })
+		p.each(func(m *member, _ bool) { prints[m.Shared] = append(prints[m.Shared], own...) })
 	})
 	return prints
 }

@@ -120,7 +120,7 @@ func (sh *share) storeSettled(ctx context.Context, m *mark) {
 
 // settle looks whether a mark that was written can stand, and returns why not.
 func (n *node) settle(ctx context.Context, name string, m *mark, began bool) error {
-	for start := n.t.now(); ; time.Sleep(rivalPause) {
+	for start := n.t.Now(); ; time.Sleep(rivalPause) {
 		l, err := n.lookBeside(ctx, name)
 		if err != nil {
 			return err
@@ -128,7 +128,7 @@ func (n *node) settle(ctx context.Context, name string, m *mark, began bool) err
 		if l.own != nil && l.own.newer(m) && !l.own.drains() {
 			return errTakenBack
 		}
-		last, late := n.isLast(name, nil, l.missed), n.t.now()-start >= l.patience(m)
+		last, late := n.isLast(name, nil, l.missed), n.t.Now()-start >= l.patience(m)
 		switch {
 		case !last || !began && late:
 			return nil
@@ -205,8 +205,8 @@ func (n *node) beside(name string) []string {
 		has := false
 		p.each(func(m *member, inPool bool) {
 			if inPool {
-				all = append(all, m.shared)
-				has = has || m.name == name
+				all = append(all, m.Shared)
+				has = has || m.Name == name
 			}
 		})
 		if has {
@@ -232,9 +232,9 @@ func (n *node) last(name string, m *mark, missed map[string]error) (last bool) {
 		p.each(func(other *member, inPool bool) {
 			switch {
 			case !inPool || !other.answers():
-			case other.name == name:
-				itself = other.draining.configs.Load() == 0
-			case missed[other.shared] == nil && n.takes(other, m):
+			case other.Name == name:
+				itself = !other.Drain.ByConfig()
+			case missed[other.Shared] == nil && n.takes(other, m):
 				others++
 			}
 		})
@@ -245,11 +245,11 @@ func (n *node) last(name string, m *mark, missed map[string]error) (last bool) {
 
 // takes says whether an upstream takes new sessions, or will if its mark is newer than m and gives way. n.mu is locked.
 func (n *node) takes(other *member, m *mark) bool {
-	if !other.draining.on() {
-		return n.pending[other.name] == 0
+	if !other.Drain.On() {
+		return n.pending[other.Name] == 0
 	}
-	drain := n.markOf(other.upstream)
-	return m != nil && drain.drains() && drain.newer(m) && other.draining.configs.Load() == 0
+	drain := n.markOf(other.Upstream)
+	return m != nil && drain.drains() && drain.newer(m) && !other.Drain.ByConfig()
 }
 
 // answers says whether an upstream can be reached, as far as is known.

@@ -26,6 +26,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/admission"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -119,7 +120,7 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 			v = s.view(pool, run) // or it would look free where the upstream was forgotten meanwhile
 			continue
 		}
-		if begins && m.draining.on() || m.draining.closed() {
+		if begins && m.Drain.On() || m.Drain.IsClosed() {
 			run.failed()
 			continue
 		}
@@ -161,21 +162,6 @@ func (s *Selection) whyNobody(v *view, rn *run) string {
 	return nobodyThere
 }
 
-// allDrain says whether the upstreams that are healthy are all draining.
-func allDrain(v *view) bool {
-	found := false
-	for i, m := range v.members[:v.present] {
-		switch {
-		case !v.isHealthy(i):
-		case !m.draining.on():
-			return false
-		default:
-			found = true
-		}
-	}
-	return found
-}
-
 // retryAfter is how long a visitor is told to wait, in seconds, when every upstream is draining or full.
 const retryAfter = "5"
 
@@ -201,13 +187,13 @@ type runKey struct{ s *Selection }
 type run struct {
 	bokeh.Request
 	s          *Selection
-	entry      sessionKey // of the id, in the table
+	entry      sessions.Key // of the id, in the table
 	ring       *stamp.Keyring
 	repl       *caddy.Replacer
 	ctx        context.Context // of the request, with this run in it
 	host, path string
 	client     string // its address, or nothing where Caddy does not know
-	terms      terms
+	terms      sessions.Terms
 	cookie     string                    // that names the upstream of the browser's newest page, as the browser has it
 	secure     bool                      // it came by HTTPS
 	begun      time.Duration             // on the table's clock
@@ -252,27 +238,27 @@ type attempt struct {
 	begun     time.Duration // on the table's clock
 	ahead     int64         // pages that m had to build before this one
 	address   string        // of m, as the reverse proxy has it
-	question  question
-	load      load
-	count     func() load // when its body has come to its end; nil if that was done, or is not to be
-	stamp     string      // that a GET was sent with, if it was
-	asID      bool        // it was sent as the session's id
-	noPage    bool        // the answer to a page request is none
-	refused   bool        // the server closes the websocket that it has just opened
-	connected bool        // the request went out on a connection
-	noTLS     bool        // a TLS handshake has failed
-	host      string      // that was looked up last
-	addrs     int         // that it has, 0 if it needed no look-up
-	failures  int         // of dials
-	dialErr   error       // of the last dial that failed, while none has succeeded
+	question  sessions.Question
+	load      sessions.Load
+	count     func() sessions.Load // when its body has come to its end; nil if that was done, or is not to be
+	stamp     string               // that a GET was sent with, if it was
+	asID      bool                 // it was sent as the session's id
+	noPage    bool                 // the answer to a page request is none
+	refused   bool                 // the server closes the websocket that it has just opened
+	connected bool                 // the request went out on a connection
+	noTLS     bool                 // a TLS handshake has failed
+	host      string               // that was looked up last
+	addrs     int                  // that it has, 0 if it needed no look-up
+	failures  int                  // of dials
+	dialErr   error                // of the last dial that failed, while none has succeeded
 	answered  bool
 	answer    int           // status of the answer, 0 if it has none or came by a transport that is not watched
 	took      time.Duration // m, to build the page
 	others    []*member     // where none was well
 	peers     []*member     // m, and those of its pool
 	settled   bool
-	probe     bool        // whether it tries if its upstream is well again
-	open      openRequest // until it is over
+	probe     bool                 // whether it tries if its upstream is well again
+	open      sessions.OpenRequest // until it is over
 }
 
 // run returns the run that r is part of; the first Select for a request in a handler begins it.
@@ -281,12 +267,12 @@ func (s *Selection) run(r *http.Request) *run {
 		return rn
 	}
 	ring := s.ring.Load()
-	rn := &run{s: s, ring: ring, Request: bokeh.ReadRequest(r, *ring), host: r.Host, path: r.URL.Path, header: r.Header, sent: r.Header, begun: s.table.now()}
+	rn := &run{s: s, ring: ring, Request: bokeh.ReadRequest(r, *ring), host: r.Host, path: r.URL.Path, header: r.Header, sent: r.Header, begun: s.table.Now()}
 	if rn.ID != "" {
-		rn.entry = s.table.key(rn.ID)
+		rn.entry = s.table.Key(rn.ID)
 	}
 	path, port := appPath(r.URL.Path), portOf(r)
-	rn.terms = terms{s.lifetime, s.table.app(plainHost(r.Host), port, path), s.table.app("", port, path), s.owner}
+	rn.terms = sessions.Terms{Lifetime: s.lifetime, App: s.table.App(plainHost(r.Host), port, path), Path: s.table.App("", port, path), Owner: s.owner}
 	rn.Kind = rn.kindAt(r)
 	rn.client, _ = caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	rn.readCookie(r)
@@ -341,7 +327,7 @@ func (rn *run) kindAt(r *http.Request) bokeh.Kind {
 	case rn.Kind == bokeh.Socket || r.Method != http.MethodGet || last == "ws" || bokeh.IsEmbedded(last):
 	case rn.isAtApp():
 		return bokeh.Page
-	case rn.Kind == bokeh.Page && rn.s.table.answered.hasOthers(rn.terms.app):
+	case rn.Kind == bokeh.Page && rn.s.table.Addresses.HasOthers(rn.terms.App):
 		return bokeh.MaybePage
 	}
 	return rn.Kind
@@ -349,7 +335,7 @@ func (rn *run) kindAt(r *http.Request) bokeh.Kind {
 
 // isAtApp says whether pages have come from the path of the run, whatever host was asked: where a server answers for any, clients can
 // make hosts up.
-func (rn *run) isAtApp() bool { return rn.s.table.answered.hasPages(rn.terms.path) }
+func (rn *run) isAtApp() bool { return rn.s.table.Addresses.HasPages(rn.terms.Path) }
 
 // plainHost returns a host in the one spelling that is known by: Caddy takes every other one for the same.
 func plainHost(host string) string {
@@ -446,29 +432,21 @@ func (rn *run) maker(v *view) int {
 	return i
 }
 
-// sighting is what is known of a session when it is looked for. It may have ended since.
-type sighting struct {
-	at    *upstream
-	owner any
-	app   app
-	began time.Duration
-}
-
 // home returns the place of the upstream to which the session is bound, or -1: the one where it
 // is known to be, else the one its stamp names.
 func (rn *run) home(v *view) int {
 	var room [4]int
-	var roomOfThose [4]sighting
+	var roomOfThose [4]sessions.Sighting
 	places, those := room[:0], roomOfThose[:0]
-	rn.s.table.find(rn.entry, func(s *session) {
-		if rn.Kind == bokeh.Page && s.isGuess() {
+	rn.s.table.Find(rn.entry, func(s sessions.Sighting) {
+		if rn.Kind == bokeh.Page && s.IsGuess {
 			return // whoever asks once more need not be there
 		}
-		those = append(those, sighting{s.at, s.owner, s.app, s.began})
+		those = append(those, s)
 	})
 	for _, s := range those {
-		i := v.at(s.at)
-		if i < 0 && s.app == rn.terms.app && rn.s.inherits(s.owner.(*owner), s.at) {
+		i := v.at(s.At)
+		if i < 0 && s.App == rn.terms.App && rn.s.inherits(s.Owner.(*owner), s.At) {
 			i = v.left(s)
 		}
 		if i >= 0 {
@@ -508,7 +486,7 @@ func (rn *run) named(v *view) int {
 		return i
 	}
 	t := rn.s.table
-	if rn.Kind != bokeh.Socket || v.members[i].draining.hasEnded(v.now, rn.entry, t.key(rn.Stamp)) {
+	if rn.Kind != bokeh.Socket || v.members[i].Drain.HasEnded(v.now, rn.entry, t.Key(rn.Stamp)) {
 		return -1
 	}
 	return i
@@ -520,19 +498,19 @@ func (rn *run) leave(v *view, home, to int) {
 	if home < 0 {
 		return
 	}
-	t, u := rn.s.table, v.members[home].upstream
+	t, u := rn.s.table, v.members[home].Upstream
 	if to >= 0 && !rn.left {
 		rn.left = true
 		reason := v.whyLost(home)
-		u.past.moved.add(reason)
+		u.History.Moved.Add(reason)
 		rn.s.node.happened(eventMoved, map[string]any{
-			"from": u.name, "to": v.members[to].name, "reason": reason, "session": rn.ring.Redact(rn.ID).String(),
+			"from": u.Name, "to": v.members[to].Name, "reason": reason, "session": rn.ring.Redact(rn.ID).String(),
 		})
 	}
-	t.move(rn.entry, u)
-	u.draining.remember(rn.entry)
+	t.Move(rn.entry, u)
+	u.Drain.Remember(rn.entry)
 	if rn.Stamp != "" && rn.Stamp != rn.ID {
-		t.move(t.key(rn.Stamp), u)
+		t.Move(t.Key(rn.Stamp), u)
 	}
 }
 
@@ -541,14 +519,14 @@ func (rn *run) leave(v *view, home, to int) {
 func (rn *run) elsewhere(v *view, home int) int {
 	may := func(i int) bool {
 		// With a page it is most likely the first that we hear of the session.
-		return !v.members[i].draining.on() && (rn.Kind != bokeh.Page || v.isHealthy(i))
+		return !v.members[i].Drain.On() && (rn.Kind != bokeh.Page || v.isHealthy(i))
 	}
 	if i := v.first(rn.ID, func(i int) bool { return may(i) && !v.lost(i) }); i >= 0 {
 		return i
 	}
 	// No other is any better, and one that has just refused a connection may be back. But a
 	// process that comes back has lost its sessions, so to one that takes no other this is a new one.
-	if home >= 0 && !v.members[home].taken && !v.members[home].draining.closed() && (!v.leaving(home) || !v.members[home].failing(v.now)) {
+	if home >= 0 && !v.members[home].taken && !v.members[home].Drain.IsClosed() && (!v.leaving(home) || !v.members[home].failing(v.now)) {
 		return home
 	}
 	return v.first(rn.ID, may)
@@ -571,19 +549,19 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 		a.asID = rn.s.stampIsID(rn, m)
 		rn.stampRequest(r, a.stamp, a.asID)
 		if rn.ID == "" {
-			k, rn.shown = t.key(a.stamp), a.stamp
+			k, rn.shown = t.Key(a.stamp), a.stamp
 		}
-		rn.begin(a, func() load { return t.page(k, m.upstream, rn.terms) })
+		rn.begin(a, func() sessions.Load { return t.BeginPage(k, m.Upstream, rn.terms) })
 	case bokeh.Socket:
 		page := k
 		if rn.Stamp != "" && rn.Stamp != rn.ID {
-			page = t.key(rn.Stamp)
+			page = t.Key(rn.Stamp)
 		}
-		rn.begin(a, func() load { return t.socket(k, page, m.upstream, rn.terms) })
+		rn.begin(a, func() sessions.Load { return t.BeginSocket(k, page, m.Upstream, rn.terms) })
 		rn.awaitAnswer(a)
 	case bokeh.MaybePage:
 		// Beside the id it cannot be refused. To a draining upstream a session must not come back.
-		if !m.draining.on() {
+		if !m.Drain.On() {
 			a.stamp = rn.newStamp(m)
 		}
 		rn.stampRequest(r, a.stamp, false)
@@ -602,7 +580,7 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 func (rn *run) newStamp(m *member) string { return (*rn.ring)[0].Stamp(m.keyedBy(rn.ring).tags[0]) }
 
 // begin makes a the run's attempt and counts its load, unless the client has gone already.
-func (rn *run) begin(a *attempt, count func() load) {
+func (rn *run) begin(a *attempt, count func() sessions.Load) {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	rn.attempt = a
@@ -610,14 +588,14 @@ func (rn *run) begin(a *attempt, count func() load) {
 	a.settled = rn.over
 	if rn.over {
 		if a.probe {
-			a.m.breaker.EndProbe(a.begun)
+			a.m.Breaker.EndProbe(a.begun)
 		}
 		return
 	}
-	a.open.run = rn
-	a.m.draining.requests.add(&a.open)
+	a.open.Of = rn
+	a.m.Drain.Requests.Add(&a.open)
 	if !rn.hasBody {
-		a.m.unanswered.ask(&a.question, a.begun)
+		a.m.Unanswered.Ask(&a.question, a.begun)
 	}
 	switch {
 	case count == nil:
@@ -629,14 +607,14 @@ func (rn *run) begin(a *attempt, count func() load) {
 }
 
 // weigh counts the load of an attempt.
-func (a *attempt) weigh(count func() load) {
-	a.ahead, a.count = a.m.queue(), nil
+func (a *attempt) weigh(count func() sessions.Load) {
+	a.ahead, a.count = a.m.Backlog(), nil
 	a.load = count()
-	a.m.leftPages.again(a.load.s.key)
+	a.m.LeftPages.AskedAgain(a.load.Key())
 }
 
 // leave takes note that the upstream is not asked any more.
-func (a *attempt) leave() { a.m.draining.requests.remove(&a.open) }
+func (a *attempt) leave() { a.m.Drain.Requests.Remove(&a.open) }
 
 // trace listens to the connection that an attempt takes or makes. That is the only way to hear
 // of a failed dial where nothing is retried.
@@ -668,7 +646,7 @@ func (rn *run) lookedUp(a *attempt, info httptrace.DNSDoneInfo) {
 	a.addrs = len(info.Addrs)
 	host := a.host
 	rn.mu.Unlock()
-	if isHostOf(a.m.name, host) {
+	if isHostOf(a.m.Name, host) {
 		rn.s.lookedUp(a.m, info.Addrs)
 	}
 }
@@ -682,17 +660,17 @@ func (rn *run) dialed(a *attempt, err error) {
 	a.dialErr = err
 	defer rn.tellBreaker(a.m, err)
 	if err == nil {
-		a.m.dialed(a.begun, rn.s.table.now(), rn.s.pause, nil)
+		a.m.Dialed(a.begun, rn.s.table.Now(), rn.s.pause, nil)
 		return
 	}
 	if a.failures++; a.failures >= a.addrs && !a.settled {
-		a.m.dialed(a.begun, rn.s.table.now(), rn.s.pause, err)
+		a.m.Dialed(a.begun, rn.s.table.Now(), rn.s.pause, err)
 	}
 }
 
 // shookHands takes note of the end of a TLS handshake.
 func (rn *run) shookHands(a *attempt, err error) {
-	a.m.shookHands(rn.s.table.now(), err)
+	a.m.shookHands(rn.s.table.Now(), err)
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	a.noTLS = err != nil
@@ -727,24 +705,24 @@ func (rn *run) isAnswered(a *attempt) {
 		return
 	}
 	a.answered = true
-	now := rn.s.table.now()
-	a.m.unanswered.answered(&a.question, now)
-	a.m.leftPages.outlived(a.begun)
+	now := rn.s.table.Now()
+	a.m.Unanswered.Answered(&a.question, now)
+	a.m.LeftPages.Outlived(a.begun)
 	if a.count != nil {
 		a.weigh(a.count)
 	}
 	switch rn.Kind {
 	case bokeh.Page:
-		a.load.built()
-		a.took = a.m.turn(a.begun, now)
+		a.load.PageBuilt()
+		a.took = a.m.ServiceTime(a.begun, now)
 		if a.probe { // what comes after this may take long
 			a.probe = false
-			a.m.breaker.EndProbe(a.begun)
+			a.m.Breaker.EndProbe(a.begun)
 		}
 	case bokeh.Socket:
-		a.m.draining.requests.opened(&a.open)
+		a.m.Drain.Requests.Opened(&a.open)
 		if !rn.s.watches { // or the answer says whether it is open
-			a.load.opened()
+			a.load.SocketOpened()
 		}
 	case bokeh.MaybePage, bokeh.Other: // weigh nothing
 	}
@@ -794,7 +772,7 @@ func (rn *run) end() {
 	rn.over = true
 	rn.leaveQueue()
 	if rn.nobody != "" {
-		rn.s.table.nobody.add(rn.nobody)
+		rn.s.table.nobody.Add(rn.nobody)
 	}
 	if rn.attempt == nil {
 		return
@@ -803,8 +781,8 @@ func (rn *run) end() {
 	rn.attempt.leave()
 }
 
-// cutOff ends the request and what is counted of it, also where its client does not read the answer.
-func (rn *run) cutOff() {
+// CutOff ends the request and what is counted of it, also where its client does not read the answer.
+func (rn *run) CutOff() {
 	rn.mu.Lock()
 	rn.cut = true
 	rn.mu.Unlock()
@@ -854,20 +832,20 @@ func (rn *run) settle(a *attempt, status int) {
 	}
 	a.settled = true
 	if a.probe {
-		defer a.m.breaker.EndProbe(a.begun)
+		defer a.m.Breaker.EndProbe(a.begun)
 	}
 	defer rn.tellBreaker(a.m, a.dialErr)
-	now, hasPage := rn.s.table.now(), status == http.StatusOK && !a.noPage
-	a.m.unanswered.givenUp(&a.question, now)
+	now, hasPage := rn.s.table.Now(), status == http.StatusOK && !a.noPage
+	a.m.Unanswered.GivenUp(&a.question, now)
 	if a.dialErr != nil && a.failures < a.addrs && !a.answered {
-		a.m.dialed(a.begun, now, rn.s.pause, a.dialErr)
+		a.m.Dialed(a.begun, now, rn.s.pause, a.dialErr)
 	}
 	switch rn.Kind {
 	case bokeh.Page:
 		rn.pageIsOver(a, status, hasPage, now)
 		switch {
 		case hasPage:
-			rn.s.table.pageBuilt(a.m.upstream, rn.terms, rn.lesson(a, now))
+			rn.s.table.PageBuilt(a.m.Upstream, rn.terms, rn.lesson(a, now))
 			a.m.answeredAs(rn.repl)
 			if a.asID {
 				rn.s.took(a.m, (*rn.ring)[0])
@@ -875,22 +853,22 @@ func (rn *run) settle(a *attempt, status int) {
 		case status == http.StatusForbidden && a.asID:
 			text, _ := rn.repl.GetString(placeholderStatusText)
 			rn.s.refused(a.m, rn, text == refusal)
-		case !a.connected || a.load.s == nil:
+		case !a.connected || !a.load.IsCounted():
 		case status >= http.StatusInternalServerError:
 			rn.weighFailed(a, now)
 		}
 		if hasPage {
-			a.m.breaker.Success()
-			a.m.failedPages.outlived(a.begun)
+			a.m.Breaker.Success()
+			a.m.FailedPages.Outlived(a.begun)
 			rn.clear(a, now)
 			for _, m := range a.others {
 				// It may be over for them, too, and whoever tries first is not to have all that follow.
-				m.breaker.ProbeNow(now)
-				m.failedPages.outlived(now)
+				m.Breaker.ProbeNow(now)
+				m.FailedPages.Outlived(now)
 			}
 		}
 	case bokeh.Socket:
-		a.load.socketEnded(status == http.StatusSwitchingProtocols && !a.refused)
+		a.load.SocketEnded(status == http.StatusSwitchingProtocols && !a.refused)
 		switch status {
 		case http.StatusForbidden:
 			rn.s.refusedSocket(a.m, rn)
@@ -902,9 +880,9 @@ func (rn *run) settle(a *attempt, status int) {
 			}
 		}
 	case bokeh.MaybePage, bokeh.Other:
-		if a.load.s != nil {
-			a.load.pageEnded(true, true)
-			rn.s.table.pageBuilt(a.m.upstream, rn.terms, 0)
+		if a.load.IsCounted() {
+			a.load.PageEnded(true, true)
+			rn.s.table.PageBuilt(a.m.Upstream, rn.terms, 0)
 		}
 	}
 }
@@ -912,15 +890,15 @@ func (rn *run) settle(a *attempt, status int) {
 // pageIsOver takes a page off its upstream, or turns it into a session that waits for its socket.
 func (rn *run) pageIsOver(a *attempt, status int, hasPage bool, now time.Duration) {
 	switch {
-	case a.load.s == nil:
+	case !a.load.IsCounted():
 	case a.connected && !a.answered && status != http.StatusBadGateway:
-		work := rn.s.table.leftWork(a.m.upstream, rn.terms.app, a.begun, a.ahead, now)
-		if a.load.pageLeft(work) && status < http.StatusInternalServerError {
-			a.m.leftPages.add(a.load.s.key, now, work)
+		work := rn.s.table.LeftWork(a.m.Upstream, rn.terms.App, a.begun, a.ahead, now)
+		if a.load.PageLeft(work) && status < http.StatusInternalServerError {
+			a.m.LeftPages.Add(a.load.Key(), now, work)
 		}
 	default:
 		// A request for a script that embeds an app and does not say where makes a session all the same (bokeh/server/views/autoload_js_handler.py).
-		a.load.pageEnded(a.answered, hasPage || status == http.StatusBadRequest && bokeh.IsEmbedded(path.Base(rn.path)))
+		a.load.PageEnded(a.answered, hasPage || status == http.StatusBadRequest && bokeh.IsEmbedded(path.Base(rn.path)))
 	}
 }
 
@@ -958,14 +936,14 @@ func (s *Selection) stampIsID(rn *run, m *member) bool {
 	if !s.givesIDs || rn.GaveID {
 		return false
 	}
-	takes, known := m.takesIDs.Load((*rn.ring)[0].Fingerprint())
-	return !known || takes.(bool)
+	takes, known := m.TakesIDs((*rn.ring)[0].Fingerprint())
+	return takes || !known
 }
 
 // took takes note that a server takes session ids from us.
 func (s *Selection) took(m *member, k *stamp.Key) {
-	if _, known := m.takesIDs.Load(k.Fingerprint()); !known {
-		m.takesIDs.Store(k.Fingerprint(), true)
+	if _, known := m.TakesIDs(k.Fingerprint()); !known {
+		m.SetTakesIDs(k.Fingerprint(), true)
 	}
 }
 
@@ -974,17 +952,17 @@ func (s *Selection) took(m *member, k *stamp.Key) {
 // server has never taken an id.
 func (s *Selection) refused(m *member, rn *run, forThat bool) {
 	k := (*rn.ring)[0]
-	if takes, known := m.takesIDs.Load(k.Fingerprint()); known && (!takes.(bool) || !forThat) {
+	if takes, known := m.TakesIDs(k.Fingerprint()); known && (!takes || !forThat) {
 		return
 	}
-	m.takesIDs.Store(k.Fingerprint(), false)
+	m.SetTakesIDs(k.Fingerprint(), false)
 	mend := "if the server runs with --session-ids signed, set session_ids signed, and secret_key to its BOKEH_SECRET_KEY; if with external-signed, set that, and no key"
 	if s.SessionIDs == sessionIDsSigned {
 		mend = "compare the first secret_key with the server's BOKEH_SECRET_KEY: it seems to be another one"
 	}
 	s.logger.Error("upstream refused a page request with a session id of ours; stamping its pages in a header of our own from now on ("+mend+")",
 		zap.String("site", rn.host),
-		zap.String("upstream", m.name),
+		zap.String("upstream", m.Name),
 		zap.String("header", bokeh.StampHeader))
 }
 
@@ -992,7 +970,7 @@ func (s *Selection) refused(m *member, rn *run, forThat bool) {
 // until it takes the connection.
 func (rn *run) served() {
 	if rn.waiter != nil && rn.waited == 0 {
-		rn.waited = rn.s.table.now() - rn.queuedAt
+		rn.waited = rn.s.table.Now() - rn.queuedAt
 	}
 	if !rn.attempt.probe {
 		rn.leaveQueue()
@@ -1002,13 +980,13 @@ func (rn *run) served() {
 // sayWaited sets the placeholder of how long the visit has waited for a slot, in milliseconds.
 func (rn *run) sayWaited() {
 	if rn.repl != nil && rn.waiter != nil {
-		rn.repl.Set(placeholderWaited, cmp.Or(rn.waited, rn.s.table.now()-rn.queuedAt).Seconds()*1e3)
+		rn.repl.Set(placeholderWaited, cmp.Or(rn.waited, rn.s.table.Now()-rn.queuedAt).Seconds()*1e3)
 	}
 }
 
 // tell sets the placeholders and writes the log.
 func (rn *run) tell(m *member, d decision) {
-	m.past.selected.add(string(d))
+	m.History.Selected.Add(string(d))
 	rn.sayWaited()
 	session := rn.ring.Redact(rn.shown)
 	if rn.repl != nil {
@@ -1016,7 +994,7 @@ func (rn *run) tell(m *member, d decision) {
 		rn.repl.Set(placeholderSession, session)
 	}
 	if c := rn.s.logger.Check(zapcore.DebugLevel, "selected upstream"); c != nil {
-		c.Write(zap.String("upstream", m.name), zap.String("decision", string(d)), zap.Stringer("session", session))
+		c.Write(zap.String("upstream", m.Name), zap.String("decision", string(d)), zap.Stringer("session", session))
 	}
 }
 
@@ -1025,7 +1003,7 @@ func (s *Selection) view(pool reverseproxy.UpstreamPool, rn *run) *view {
 	if len(pool) == 0 {
 		pool = s.members.lastKnown()
 	}
-	v := &view{pool: pool, present: len(pool), known: s.members, ring: rn.ring, now: s.table.now(), healthy: s.healthy}
+	v := &view{pool: pool, present: len(pool), known: s.members, ring: rn.ring, now: s.table.Now(), healthy: s.healthy}
 	if !isSame(pool, s.static) { // each address of the config is its own
 		v.members = s.membersOf(pool, rn.repl)
 		v.dropUndialable()

@@ -30,6 +30,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -328,8 +329,8 @@ func TestPagesThatFailWeigh(t *testing.T) {
 			}
 			time.Sleep(time.Minute)
 			for _, m := range s.index.Load().members {
-				if m.queue() != 0 {
-					t.Errorf("%s: a minute later %d pages weigh at %s", name, m.queue(), m.name)
+				if m.Backlog() != 0 {
+					t.Errorf("%s: a minute later %d pages weigh at %s", name, m.Backlog(), m.Name)
 				}
 			}
 		})
@@ -415,7 +416,7 @@ func TestRetriesOfANewSession(t *testing.T) {
 	}
 	total := int64(0)
 	for _, m := range s.index.Load().members {
-		total += m.slots.Sessions.Load()
+		total += m.Slots.Sessions.Load()
 	}
 	if total != 1 {
 		t.Errorf("one request weighs %d", total)
@@ -625,7 +626,7 @@ func TestAllUpstreamsFailing(t *testing.T) {
 	for name, pool := range map[string]reverseproxy.UpstreamPool{"pool of one": testPool(1), "pool of three": testPool(3)} {
 		s := newTestSelection(pool)
 		for _, m := range s.membersOf(pool, nil) {
-			m.dialed(0, s.table.now(), breaker.Backoff, fmt.Errorf("connection refused"))
+			m.Dialed(0, s.table.Now(), breaker.Backoff, fmt.Errorf("connection refused"))
 		}
 		home := pool[len(pool)-1].Dial
 		for what, r := range map[string]*request{
@@ -699,7 +700,7 @@ func TestGoneUpstream(t *testing.T) {
 		if addr, why := newSocket(s, token).choose(rest()); addr != home || why != "bound" {
 			t.Errorf("after %v its own session is %s at %s", 2*memberMemory, why, addr)
 		}
-		wantTally(t, "still connected", s.table.upstreams[home], tally{0, 0, 1, 0})
+		wantTally(t, "still connected", upstreamAt(s.table, home), tally{0, 0, 1, 0})
 		for range 10 {
 			r := newRequest(s, "/app")
 			if addr, _ := r.choose(testPool(1)); addr != home {
@@ -708,7 +709,7 @@ func TestGoneUpstream(t *testing.T) {
 			r.end()
 		}
 		synctest.Wait()
-		wantTally(t, "back in the pool", s.table.upstreams[home], tally{0, 0, 1, 0})
+		wantTally(t, "back in the pool", upstreamAt(s.table, home), tally{0, 0, 1, 0})
 	})
 }
 
@@ -843,7 +844,7 @@ func TestStatusOfAnEarlierHandler(t *testing.T) {
 		r.refuse()
 		r.end()
 		synctest.Wait()
-		wantTally(t, "failed", s.index.Load().members[0].upstream, tally{})
+		wantTally(t, "failed", s.index.Load().members[0].Upstream, tally{})
 	})
 }
 
@@ -866,15 +867,15 @@ func TestFailedDialIsKnownAtOnce(t *testing.T) {
 			r.refuse()
 		}
 		m := s.index.Load().members[0]
-		if got := m.failing(s.table.now()); got != tc.want {
+		if got := m.failing(s.table.Now()); got != tc.want {
 			t.Errorf("%d of %d addresses: failing is %v, want %v", tc.failures, tc.addrs, got, tc.want)
 		}
 		rn.failed()
-		if !m.failing(s.table.now()) {
+		if !m.failing(s.table.Now()) {
 			t.Errorf("%d of %d addresses, attempt over: not failing", tc.failures, tc.addrs)
 		}
 		rn.connected(rn.attempt)
-		if m.failing(s.table.now()) {
+		if m.failing(s.table.Now()) {
 			t.Errorf("%d of %d addresses, then connected: failing", tc.failures, tc.addrs)
 		}
 	}
@@ -892,7 +893,7 @@ func TestLateHooks(t *testing.T) {
 		r.choose(pool)
 		r.run().firstByteCame(first)
 		r.run().dialed(first, fmt.Errorf("late"))
-		if second := r.run().attempt.m; second.failing(s.table.now()) || second.counts[building].Load() != 1 {
+		if second := r.run().attempt.m; second.failing(s.table.Now()) || second.Count(sessions.Building) != 1 {
 			t.Error("a late hook of the first attempt tells on the second")
 		}
 		r.answer(200)
@@ -936,7 +937,7 @@ func TestMembersAreBounded(t *testing.T) {
 			time.Sleep(time.Microsecond)
 			s.members.get(fmt.Sprintf("made-up-%d:80", i))
 		}
-		if n := len(s.table.upstreams); n > maxMembers+1 {
+		if _, n := s.table.Size(); n > maxMembers+1 {
 			t.Errorf("%d upstreams are known", n)
 		}
 		if _, ok := s.members.byDial.Load(kept[0].Dial); !ok {
@@ -944,7 +945,7 @@ func TestMembersAreBounded(t *testing.T) {
 		}
 		time.Sleep(memberMemory + time.Minute)
 		s.members.get("one-more:80")
-		if n := len(s.table.upstreams); n != 2 {
+		if _, n := s.table.Size(); n != 2 {
 			t.Errorf("after a while %d upstreams are known, want 2", n)
 		}
 		if err := s.Cleanup(); err != nil {
@@ -1042,7 +1043,7 @@ func BenchmarkSessions(b *testing.B) {
 		pool := testPool(3)
 		s := newTestSelection(pool)
 		for i := range n - 1 {
-			s.table.page(s.table.key(fmt.Sprint(i)), s.members.get("u0:80").upstream, terms{lifetime: time.Hour})
+			s.table.BeginPage(s.table.Key(fmt.Sprint(i)), s.members.get("u0:80").Upstream, sessions.Terms{Lifetime: time.Hour})
 		}
 		token := bokehtest.Token(b, bokehtest.Stamp("u1:80"), nil)
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

@@ -27,7 +27,7 @@ func (rn *run) takes(v *view, i int) bool {
 		return v.takesNew(i)
 	}
 	m := v.members[i]
-	return (!rn.avoids(m, v.now) || rn.lastChance || rn.avoidsAll(v)) && rn.s.table.waiting.Admits(rn.waiter, &m.slots, int64(rn.s.MaxSessions), v.now)
+	return (!rn.avoids(m, v.now) || rn.lastChance || rn.avoidsAll(v)) && rn.s.table.Waiting.Admits(rn.waiter, &m.Slots, int64(rn.s.MaxSessions), v.now)
 }
 
 // avoidsAll says whether this run's new session has nowhere to go but where it may fail. It is asked once a look for
@@ -43,8 +43,8 @@ func (rn *run) avoidsAll(v *view) bool {
 // isOver says whether this run's session is one too many where it is counted. Two who come at once may
 // both give way; the queue sees to who takes the slot.
 func (rn *run) isOver() bool {
-	s := rn.attempt.load.s // nil if the client has gone
-	return rn.isCapped() && s != nil && s.at.slots.Taken(int64(rn.s.MaxSessions)) > int64(rn.s.MaxSessions)
+	counted := rn.attempt.load // nothing, if the client has gone
+	return rn.isCapped() && counted.IsCounted() && counted.At().Slots.Taken(int64(rn.s.MaxSessions)) > int64(rn.s.MaxSessions)
 }
 
 // isFull says whether it is for max_sessions alone that nobody takes this run's new session.
@@ -61,7 +61,7 @@ func (rn *run) isFull(v *view) bool {
 // Where upstreams are discovered it gives up from time to time, so that they are looked for; but not
 // when the config has been unloaded, for then nobody would ask again.
 func (rn *run) waitForSlot(ctx context.Context, v *view) bool {
-	left := rn.begun + rn.s.patience - rn.s.table.now()
+	left := rn.begun + rn.s.patience - rn.s.table.Now()
 	if left <= 0 && rn.isCapped() && !rn.lastChance {
 		rn.lastChance = true
 		return true
@@ -74,7 +74,7 @@ func (rn *run) waitForSlot(ctx context.Context, v *view) bool {
 		return false
 	}
 	for i, m := range v.members[:v.present] {
-		if m.slots.Taken(int64(rn.s.MaxSessions)) < int64(rn.s.MaxSessions) && rn.takes(v, i) {
+		if m.Slots.Taken(int64(rn.s.MaxSessions)) < int64(rn.s.MaxSessions) && rn.takes(v, i) {
 			return true // it became free before we were in the queue
 		}
 	}
@@ -98,12 +98,12 @@ func (rn *run) enterQueue(v *view) bool {
 	if rn.over {
 		return false
 	}
-	now := rn.s.table.now()
+	now := rn.s.table.Now()
 	if rn.waiter == nil {
 		rn.queuedAt = now
 		rn.waiter = admission.NewWaiter(rn.begun, rn.s.tryInterval+2*waitSlice)
 	}
-	rn.s.table.waiting.Enter(rn.waiter, rn.s, int64(rn.s.MaxSessions), rn.s.offer(v), now)
+	rn.s.table.Waiting.Enter(rn.waiter, rn.s, int64(rn.s.MaxSessions), rn.s.offer(v), now)
 	rn.s.tellFull(v.present)
 	return true
 }
@@ -111,7 +111,7 @@ func (rn *run) enterQueue(v *view) bool {
 // leaveQueue takes the run out of the queue.
 func (rn *run) leaveQueue() {
 	if rn.waiter != nil {
-		rn.s.table.waiting.Leave(rn.waiter, rn.s.table.now())
+		rn.s.table.Waiting.Leave(rn.waiter, rn.s.table.Now())
 	}
 }
 
@@ -119,7 +119,7 @@ func (rn *run) leaveQueue() {
 func (s *Selection) offer(v *view) *admission.Offer {
 	var sums admission.Sums
 	for i, m := range v.members[:v.present] {
-		sums.Add(&m.slots, v.available(i))
+		sums.Add(&m.Slots, v.available(i))
 	}
 	if last := s.offered.Load(); last != nil && last.Sums == sums {
 		return last
@@ -127,7 +127,7 @@ func (s *Selection) offer(v *view) *admission.Offer {
 	var free []*admission.Server
 	for i, m := range v.members[:v.present] {
 		if v.available(i) {
-			free = append(free, &m.slots)
+			free = append(free, &m.Slots)
 		}
 	}
 	o := admission.NewOffer(sums, free)

@@ -20,6 +20,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // newCapped returns a policy with a limit of sessions in a handler that goes on looking for a while.
@@ -37,7 +38,7 @@ func (r *request) proxied(pool reverseproxy.UpstreamPool) (addr string, header h
 		if u := r.s.Select(pool, r.Request, w); u != nil {
 			return u.Dial, w.Header()
 		}
-		if r.s.table.now()-r.run().begun >= r.s.patience || r.Context().Err() != nil {
+		if r.s.table.Now()-r.run().begun >= r.s.patience || r.Context().Err() != nil {
 			return "", w.Header()
 		}
 	}
@@ -70,8 +71,8 @@ func TestMaxSessions(t *testing.T) {
 		s := newCapped(newLedger(), pool, 3, 0)
 		tokens, hangUp := occupy(t, s, pool, 6)
 		for _, m := range s.index.Load().members {
-			if n := m.slots.Sessions.Load(); n != 3 {
-				t.Errorf("%d sessions at %s, want 3", n, m.name)
+			if n := m.Slots.Sessions.Load(); n != 3 {
+				t.Errorf("%d sessions at %s, want 3", n, m.Name)
 			}
 		}
 		start := time.Now()
@@ -124,7 +125,7 @@ func TestPlacesGoToTheOldest(t *testing.T) {
 			synctest.Wait()
 			time.Sleep(time.Millisecond)
 		}
-		if n := s.table.waiting.Len(s.table.now()); n != 5 {
+		if n := s.table.Waiting.Len(s.table.Now()); n != 5 {
 			t.Fatalf("%d visits wait, want 5", n)
 		}
 		for i, end := range hangUp {
@@ -149,8 +150,8 @@ func TestPlacesGoToTheOldest(t *testing.T) {
 			}
 		}
 		for _, m := range s.index.Load().members {
-			if n := m.slots.Sessions.Load(); n > 2 {
-				t.Errorf("%d sessions at %s", n, m.name)
+			if n := m.Slots.Sessions.Load(); n > 2 {
+				t.Errorf("%d sessions at %s", n, m.Name)
 			}
 		}
 		last.end() // nobody has left for it
@@ -175,7 +176,7 @@ func TestTicketDies(t *testing.T) {
 		}
 		r.end()
 		synctest.Wait()
-		if !s.table.waiting.IsEmpty() {
+		if !s.table.Waiting.IsEmpty() {
 			t.Error("it waits though the request has ended")
 		}
 		if n := s.table.nobody[nobodyFull].Load(); n != 1 {
@@ -280,8 +281,8 @@ func TestWaitForAnUpstreamThatIsTakenOff(t *testing.T) {
 		if served < 3 || most != 1 {
 			t.Errorf("of 5 visits %d got a place, %d at a time", served, most)
 		}
-		if len(tb.upstreams) != 0 || !tb.waiting.IsEmpty() {
-			t.Errorf("%d upstreams and %d visits are left", len(tb.upstreams), tb.waiting.Len(tb.now()))
+		if _, known := tb.Size(); known != 0 || !tb.Waiting.IsEmpty() {
+			t.Errorf("%d upstreams and %d visits are left", known, tb.Waiting.Len(tb.Now()))
 		}
 	})
 }
@@ -377,15 +378,15 @@ func TestLineAtRandom(t *testing.T) {
 				synctest.Wait()
 				free := 0
 				for _, m := range policies[0].membersOf(pool, nil) {
-					n := m.slots.Taken(int64(limit))
-					if n > int64(limit) || m.slots.Sessions.Load() > 2*int64(limit) {
-						t.Fatalf("seed %d: %d sessions at %s have %d places of %d", seed, m.slots.Sessions.Load(), m.name, n, limit)
+					n := m.Slots.Taken(int64(limit))
+					if n > int64(limit) || m.Slots.Sessions.Load() > 2*int64(limit) {
+						t.Fatalf("seed %d: %d sessions at %s have %d places of %d", seed, m.Slots.Sessions.Load(), m.Name, n, limit)
 					}
-					if !m.troubled(tb.now()) {
+					if !m.troubled(tb.Now()) {
 						free += limit - int(n)
 					}
 				}
-				waiting := tb.waiting.Len(tb.now())
+				waiting := tb.Waiting.Len(tb.Now())
 				switch {
 				case free == 0 || waiting == 0:
 					idle = time.Time{}
@@ -397,12 +398,12 @@ func TestLineAtRandom(t *testing.T) {
 			}
 			time.Sleep(5 * time.Minute)
 			synctest.Wait()
-			if !tb.waiting.IsEmpty() {
+			if !tb.Waiting.IsEmpty() {
 				t.Errorf("seed %d: some still wait", seed)
 			}
 			for _, m := range policies[0].membersOf(pool, nil) {
-				if n := m.slots.Sessions.Load(); n != 0 {
-					t.Errorf("seed %d: %d sessions are left at %s", seed, n, m.name)
+				if n := m.Slots.Sessions.Load(); n != 0 {
+					t.Errorf("seed %d: %d sessions are left at %s", seed, n, m.Name)
 				}
 			}
 		})
@@ -423,7 +424,7 @@ func TestWaitBehindCaddy(t *testing.T) {
 	}
 	waits := make(chan page)
 	go func() { waits <- s.get("/app") }()
-	soon(t, "a visit waits", func() bool { return thisLedger().waiting.Len(thisLedger().now()) == 1 })
+	soon(t, "a visit waits", func() bool { return thisLedger().Waiting.Len(thisLedger().Now()) == 1 })
 	s.reload(fmt.Sprintf(handlers, "0s"))
 	if p := s.get("/app"); p.status != http.StatusServiceUnavailable || p.header.Get("Retry-After") == "" {
 		t.Errorf("who has no patience is answered %d, with Retry-After %q", p.status, p.header.Get("Retry-After"))
@@ -473,23 +474,23 @@ func TestGroupBy(t *testing.T) {
 		for what, state := range map[string]func(m *member, on bool){
 			"drains": func(m *member, on bool) {
 				if on {
-					m.draining.add(1)
+					m.Drain.AddConfigs(1)
 				} else {
-					m.draining.add(-1)
+					m.Drain.AddConfigs(-1)
 				}
 			},
 			"is full": func(m *member, on bool) {
 				if on {
-					m.slots.Sessions.Add(1000)
+					m.Slots.Sessions.Add(1000)
 				} else {
-					m.slots.Sessions.Add(-1000)
+					m.Slots.Sessions.Add(-1000)
 				}
 			},
 			"fails": func(m *member, on bool) {
 				if on {
-					m.breaker.Failure(0, nodes[0].table.now(), breaker.Backoff)
+					m.Breaker.Failure(0, nodes[0].table.Now(), breaker.Backoff)
 				} else {
-					m.breaker.Success()
+					m.Breaker.Success()
 				}
 			},
 		} {
@@ -538,7 +539,7 @@ func TestLastChance(t *testing.T) {
 			pool := testPool(2)
 			s := newCapped(newLedger(), pool, 1, patience)
 			failing := s.members.get("u1:80")
-			failing.breaker.Failure(0, s.table.now(), breaker.MaxBackoff)
+			failing.Breaker.Failure(0, s.table.Now(), breaker.MaxBackoff)
 			_, hangUp := occupy(t, s, pool, 1)
 			start := time.Now()
 			r := newRequest(s, "/app")
@@ -547,7 +548,7 @@ func TestLastChance(t *testing.T) {
 			}
 			r.answer(http.StatusOK)
 			synctest.Wait()
-			if failing.breaker.Tripped() {
+			if failing.Breaker.Tripped() {
 				t.Error("it has answered, and is not well")
 			}
 			if addr, _ := newRequest(s, "/app").proxied(pool); addr != "" {
@@ -667,7 +668,7 @@ func TestTicketOfWhoHasGivenUp(t *testing.T) {
 		hangUp[0]()
 		time.Sleep(time.Minute)
 		if len(addrs) == 0 {
-			t.Errorf("a place is free, and the next visit waits behind %d", tb.waiting.Len(tb.now())-1)
+			t.Errorf("a place is free, and the next visit waits behind %d", tb.Waiting.Len(tb.Now())-1)
 		}
 		for _, r := range append(gone, next) {
 			r.end()
@@ -682,7 +683,7 @@ func TestNewPlacesAreTheLines(t *testing.T) {
 		pool := testPool(2)
 		s := newCapped(newLedger(), pool, 1, time.Minute)
 		m := s.members.get("u1:80")
-		m.draining.add(1)
+		m.Drain.AddConfigs(1)
 		occupy(t, s, pool[:1], 1)
 		waits, comes := newRequest(s, "/app"), newRequest(newCapped(s.table, pool, 1, 0), "/app")
 		addrs := make(chan string, 1)
@@ -691,7 +692,7 @@ func TestNewPlacesAreTheLines(t *testing.T) {
 			addrs <- addr
 		}()
 		time.Sleep(20*time.Second + waitSlice/2)
-		m.draining.add(-1)
+		m.Drain.AddConfigs(-1)
 		if addr, _ := comes.choose(pool); addr != "" {
 			t.Errorf("who has just come gets %s", addr)
 		}
@@ -729,14 +730,14 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 			}
 			begun := time.Now()
 			next := newRequest(s, "/app")
-			if addr, _ := next.proxied(pool); addr == "" || time.Since(begun) < slotFor || time.Since(begun) > slotFor+2*beat {
+			if addr, _ := next.proxied(pool); addr == "" || time.Since(begun) < sessions.SlotTimeout || time.Since(begun) > sessions.SlotTimeout+2*sessions.ExpiryTick {
 				t.Errorf("%s: the next visit goes to %q after %v", name, addr, time.Since(begun))
 			}
 			next.answer(http.StatusOK)
 			synctest.Wait()
 			for _, m := range s.index.Load().members {
-				if got := tallyOf(m.upstream); got[1] < 3 || m.slots.Taken(3) > 1 {
-					t.Errorf("%s: %v at %s, which hold %d places", name, got, m.name, m.slots.Taken(3))
+				if got := tallyOf(m.Upstream); got[1] < 3 || m.Slots.Taken(3) > 1 {
+					t.Errorf("%s: %v at %s, which hold %d places", name, got, m.Name, m.Slots.Taken(3))
 				}
 			}
 			late := newSocket(s, bokehtest.Token(t, pages[0].stamp(), nil))
@@ -746,8 +747,8 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 			if why != string(decisionBound) {
 				t.Errorf("%s: a socket that comes late is %s", name, why)
 			}
-			if m := s.members.get(addr); m.slots.Slotless.Load() != 2 {
-				t.Errorf("%s: %d sessions of three hold no place where one has its socket by now", name, m.slots.Slotless.Load())
+			if m := s.members.get(addr); m.Slots.Slotless.Load() != 2 {
+				t.Errorf("%s: %d sessions of three hold no place where one has its socket by now", name, m.Slots.Slotless.Load())
 			}
 			late.end()
 			for _, page := range pages {
@@ -755,8 +756,8 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 			}
 			time.Sleep(time.Minute)
 			for _, m := range s.index.Load().members {
-				if m.slots.Sessions.Load() != 0 || m.slots.Slotless.Load() != 0 {
-					t.Errorf("%s: in the end %d sessions, %d without a place", name, m.slots.Sessions.Load(), m.slots.Slotless.Load())
+				if m.Slots.Sessions.Load() != 0 || m.Slots.Slotless.Load() != 0 {
+					t.Errorf("%s: in the end %d sessions, %d without a place", name, m.Slots.Sessions.Load(), m.Slots.Slotless.Load())
 				}
 			}
 		})

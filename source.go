@@ -14,6 +14,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // SharedSource is a source of upstreams (a module in the namespace http.reverse_proxy.upstreams) that can say whether all
@@ -142,17 +144,17 @@ func (src *source) found(pool reverseproxy.UpstreamPool, ms []*member, now time.
 	next := &discovery{names: make(map[string]bool)}
 	for i, m := range ms {
 		next.dials = append(next.dials, pool[i].Dial)
-		next.names[m.name] = true
-		if before.names[m.name] {
+		next.names[m.Name] = true
+		if before.names[m.Name] {
 			continue
 		}
-		m.joined(src, now)
-		delete(src.left, m.name)
+		m.Joined(src, now)
+		delete(src.left, m.Name)
 		if len(before.dials) > 0 {
 			joined = append(joined, m)
 		}
 	}
-	maps.DeleteFunc(src.left, func(name string, s sighted) bool { return now-s.last > memberMemory && src.t.sessionsAt(name) == 0 })
+	maps.DeleteFunc(src.left, func(name string, s sighted) bool { return now-s.last > memberMemory && src.t.SessionsAt(name) == 0 })
 	for _, dial := range before.dials {
 		if name := upstreamName(dial); !next.names[name] {
 			src.left[name] = sighted{dial, time.Duration(src.lastAt.Load())}
@@ -166,20 +168,20 @@ func (src *source) found(pool reverseproxy.UpstreamPool, ms []*member, now time.
 // hasLost says whether an upstream that has left the pool is most likely another server by now: another pool has taken its
 // address up since the source found it last. That another pool has the address says nothing by itself, for two may share a server.
 func (src *source) hasLost(m *member) bool {
-	j := m.pool.Load()
-	if j == nil || j.of == src || m.static {
+	of, at := m.LastPool()
+	if of == nil || of == src || m.static {
 		return false
 	}
 	src.mu.Lock()
 	defer src.mu.Unlock()
-	return !src.lastFound().names[m.name] && j.at > src.left[m.name].last // it may be back for another request
+	return !src.lastFound().names[m.Name] && at > src.left[m.Name].last // it may be back for another request
 }
 
 // gaveAway says whether another pool has taken an upstream up since a time, which none of these upstreams is: so it is most likely
 // another server by now.
-func (ms *members) gaveAway(u *upstream, since time.Duration) bool {
-	j := u.pool.Load()
-	return j != nil && j.of != ms && j.of != ms.source && j.at > since
+func (ms *members) gaveAway(u *sessions.Upstream, since time.Duration) bool {
+	of, at := u.LastPool()
+	return of != nil && of != ms && of != ms.source && at > since
 }
 
 // discoverBy makes members of what a source found lately: sessions may be there.
@@ -223,14 +225,14 @@ func (s *Selection) discovered(pool reverseproxy.UpstreamPool, v *view) {
 	src := s.members.source
 	if src == nil {
 		for _, m := range v.members {
-			m.lent(s.members, v.now)
+			m.Lent(s.members, v.now)
 		}
 		return
 	}
 	for _, m := range src.found(pool, v.members, v.now) {
-		if m.draining.said.Load() != nil && s.pacers.reused.lets(v.now) {
+		if m.Drain.ByOperator() && s.pacers.reused.lets(v.now) {
 			s.logger.Warn("discovery finds an upstream that it did not find before, and that operators have drained"+
-				" (if another server has that address by now, take the drain back: caddy bokeh undrain, with the address)", zap.String("upstream", m.name))
+				" (if another server has that address by now, take the drain back: caddy bokeh undrain, with the address)", zap.String("upstream", m.Name))
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // byHost is a source that looks at the request, though its config has no placeholder, as one that knows containers does.
@@ -202,7 +203,7 @@ func TestWhoseAddressItIs(t *testing.T) {
 				newRequest(a, "/app").choose(u(1, 4)) // u0 has left
 				do(c.after, a)
 
-				left := a.table.upstreams[home]
+				left := upstreamAt(a.table, home)
 				r := newSocket(a, token)
 				addr, why := r.choose(u(1, 4))
 				if moved := addr != home; moved != c.moved || moved && why != "moved" || !moved && why != "bound" {
@@ -212,7 +213,7 @@ func TestWhoseAddressItIs(t *testing.T) {
 					return
 				}
 				wantTally(t, "after its session moved", left, tally{})
-				if n := left.past.moved[movedReassigned].Load(); n != 1 {
+				if n := left.History.Moved[movedReassigned].Load(); n != 1 {
 					t.Errorf("%d sessions have left it for that", n)
 				}
 				r.answer(http.StatusSwitchingProtocols)
@@ -381,7 +382,7 @@ func TestReloadWhileDiscoveryFails(t *testing.T) {
 		t.Error("before the first request nobody is known")
 	}
 	inPool := map[string]bool{}
-	after.each(func(m *member, in bool) { inPool[m.name] = in })
+	after.each(func(m *member, in bool) { inPool[m.Name] = in })
 	if len(inPool) != 3 || inPool["u0:80"] || !inPool["u1:80"] || !inPool["u2:80"] {
 		t.Errorf("in the pool are %v", inPool)
 	}
@@ -428,8 +429,8 @@ func TestAddressOfADrainedServer(t *testing.T) {
 	core, logs := observer.New(zapcore.WarnLevel)
 	s := sourced(newLedger(), sourceA)
 	s.logger = zap.New(core)
-	u := s.table.hold("u0:80")
-	u.draining.set(new(said))
+	u := s.table.Hold("u0:80")
+	u.Drain.Set(new(sessions.DrainOrder))
 	for _, pool := range []reverseproxy.UpstreamPool{testPool(2), testPool(2), testPool(2)[1:]} {
 		newRequest(s, "/app").choose(pool)
 	}

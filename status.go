@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // States of an upstream that no mark says, and states of a node.
@@ -95,7 +97,7 @@ type nodeStatus struct {
 func (n *node) upstreams() []*upstreamStatus {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	now := n.t.now()
+	now := n.t.Now()
 	n.judgeAll(now)
 	all := make(map[string]*upstreamStatus)
 	of := func(address string) *upstreamStatus {
@@ -125,9 +127,9 @@ func (n *node) upstreams() []*upstreamStatus {
 		}
 	}
 	n.addHealth(of)
-	n.t.each(func(u *upstream) {
-		if u.draining.on() && !n.opens(u) {
-			of(u.name).judge(u, n.markOf(u), n.verdicts[u])
+	n.t.Each(func(u *sessions.Upstream) {
+		if u.Drain.On() && !n.opens(u) {
+			of(u.Name).judge(u, n.markOf(u), n.verdicts[u])
 		}
 	})
 	for _, st := range all {
@@ -159,8 +161,8 @@ func (n *node) addHealth(of func(address string) *upstreamStatus) {
 			if u == nil || u.Host == nil {
 				return
 			}
-			st := of(m.name)
-			if n := int(m.addresses.Load()); n > 1 {
+			st := of(m.Name)
+			if n := int(m.Addresses.Load()); n > 1 {
 				st.Addresses = n
 			}
 			st.NumRequests = max(st.NumRequests, u.NumRequests())
@@ -169,7 +171,7 @@ func (n *node) addHealth(of func(address string) *upstreamStatus) {
 				st.Healthy = st.Healthy && u.Healthy()
 				st.Full = st.Full || full(u)
 				st.Unreachable = st.Unreachable || m.unreachable()
-				st.Failing = st.Failing || m.breaker.Tripped()
+				st.Failing = st.Failing || m.Breaker.Tripped()
 			}
 		})
 	})
@@ -185,17 +187,17 @@ func (st *upstreamStatus) add(share nodeShare) {
 }
 
 // judge says in what state a draining upstream is.
-func (st *upstreamStatus) judge(u *upstream, m *mark, v verdict) {
+func (st *upstreamStatus) judge(u *sessions.Upstream, m *mark, v verdict) {
 	switch {
 	case v.drained && st.Total == 0: // unless a session has come since the verdict
 		st.State = stateDrained
-	case u.draining.closed():
+	case u.Drain.IsClosed():
 		st.State = stateClosed
 	default:
 		st.State = stateDraining
 	}
-	st.Drain = &drainStatus{Config: u.draining.configs.Load() > 0}
-	if since := u.draining.since(); !since.IsZero() {
+	st.Drain = &drainStatus{Config: u.Drain.ByConfig()}
+	if since := u.Drain.Since(); !since.IsZero() {
 		st.Drain.Since = &since
 	}
 	if m.drains() {
@@ -211,7 +213,7 @@ func (st *upstreamStatus) judge(u *upstream, m *mark, v verdict) {
 func (n *node) nodes() []nodeStatus {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	now := n.t.now()
+	now := n.t.Now()
 	all := make([]nodeStatus, 0, 1+len(n.peers))
 	all = append(all, n.self(now))
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
@@ -237,7 +239,7 @@ func (n *node) nodes() []nodeStatus {
 func (n *node) status() nodeStatus {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.self(n.t.now())
+	return n.self(n.t.Now())
 }
 
 // self returns what there is to tell of this node. n.mu is locked.
@@ -250,7 +252,7 @@ func (n *node) self(now time.Duration) nodeStatus {
 		st.Storage = n.failure.Error()
 	}
 	n.eachPool(func(pool) { st.Policies++ })
-	st.Waiting = n.t.waiting.Len(now)
+	st.Waiting = n.t.Waiting.Len(now)
 	st.Sessions = n.sessionCounts()
 	return st
 }

@@ -90,7 +90,7 @@ func TestTwoTiers(t *testing.T) {
 			}
 			for _, s := range ts.inner {
 				for _, m := range s.membersOf(s.static, nil) {
-					if n := m.past.moved[movedUnreachable].Load(); n != 0 {
+					if n := m.History.Moved[movedUnreachable].Load(); n != 0 {
 						t.Errorf("%s: %d sessions have moved", keys, n)
 					}
 				}
@@ -117,7 +117,7 @@ func TestLimitsBehindATier(t *testing.T) {
 		}
 		synctest.Wait() // until the pages have ended, each of which says that its server is well
 		s.MaxSessions = 0
-		s.members.get("u0:80").dialed(s.table.now(), s.table.now(), breaker.Backoff, fmt.Errorf("connection refused"))
+		s.members.get("u0:80").Dialed(s.table.Now(), s.table.Now(), breaker.Backoff, fmt.Errorf("connection refused"))
 		if addr, _ := newPage().choose(s.static); addr != "u1:80" {
 			t.Errorf("a session goes to %q, though that has just failed", addr)
 		}

@@ -24,6 +24,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // tryPage sends a visit, which serve plays at the upstream that is chosen.
@@ -117,7 +118,7 @@ func TestOneVisitTries(t *testing.T) {
 		}
 		r.answer(http.StatusOK)
 		synctest.Wait()
-		if m := s.members.get("u0:80"); m.troubled(s.table.now()) || m.breaker.State(s.table.now()) == breaker.Probing {
+		if m := s.members.get("u0:80"); m.troubled(s.table.Now()) || m.Breaker.State(s.table.Now()) == breaker.Probing {
 			t.Error("it has answered, and is kept off")
 		}
 	})
@@ -146,7 +147,7 @@ func TestErrorOfAnotherHandler(t *testing.T) {
 				r.end()
 				synctest.Wait()
 			}
-			if got := s.members.get("u0:80").troubled(s.table.now()); got != c.keeps {
+			if got := s.members.get("u0:80").troubled(s.table.Now()); got != c.keeps {
 				t.Errorf("%s: it is kept off: %t", name, got)
 			}
 		})
@@ -170,7 +171,7 @@ func TestNamedPagesCauseNoTrouble(t *testing.T) {
 				r.answer(http.StatusInternalServerError)
 				synctest.Wait()
 			}
-			if s.members.get("u0:80").troubled(s.table.now()) {
+			if s.members.get("u0:80").troubled(s.table.Now()) {
 				t.Errorf("%s: it is kept off", name)
 			}
 		})
@@ -201,10 +202,10 @@ func TestRequestsThatMayFail(t *testing.T) {
 				r.end()
 				synctest.Wait()
 			}
-			if m.breaker.Tripped() {
+			if m.Breaker.Tripped() {
 				t.Errorf("%s: it is kept off", name)
 			}
-			m.breaker.Failure(s.table.now(), s.table.now(), breaker.Backoff)
+			m.Breaker.Failure(s.table.Now(), s.table.Now(), breaker.Backoff)
 			time.Sleep(time.Minute)
 			busy := newRequest(s, "/app")
 			busy.choose(pool[1:])
@@ -238,7 +239,7 @@ func TestTrialThatHangs(t *testing.T) {
 		pool := testPool(2)
 		s := newTestSelection(pool)
 		m := s.members.get("u0:80")
-		m.breaker.Failure(0, s.table.now(), breaker.Backoff)
+		m.Breaker.Failure(0, s.table.Now(), breaker.Backoff)
 		time.Sleep(breaker.Backoff)
 		newRequest(s, "/app").choose(pool[1:])
 		hangs := newRequest(s, "/app")
@@ -258,12 +259,12 @@ func TestTrialThatHangs(t *testing.T) {
 		}
 		hangs.end() // which is not the one that tries any more
 		synctest.Wait()
-		if m.breaker.State(s.table.now()) != breaker.Probing {
+		if m.Breaker.State(s.table.Now()) != breaker.Probing {
 			t.Error("the trial ended with that of another visit")
 		}
 		next.end()
 		synctest.Wait()
-		if m.breaker.State(s.table.now()) == breaker.Probing {
+		if m.Breaker.State(s.table.Now()) == breaker.Probing {
 			t.Error("the trial goes on without a visit")
 		}
 		time.Sleep(time.Minute)
@@ -325,7 +326,7 @@ func TestRetriedAnswers(t *testing.T) {
 				r.end()
 				synctest.Wait()
 			}
-			if got := s.members.get("u0:80").breaker.Tripped(); got != keeps {
+			if got := s.members.get("u0:80").Breaker.Tripped(); got != keeps {
 				t.Errorf("%d is retried: in trouble: %t", status, got)
 			}
 			time.Sleep(time.Minute)
@@ -348,7 +349,7 @@ func TestFilesTryNobody(t *testing.T) {
 		pool := testPool(2)
 		s := newTestSelection(pool)
 		dead := s.members.get("u0:80")
-		dead.breaker.Failure(0, s.table.now(), breaker.Backoff)
+		dead.Breaker.Failure(0, s.table.Now(), breaker.Backoff)
 		building := newRequest(s, "/app", bokeh.SessionIDHeader, "x")
 		for building.choose(pool); building.run().attempt.m == dead; building.choose(pool) {
 			building.refuse()
@@ -397,24 +398,24 @@ func TestClientsCauseNoTrouble(t *testing.T) {
 					c(r)
 				})
 			}
-			if s.members.get("u0:80").troubled(s.table.now()) {
+			if s.members.get("u0:80").troubled(s.table.Now()) {
 				t.Errorf("%s: it is kept off", name)
 			}
 			for range breaker.PagesInARow { // pages fail, not dials
-				s.members.get("u0:80").breaker.PageFailure(s.table.now(), s.table.now(), breaker.PagesInARow)
+				s.members.get("u0:80").Breaker.PageFailure(s.table.Now(), s.table.Now(), breaker.PagesInARow)
 			}
 			time.Sleep(breaker.QuickBackoff / 2)
 			if name == "page without a socket" {
 				return // it is a page
 			}
-			before := s.members.get("u0:80").breaker.Until()
+			before := s.members.get("u0:80").Breaker.Until()
 			tryPage(s, pool, func(_ string, r *request) {
 				if name == "dial that was cancelled" {
 					r.end()
 				}
 				c(r)
 			})
-			if after := s.members.get("u0:80").breaker.Until(); after != before {
+			if after := s.members.get("u0:80").Breaker.Until(); after != before {
 				t.Errorf("%s: it is tried again at %d instead of %d", name, after, before)
 			}
 		})
@@ -441,8 +442,8 @@ func TestManyFailAtOnce(t *testing.T) {
 			r.end()
 		}
 		synctest.Wait()
-		if m := s.members.get("u0:80"); m.breaker.Until() > s.table.now()+breaker.Backoff {
-			t.Errorf("after 50 at once the pause is over at %v, now it is %v", m.breaker.Until(), s.table.now())
+		if m := s.members.get("u0:80"); m.Breaker.Until() > s.table.Now()+breaker.Backoff {
+			t.Errorf("after 50 at once the pause is over at %v, now it is %v", m.Breaker.Until(), s.table.Now())
 		}
 		if addr, _ := newRequest(s, "/app").choose(pool); addr == "" {
 			t.Error("the only upstream is in trouble, and nobody may try it")
@@ -505,7 +506,7 @@ func TestWholeFleetFails(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				pool := testPool(5)
 				s := newTestSelection(pool)
-				s.members.get("u4:80").draining.add(1) // which is well, and takes nobody
+				s.members.get("u4:80").Drain.AddConfigs(1) // which is well, and takes nobody
 				for start := time.Now(); time.Since(start) < outage; time.Sleep(200 * time.Millisecond) {
 					tryPage(s, pool, func(_ string, r *request) { fail(r) })
 				}
@@ -548,8 +549,8 @@ func TestRequestThatFailsEverywhere(t *testing.T) {
 		r.end()
 		synctest.Wait()
 		for _, u := range pool {
-			if m := s.members.get(u.Dial); m.breaker.Tripped() {
-				t.Errorf("after one visit %s is in trouble", m.name)
+			if m := s.members.get(u.Dial); m.Breaker.Tripped() {
+				t.Errorf("after one visit %s is in trouble", m.Name)
 			}
 		}
 		time.Sleep(time.Minute)
@@ -583,7 +584,7 @@ func TestTrialEndsAtTheFirstByte(t *testing.T) {
 		s := newTestSelection(pool)
 		for range breaker.PagesInARow {
 			tryPage(s, pool[:1], func(_ string, r *request) { r.answer(http.StatusInternalServerError) })
-			time.Sleep(failedPageWeight + 1)
+			time.Sleep(sessions.FailedPageWeight + 1)
 		}
 		newRequest(s, "/app").choose(pool[1:]) // so that the other is busy
 		long := newRequest(s, "/events")
@@ -598,7 +599,7 @@ func TestTrialEndsAtTheFirstByte(t *testing.T) {
 			}
 			r.answer(http.StatusOK)
 		})
-		if s.members.get("u0:80").breaker.Tripped() {
+		if s.members.get("u0:80").Breaker.Tripped() {
 			t.Error("it has answered, and is in trouble")
 		}
 		long.end()

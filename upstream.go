@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -93,7 +94,7 @@ func isLocal(name string) bool {
 
 // member is an upstream as one policy sees it.
 type member struct {
-	*upstream
+	*sessions.Upstream
 	static bool // in the config, so known for as long as that lasts
 	inUse  bool // and that has started
 	keyed  atomic.Pointer[keyed]
@@ -105,38 +106,36 @@ type member struct {
 	dropped   atomic.Bool                           // the policy has forgotten it
 	told      atomic.Bool                           // it was logged that its name has several addresses
 	taken     bool                                  // it has left the pool, and is another one's by now
-	noTLS     atomic.Int64                          // when a TLS handshake failed last, which may be this site's fault alone; 0 if one succeeded since
+	noTLS     sessions.Failure                      // of the TLS handshake, which may be this site's fault alone, if none has succeeded since
 	software  atomic.Pointer[software]              // that answered its last page; nil before the first
 }
 
 // failing says whether the last connection to m could not be made, not long ago.
 func (m *member) failing(now time.Duration) bool {
-	return m.upstream.failing(now) || m.silent(now) || justFailed(&m.noTLS, now)
+	return m.IsFailing(now) || m.IsSilent(now) || m.noTLS.JustNow(now)
 }
 
 // troubled says whether new sessions should go elsewhere, as long as there is another upstream.
 func (m *member) troubled(now time.Duration) bool {
-	return m.breaker.Blocks(now) || justFailed(&m.noTLS, now)
+	return m.Breaker.Blocks(now) || m.noTLS.JustNow(now)
 }
 
 // unreachable says whether the last connection to m could not be made, however long ago.
 func (m *member) unreachable() bool {
-	return m.failedAt.Load() != 0 || m.lateSince.Load() != 0 || m.noTLS.Load() != 0
+	return m.IsUnreachable() || m.noTLS.Was()
 }
 
 // shookHands tells how a TLS handshake with m ended. A server that is slow at it may be building
 // a page.
 func (m *member) shookHands(now time.Duration, err error) {
 	if err == nil {
-		if m.noTLS.Load() != 0 {
-			m.noTLS.Store(0)
-		}
+		m.noTLS.Clear()
 		return
 	}
-	if isTimeout(err) || errors.Is(err, context.Canceled) {
+	if sessions.IsTimeout(err) || errors.Is(err, context.Canceled) {
 		return
 	}
-	m.noTLS.Store(int64(now))
+	m.noTLS.Note(now)
 }
 
 // keyed is what the keys of a ring make of an upstream's name.
@@ -153,9 +152,9 @@ func (m *member) keyedBy(ring *stamp.Keyring) *keyed {
 	}
 	x := &keyed{ring: ring}
 	for _, k := range *ring {
-		x.tags = append(x.tags, k.Tag(m.shared))
+		x.tags = append(x.tags, k.Tag(m.Shared))
 	}
-	x.order = (*ring)[0].Order(m.shared)
+	x.order = (*ring)[0].Order(m.Shared)
 	m.keyed.Store(x)
 	return x
 }
@@ -198,7 +197,7 @@ type members struct {
 	byDial sync.Map // of string to *member
 	source *source  // where they are discovered; nil if they are not, or not for all requests the same
 
-	drained []*upstream // by this config
+	drained []*sessions.Upstream // by this config
 
 	mu     sync.Mutex // guards all below, and the growth of byDial
 	n      int
@@ -219,7 +218,7 @@ func (ms *members) attach(pool reverseproxy.UpstreamPool) {
 // started takes note that the config is in use, and of what Caddy makes of its upstreams, which the handler sets
 // up after its policy: what health checks say of them is known before the first request then.
 func (ms *members) started(pool reverseproxy.UpstreamPool) {
-	now := ms.l.now()
+	now := ms.l.Now()
 	for _, u := range pool {
 		if !hasPlaceholder(u.Dial) {
 			m := ms.get(u.Dial)
@@ -227,19 +226,10 @@ func (ms *members) started(pool reverseproxy.UpstreamPool) {
 			if m.inUse {
 				continue
 			}
-			if m.inUse = true; m.configs.Add(1) == 1 {
-				m.joined(ms, now) // the config before did not name it
+			if m.inUse = true; m.EnterConfig() {
+				m.Joined(ms, now) // the config before did not name it
 			}
 		}
-	}
-}
-
-// drain drains the upstreams at the given addresses for as long as the config lasts.
-func (ms *members) drain(addrs []string) {
-	for _, addr := range addrs {
-		u := ms.l.hold(upstreamName(addr))
-		u.draining.add(1)
-		ms.drained = append(ms.drained, u)
 	}
 }
 
@@ -248,7 +238,7 @@ func hasPlaceholder(dial string) bool { return strings.Contains(dial, "{") }
 
 // get returns the member that Caddy dials at the given address, placeholders expanded.
 func (ms *members) get(dial string) *member {
-	now := ms.l.now()
+	now := ms.l.Now()
 	m, ok := ms.byDial.Load(dial)
 	if !ok {
 		m = ms.add(dial, now)
@@ -266,12 +256,12 @@ func (ms *members) add(dial string, now time.Duration) any {
 	if m, ok := ms.byDial.Load(dial); ok {
 		return m
 	}
-	m := &member{upstream: ms.l.hold(upstreamName(dial))}
+	m := &member{Upstream: ms.l.Hold(upstreamName(dial))}
 	m.seen.Store(int64(now))
 	if ms.closed {
 		// A request outlived its config. Its session holds the upstream, we must not, nor may anybody watch it.
 		m.dropped.Store(true)
-		ms.l.release(m.upstream)
+		ms.l.Release(m.Upstream)
 		return m
 	}
 	switch {
@@ -289,7 +279,7 @@ func (ms *members) add(dial string, now time.Duration) any {
 // forget drops the members last seen before the given time that have no session. ms.mu is locked.
 func (ms *members) forget(before time.Duration) {
 	ms.byDial.Range(func(dial, m any) bool {
-		if m := m.(*member); !m.static && time.Duration(m.seen.Load()) < before && m.slots.Sessions.Load() == 0 {
+		if m := m.(*member); !m.static && time.Duration(m.seen.Load()) < before && m.Slots.Sessions.Load() == 0 {
 			ms.drop(dial, m)
 		}
 		return true
@@ -300,10 +290,10 @@ func (ms *members) drop(dial any, m *member) {
 	m.dropped.Store(true)
 	ms.byDial.Delete(dial)
 	if m.inUse {
-		m.configs.Add(-1)
+		m.LeaveConfig()
 	}
 	ms.n--
-	ms.l.release(m.upstream)
+	ms.l.Release(m.Upstream)
 }
 
 // close forgets all members for good.
@@ -319,8 +309,8 @@ func (ms *members) close() {
 		return true
 	})
 	for _, u := range ms.drained {
-		u.draining.add(-1)
-		ms.l.release(u)
+		u.Drain.AddConfigs(-1)
+		ms.l.Release(u)
 	}
 	ms.drained = nil
 }
@@ -373,7 +363,7 @@ type keyTag struct {
 func newIndex(ms []*member, ring *stamp.Keyring) *index {
 	x := &index{ring: ring, members: ms, byName: make(map[string]int), byTag: make(map[keyTag]int)}
 	for i, m := range ms {
-		x.byName[m.name] = i
+		x.byName[m.Name] = i
 		for j, t := range m.keyedBy(ring).tags {
 			x.byTag[keyTag{(*ring)[j], t}] = i
 		}
@@ -382,14 +372,14 @@ func newIndex(ms []*member, ring *stamp.Keyring) *index {
 }
 
 // at returns the place of u in the pool, or -1.
-func (v *view) at(u *upstream) int {
+func (v *view) at(u *sessions.Upstream) int {
 	if v.index != nil {
-		if i, ok := v.index.byName[u.name]; ok {
+		if i, ok := v.index.byName[u.Name]; ok {
 			return i
 		}
 		return -1
 	}
-	return slices.IndexFunc(v.members, func(m *member) bool { return m.name == u.name })
+	return slices.IndexFunc(v.members, func(m *member) bool { return m.Name == u.Name })
 }
 
 // named returns the place of the upstream that a stamp names, or -1.
@@ -417,16 +407,16 @@ func (v *view) named(k *stamp.Key, t stamp.Tag) int {
 
 // left returns the place of an upstream that has left the pool, for a session of this site that lives there. It is lost where
 // its address is most likely that of another server by now.
-func (v *view) left(s sighting) int {
-	u := s.at
-	m := v.gone(func(m *member) bool { return m.upstream == u })
+func (v *view) left(s sessions.Sighting) int {
+	u := s.At
+	m := v.gone(func(m *member) bool { return m.Upstream == u })
 	switch {
-	case m == nil && v.known.gaveAway(u, s.began):
-		return v.add(&member{upstream: u, taken: true})
+	case m == nil && v.known.gaveAway(u, s.StartedAt):
+		return v.add(&member{Upstream: u, taken: true})
 	case m == nil:
-		return v.add(&member{upstream: u}) // since a reload
+		return v.add(&member{Upstream: u}) // since a reload
 	case v.known.source.hasLost(m):
-		return v.add(&member{upstream: u, taken: true})
+		return v.add(&member{Upstream: u, taken: true})
 	}
 	return v.add(m)
 }
@@ -450,14 +440,14 @@ func (v *view) gone(is func(*member) bool) (found *member) {
 func (v *view) add(m *member) int {
 	u := m.last.Load()
 	if u == nil {
-		u = &reverseproxy.Upstream{Dial: m.name, Host: new(reverseproxy.Host)} // a name is an address that Caddy can dial
+		u = &reverseproxy.Upstream{Dial: m.Name, Host: new(reverseproxy.Host)} // a name is an address that Caddy can dial
 	}
 	v.pool, v.members = append(slices.Clip(v.pool), u), append(slices.Clip(v.members), m)
 	return len(v.members) - 1
 }
 
 // leaving says whether the upstream at i keeps its sessions and gets no other: it drains, or is gone.
-func (v *view) leaving(i int) bool { return i >= v.present || v.members[i].draining.on() }
+func (v *view) leaving(i int) bool { return i >= v.present || v.members[i].Drain.On() }
 
 // isHealthy says whether health checks let the upstream at i be used.
 func (v *view) isHealthy(i int) bool {
@@ -478,7 +468,7 @@ func (v *view) isHealthy(i int) bool {
 // lost says whether the sessions of the upstream at i have to go elsewhere.
 func (v *view) lost(i int) bool {
 	m := v.members[i]
-	return m.taken || m.draining.closed() || m.failing(v.now) || !v.isHealthy(i) && v.now-time.Duration(m.downSince.Load()) > unhealthyGrace
+	return m.taken || m.Drain.IsClosed() || m.failing(v.now) || !v.isHealthy(i) && v.now-time.Duration(m.downSince.Load()) > sessions.UnhealthyGrace
 }
 
 // whyLost returns why they have.
@@ -486,7 +476,7 @@ func (v *view) whyLost(i int) string {
 	switch m := v.members[i]; {
 	case m.taken:
 		return movedReassigned
-	case m.draining.closed():
+	case m.Drain.IsClosed():
 		return movedClosed
 	case m.failing(v.now):
 		return movedUnreachable
@@ -498,7 +488,7 @@ func (v *view) whyLost(i int) string {
 func (v *view) available(i int) bool { return v.isHealthy(i) && !full(v.pool[i]) }
 
 // takesNew says whether the upstream at i takes new sessions.
-func (v *view) takesNew(i int) bool { return !v.members[i].draining.on() && v.available(i) }
+func (v *view) takesNew(i int) bool { return !v.members[i].Drain.On() && v.available(i) }
 
 // takesShared says whether the upstream at i takes what any server answers.
-func (v *view) takesShared(i int) bool { return v.available(i) && !v.members[i].draining.closed() }
+func (v *view) takesShared(i int) bool { return v.available(i) && !v.members[i].Drain.IsClosed() }

@@ -97,7 +97,7 @@ func TestUndialableAddresses(t *testing.T) {
 	if addr := choose(strings.Repeat("x", 60_000), pool[:1]); addr != "" {
 		t.Errorf("chose %q where none can be dialed", addr)
 	}
-	if n := len(s.table.upstreams); n != 1 {
+	if _, n := s.table.Size(); n != 1 {
 		t.Errorf("%d upstreams are remembered, want 1", n)
 	}
 	if n := logs.FilterMessageSnippet("longer than anything").Len(); n != 1 {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // verdict says whether a draining upstream is certainly empty.
@@ -51,9 +53,9 @@ const aloneFor = 5 * time.Second
 
 // judgeAll passes the verdict on every draining upstream. n.mu is locked.
 func (n *node) judgeAll(now time.Duration) {
-	verdicts, all := make(map[*upstream]verdict), n.peersByName()
-	n.t.each(func(u *upstream) {
-		if u.draining.on() && !n.opens(u) {
+	verdicts, all := make(map[*sessions.Upstream]verdict), n.peersByName()
+	n.t.Each(func(u *sessions.Upstream) {
+		if u.Drain.On() && !n.opens(u) {
 			before, known := n.verdicts[u]
 			peers := n.concerned(u, all, now)
 			v := n.judge(u, peers, before, now)
@@ -68,9 +70,9 @@ func (n *node) judgeAll(now time.Duration) {
 			if v.drained {
 				until = int64(n.sure() + staleAfter)
 			}
-			u.draining.empty.Store(until)
+			u.Drain.SetEmpty(until)
 			if n.sure() != 0 && len(peers) == 0 {
-				u.draining.alone.Store(int64(n.sure() + aloneFor))
+				u.Drain.SetAlone(int64(n.sure() + aloneFor))
 			}
 		}
 	})
@@ -81,11 +83,11 @@ func (n *node) judgeAll(now time.Duration) {
 const nagPause = time.Hour
 
 // tellStarted raises the event that u has begun to drain, unless it did before this process started.
-func (n *node) tellStarted(u *upstream) {
+func (n *node) tellStarted(u *sessions.Upstream) {
 	if !n.witness {
 		return
 	}
-	data := map[string]any{"upstream": u.name, "config": u.draining.configs.Load() > 0, "by": "", "reason": ""}
+	data := map[string]any{"upstream": u.Name, "config": u.Drain.ByConfig(), "by": "", "reason": ""}
 	if m := n.markOf(u); m.drains() {
 		data["by"], data["reason"] = m.By, m.Reason
 	}
@@ -95,15 +97,15 @@ func (n *node) tellStarted(u *upstream) {
 // tellDrained raises the event that u is drained, and logs from time to time that it still is. What was
 // told is told again only if a session may have been there since: while the storage fails nothing is
 // called drained, and nobody needs to hear of that when it is over.
-func (n *node) tellDrained(u *upstream, v *verdict, now time.Duration) {
+func (n *node) tellDrained(u *sessions.Upstream, v *verdict, now time.Duration) {
 	switch {
 	case v.told == nil || grew(v.told, v.moment.begun):
-		n.logger.Info("upstream is drained; its server can be stopped", zap.String("upstream", u.name))
-		n.happened(eventDrained, map[string]any{"upstream": u.name})
+		n.logger.Info("upstream is drained; its server can be stopped", zap.String("upstream", u.Name))
+		n.happened(eventDrained, map[string]any{"upstream": u.Name})
 		v.nagged = now
 	case now-v.nagged >= nagPause:
 		n.logger.Warn("upstream has been drained for long and gets no new session (take the drain back if that is not meant)",
-			zap.String("upstream", u.name), zap.Time("draining_since", u.draining.since()))
+			zap.String("upstream", u.Name), zap.Time("draining_since", u.Drain.Since()))
 		v.nagged = now
 	}
 	v.told = v.moment.begun
@@ -111,7 +113,7 @@ func (n *node) tellDrained(u *upstream, v *verdict, now time.Duration) {
 
 // judge passes the verdict on a draining upstream, given the peers that may dial it and the verdict
 // before. n.mu is locked.
-func (n *node) judge(u *upstream, peers []*peer, v verdict, now time.Duration) verdict {
+func (n *node) judge(u *sessions.Upstream, peers []*peer, v verdict, now time.Duration) verdict {
 	m := n.markOf(u)
 	if id := m.id(); v.mark != id || v.begun == 0 {
 		v = verdict{mark: id, begun: now}
@@ -151,10 +153,10 @@ func (n *node) judge(u *upstream, peers []*peer, v verdict, now time.Duration) v
 
 // begun returns how many sessions each node has had at u. Of those that have had none, as last time, nothing is kept: there may be
 // thousands of nodes and drains. n.mu is locked.
-func (n *node) begun(u *upstream, peers []*peer, last map[string]int64) map[string]int64 {
-	begun := map[string]int64{n.name: u.begun.Load()}
+func (n *node) begun(u *sessions.Upstream, peers []*peer, last map[string]int64) map[string]int64 {
+	begun := map[string]int64{n.name: u.TotalStarted()}
 	for _, p := range peers {
-		if c := p.Upstreams[u.shared].Begun; c != last[p.Node] || c != 0 {
+		if c := p.Upstreams[u.Shared].Begun; c != last[p.Node] || c != 0 {
 			begun[p.Node] = c
 		}
 	}
@@ -180,10 +182,10 @@ func (n *node) peersByName() (peers []*peer) {
 }
 
 // concerned returns those of some peers that may dial u, or to which browsers may come back that they sent there. n.mu is locked.
-func (n *node) concerned(u *upstream, all []*peer, now time.Duration) (peers []*peer) {
+func (n *node) concerned(u *sessions.Upstream, all []*peer, now time.Duration) (peers []*peer) {
 	for _, p := range all {
 		over := p.gone != 0 && n.settling(p, now) <= 0
-		if !over && (u.shared == u.name || p.Host == n.host || p.Host == "") { // of which nothing could be read
+		if !over && (u.Shared == u.Name || p.Host == n.host || p.Host == "") { // of which nothing could be read
 			peers = append(peers, p)
 		}
 	}
@@ -203,15 +205,15 @@ const markRest = 5 * time.Second
 
 // waitsHere returns what this node waits for by itself, where the mark has been known since a time.
 // n.mu is locked.
-func (n *node) waitsHere(u *upstream, since, now time.Duration) (waits []wait) {
+func (n *node) waitsHere(u *sessions.Upstream, since, now time.Duration) (waits []wait) {
 	say := func(certain bool, format string, args ...any) {
 		waits = append(waits, wait{n.name, n.host, fmt.Sprintf(format, args...), certain})
 	}
-	if c := u.slots.Sessions.Load(); c > 0 {
+	if c := u.Slots.Sessions.Load(); c > 0 {
 		say(true, "it has %s", inWords(c))
 	}
 	// Browsers that come back to a closed upstream are sent elsewhere.
-	if left := n.start + n.settles() - now; left > 0 && !u.draining.closed() {
+	if left := n.start + n.settles() - now; left > 0 && !u.Drain.IsClosed() {
 		say(true, "it has just started; browsers may come back for another %s", seconds(left))
 	}
 	if left := n.reopened(u, now); left > 0 {
@@ -238,14 +240,14 @@ const maxWaits = 32
 
 // waitsForAll returns what is to be waited for from some peers. Where what is certain matters, it looks until it has found that.
 // n.mu is locked.
-func (n *node) waitsForAll(peers []*peer, u *upstream, m *mark, certain bool, now time.Duration) (waits []wait) {
+func (n *node) waitsForAll(peers []*peer, u *sessions.Upstream, m *mark, certain bool, now time.Duration) (waits []wait) {
 	left := 0
 	for i, p := range peers {
 		if len(waits) >= maxWaits && (!certain || isCertain(waits)) {
 			left = len(peers) - i
 			break
 		}
-		ws := n.waitsFor(p, p.Upstreams[u.shared], m, now)
+		ws := n.waitsFor(p, p.Upstreams[u.Shared], m, now)
 		if len(waits) >= maxWaits && len(ws) > 0 && !isCertain(ws) {
 			left++
 			continue

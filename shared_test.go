@@ -1,101 +1,19 @@
-// This file tests what is known of an upstream that does not answer, and that shared requests go where answers come.
+// This file tests that shared requests go where answers come.
 
 package caddybokeh
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
-
-// unansweredModel does what unanswered does, the long way: by looking at all that has been asked.
-type unansweredModel struct {
-	asked        []*question // in order
-	since, until time.Duration
-}
-
-func (m *unansweredModel) ask(q *question, now time.Duration) {
-	m.asked = append(m.asked, q)
-	if m.since == 0 {
-		m.since = now
-	}
-}
-
-func (m *unansweredModel) answered(q *question, now time.Duration) {
-	m.asked = m.asked[slices.Index(m.asked, q)+1:]
-	m.since = 0
-	if len(m.asked) > 0 {
-		m.since = now
-	}
-}
-
-func (m *unansweredModel) givenUp(q *question, now time.Duration) {
-	i := slices.Index(m.asked, q)
-	if i < 0 {
-		return
-	}
-	m.asked = slices.Delete(m.asked, i, i+1)
-	stalled := now - m.since
-	if stalled >= 250*time.Millisecond {
-		m.until = now + min(stalled, 10*time.Second)
-	} else if len(m.asked) == 0 {
-		m.since = 0
-	}
-}
-
-func (m *unansweredModel) stall(now time.Duration) time.Duration {
-	if m.since == 0 || len(m.asked) == 0 && now >= m.until {
-		return 0
-	}
-	return now - m.since
-}
-
-func TestUnansweredAgainstModel(t *testing.T) {
-	for seed := range uint64(200) {
-		rnd := rand.New(rand.NewPCG(seed, 0))
-		var u unanswered
-		var m unansweredModel
-		var open []*question
-		now := time.Duration(1)
-		for step := range 300 {
-			now += time.Duration(rnd.ExpFloat64() * float64(100*time.Millisecond))
-			what := rnd.IntN(5)
-			switch {
-			case what < 2 || len(open) == 0:
-				q := new(question)
-				open = append(open, q)
-				u.ask(q, now)
-				m.ask(q, now)
-			default:
-				i := rnd.IntN(len(open))
-				q := open[i]
-				open = slices.Delete(open, i, i+1)
-				if what == 2 {
-					u.answered(q, now)
-					m.answered(q, now)
-				} else {
-					u.givenUp(q, now)
-					m.givenUp(q, now)
-				}
-			}
-			later := now + time.Duration(rnd.IntN(int(time.Second)))
-			if n := int(u.n.Load()); n != len(m.asked) {
-				t.Fatalf("seed %d, step %d: %d are unanswered, want %d", seed, step, n, len(m.asked))
-			}
-			if got, want := u.stall(later), m.stall(later); got != want {
-				t.Fatalf("seed %d, step %d: stalled for %v, want %v", seed, step, got, want)
-			}
-		}
-	}
-}
 
 // file asks for a file, as a page does, and says where it goes.
 func file(s *Selection) (f *request, at string) {
@@ -173,7 +91,7 @@ func TestFilesGoWhereAnswersCome(t *testing.T) {
 				test.to0(t, s)
 				u1 := s.members.get("u1:80")
 				for range 20 {
-					u1.unanswered.ask(new(question), s.table.now())
+					u1.Unanswered.Ask(new(sessions.Question), s.table.Now())
 				}
 				if _, at := file(s); (at == "u0:80") != test.want {
 					t.Errorf("the file goes to %s", at)
@@ -212,7 +130,7 @@ func TestAllStalled(t *testing.T) {
 		s := newTestSelection(testPool(3))
 		for i := range 3 {
 			m := s.members.get(fmt.Sprintf("u%d:80", i))
-			m.unanswered.ask(new(question), s.table.now())
+			m.Unanswered.Ask(new(sessions.Question), s.table.Now())
 			time.Sleep(time.Second)
 		}
 		if _, at := file(s); at != "u2:80" {

@@ -1,6 +1,6 @@
 // This file holds the moving average by which the latest pages tell how slow an upstream is.
 
-package caddybokeh
+package sessions
 
 import (
 	"cmp"
@@ -9,7 +9,7 @@ import (
 
 // The slowness of an upstream is in parts of the usual one. A page that is out of all proportion says little.
 const (
-	asUsual    = 1 << 16
+	AsUsual    = 1 << 16
 	muchSlower = 8
 )
 
