@@ -21,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -286,7 +287,7 @@ func (b drainBody) word(method, by string) (word, error) {
 	switch {
 	case len(w.reason) > maxText:
 		return w, apiError(http.StatusBadRequest, "the reason has %d bytes; it has at most %d", len(w.reason), maxText)
-	case printable(w.reason) != w.reason:
+	case printable.Text(w.reason) != w.reason:
 		return w, apiError(http.StatusBadRequest, "malformed reason %q: it is text in one line, without characters that steer a terminal", w.reason)
 	case method == http.MethodDelete && (w.grace != nil || w.span != nil):
 		return w, apiError(http.StatusBadRequest, "what is taken back has no grace_period and no span")
@@ -313,7 +314,7 @@ func (n *node) drain(ctx context.Context, address string, said word, force bool)
 	} else if !force {
 		return nil, apiError(http.StatusNotFound, "%v (?force=true drains it all the same)", err)
 	}
-	if n.here(sharedNameAt(name, n.host)) != name || printable(name) != name {
+	if n.here(sharedNameAt(name, n.host)) != name || printable.Text(name) != name {
 		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
 	}
 	drain := n.drainUnlessLast
@@ -595,12 +596,12 @@ func respond(w http.ResponseWriter, status int, body any) error {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, err = w.Write(append(printableJSON(text), '\n')) // people read it with curl
+	_, err = w.Write(append(printable.JSON(text), '\n')) // people read it with curl
 	return err
 }
 
 func apiError(status int, format string, args ...any) error {
-	return caddy.APIError{HTTPStatus: status, Err: printableError(fmt.Errorf(format, args...))}
+	return caddy.APIError{HTTPStatus: status, Err: printable.Error(fmt.Errorf(format, args...))}
 }
 
 // storageError is what an operator hears when the storage fails.

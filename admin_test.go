@@ -31,6 +31,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable/printabletest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -539,4 +540,42 @@ func newClientCert(t *testing.T) tls.Certificate {
 		t.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
+}
+
+// What a person writes is refused if it is not printable; what is in the storage all the same is shown.
+func TestHostileReason(t *testing.T) {
+	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
+	a := administer(t, "reverse_proxy "+b1.addr()+" "+b2.addr()+" {\n lb_policy bokeh\n}")
+	settleNow()
+	body := func(reason string) string {
+		text, _ := json.Marshal(drainBody{Reason: reason})
+		return string(text)
+	}
+	for _, c := range "\n\t\r\x1b\x7f\u009b\u202e\u2028\u200f" {
+		a.want(400, "steer a terminal", "PUT", "/bokeh/draining/"+b1.addr(), body("x"+string(c)))
+		a.want(400, "steer a terminal", "DELETE", "/bokeh/draining/"+b1.addr(), body("x"+string(c)))
+		printabletest.Check(t, "an error", a.want(400, "no address", "PUT", "/bokeh/draining/"+url.PathEscape("x"+string(c)+":1")+"?force=true", ""))
+	}
+	a.want(400, "the reason has 1001 bytes", "PUT", "/bokeh/draining/"+b1.addr(), body(strings.Repeat("x", maxText+1)))
+	a.begin("drain", b1.addr(), "--reason", "x\x1b[2J").end(1, `malformed reason \"x\\x1b[2J\"`)
+	if st := a.status(b1.addr()); st.State != stateReady {
+		t.Errorf("after what was refused it is %s", st.State)
+	}
+	a.want(200, "neue Version", "PUT", "/bokeh/draining/"+b1.addr(), body(strings.Repeat("x", maxText-13)+" neue Version"))
+
+	shared := sharedName(b2.addr())
+	evil := &mark{ID: "1", Said: 1, Upstream: shared, State: printabletest.Hostile, Since: time.Now(), By: printabletest.Hostile, Reason: printabletest.Hostile, Written: time.Now()}
+	if err := storeRecord(t.Context(), runningStorage(), markKey(shared), evil); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "read what is in the storage", func() bool { return a.status(b2.addr()).Drain != nil })
+	if st := a.status(b2.addr()); st.Drain.Reason != strings.ToValidUTF8(printabletest.Hostile, "\ufffd\ufffd") {
+		t.Errorf("the reason is %q", st.Drain.Reason)
+	}
+	printabletest.Check(t, "the answer", a.want(200, "title", "GET", "/bokeh/upstreams", ""))
+	for _, args := range [][]string{{"status"}, {"status", "--json"}, {"undrain", b2.addr()}} {
+		c := a.begin(args...)
+		c.end(0, b2.addr())
+		printabletest.Check(t, args[0], c.output())
+	}
 }

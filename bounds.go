@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 )
 
 // What is read of a storage is bounded in number and in bytes: it may hold what somebody else has written, or what was
@@ -59,7 +61,7 @@ func (m *mark) check() error {
 		return errors.New("malformed id")
 	case len(m.Upstream) > maxShared:
 		return fmt.Errorf("the name of its upstream has %d bytes", len(m.Upstream))
-	case printable(m.Upstream) != m.Upstream:
+	case printable.Text(m.Upstream) != m.Upstream:
 		return errors.New("the name of its upstream would steer a terminal")
 	case len(m.Clock) > maxName:
 		return fmt.Errorf("the name of its clock has %d bytes", len(m.Clock))

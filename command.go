@@ -24,6 +24,8 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 )
 
 // What the commands exit with, beside 0 and 1: as timeout(1) and shells do.
@@ -159,7 +161,7 @@ func withArgs(f func(caddycmd.Flags, []string) (int, error)) func(*cobra.Command
 	return func(cmd *cobra.Command, args []string) error {
 		return caddycmd.WrapCommandFuncForCobra(func(fl caddycmd.Flags) (int, error) {
 			code, err := f(fl, args)
-			return code, printableError(err)
+			return code, printable.Error(err)
 		})(cmd, args)
 	}
 }
@@ -174,7 +176,7 @@ func commandStatus(fl caddycmd.Flags, _ []string) (int, error) {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	if fl.Bool("json") {
-		fmt.Println(strings.TrimSpace(string(printableJSON(raw)))) // an older Caddy may not have seen to that
+		fmt.Println(strings.TrimSpace(string(printable.JSON(raw)))) // an older Caddy may not have seen to that
 		return caddy.ExitCodeSuccess, nil
 	}
 	var all []upstreamStatus
@@ -189,6 +191,24 @@ func commandStatus(fl caddycmd.Flags, _ []string) (int, error) {
 		return caddy.ExitCodeFailedStartup, errNoStorage
 	}
 	return caddy.ExitCodeSuccess, printStatus(os.Stdout, all, nodes)
+}
+
+// say is how the commands write: as fmt.Fprintf, but what is filled in is made printable.
+func say(w io.Writer, format string, args ...any) {
+	harmless := make([]any, len(args))
+	for i, arg := range args {
+		switch x := arg.(type) {
+		case string:
+			harmless[i] = printable.Text(x)
+		case error:
+			harmless[i] = printable.Text(x.Error())
+		case fmt.Stringer:
+			harmless[i] = printable.Text(x.String())
+		default:
+			harmless[i] = arg
+		}
+	}
+	fmt.Fprintf(w, format, harmless...)
 }
 
 // printStatus writes a table, and beneath it what draining upstreams wait for, what is wrong with the storage, and which
@@ -717,7 +737,7 @@ const barRest = 48
 
 // describe writes a text before the bar, as far as both fit in one line.
 func (b *bar) describe(text string) {
-	text = printable(text)
+	text = printable.Text(text)
 	if width, _, err := term.GetSize(b.fd); err == nil && utf8.RuneCountInString(text) > width-barRest {
 		text = string([]rune(text)[:max(width-barRest-1, 10)]) + "…"
 	}

@@ -12,12 +12,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/certmagic"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable/printabletest"
 )
 
 // asCaddy in the environment makes the test's program a Caddy with this module, see TestMain.
@@ -299,4 +303,65 @@ func TestDrainWhileCaddyRestarts(t *testing.T) {
 	a.config = strings.Replace(a.config, "admin "+a.api, "admin "+next, 1)
 	a.reload(handlers)
 	c.end(0, "drained: "+b1.addr())
+}
+
+// fill puts a text wherever there can be one.
+func fill(v reflect.Value, text string) {
+	switch kind := v.Kind(); {
+	case kind == reflect.String:
+		v.SetString(text)
+	case kind == reflect.Bool:
+		v.SetBool(true)
+	case kind == reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(v.Elem(), text)
+	case kind == reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		fill(v.Index(0), text)
+	case kind == reflect.Map || kind == reflect.Interface:
+		panic("there may be text in it")
+	case kind == reflect.Struct && v.Type() != reflect.TypeFor[time.Time]():
+		for _, f := range v.Fields() {
+			if f.CanSet() {
+				fill(f, text)
+			}
+		}
+	}
+}
+
+// Whatever the admin API answers, in fields to come as well: it forges no line and steers nothing.
+func TestCommandsPrintWhatOthersWrote(t *testing.T) {
+	printed := func(text string) (out string) {
+		var all []upstreamStatus
+		var nodes []nodeStatus
+		var check storageCheck
+		fill(reflect.ValueOf(&all).Elem(), text)
+		fill(reflect.ValueOf(&nodes).Elem(), text)
+		fill(reflect.ValueOf(&check).Elem(), text)
+		nodes = append(nodes, nodes[0])
+		nodes[0].State, nodes[0].Waiting = nodeOverdue, 1
+		check.Steps = append(check.Steps, check.Steps[0])
+		check.Steps[0].OK = false
+		var b bytes.Buffer
+		p := &lines{w: &b}
+		p.trouble(errors.New(text))
+		p.show(all)
+		p.done(text)
+		long := &bar{w: &b, fd: -1}
+		long.trouble(errors.New(text))
+		long.show(all)
+		long.trouble(errors.New(text))
+		long.done(text)
+		if err := errors.Join(printStatus(&b, all, nodes), printCheck(&b, &check, nodes)); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	plain, evil := printed("text"), printed(printabletest.Hostile)
+	for _, c := range []string{"\n", "\r"} { // the bar begins its line anew
+		if want, got := strings.Count(plain, c), strings.Count(evil, c); want != got {
+			t.Errorf("%d times %q instead of %d: %s", got, c, want, evil)
+		}
+	}
+	printabletest.Check(t, "what the commands print", strings.ReplaceAll(evil, "\r", ""))
 }

@@ -27,6 +27,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/contentcache"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -92,7 +93,7 @@ func (f *Files) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
-	f.logger = printableLog(ctx.Logger())
+	f.logger = printable.Log(ctx.Logger())
 	f.hunts = newHunts()
 	if err := registerOnce(ctx.GetMetricsRegistry(), fileMetrics{}); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -110,7 +111,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 // labelOf returns the label of an upstream: its name, or that in quotes where it would steer a terminal or is no text, which is a
 // client's doing where an address depends on the request. So is one that begins with a quote, for no two may have the same label.
 func labelOf(name string) string {
-	if printable(name) != name || strings.HasPrefix(name, `"`) {
+	if printable.Text(name) != name || strings.HasPrefix(name, `"`) {
 		return strconv.QuoteToASCII(name)
 	}
 	return name

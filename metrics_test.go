@@ -13,6 +13,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 )
 
 // metrics returns the lines about the policy that Prometheus gets.
@@ -103,7 +105,7 @@ func TestLabels(t *testing.T) {
 	seen := make(map[string]string)
 	for _, name := range names {
 		label := labelOf(name)
-		if other, twice := seen[label]; twice || printable(label) != label {
+		if other, twice := seen[label]; twice || printable.Text(label) != label {
 			t.Errorf("the label of %q is %q, that of %q too: %v", name, label, other, twice)
 		}
 		seen[label] = name

@@ -24,6 +24,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/admission"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -196,7 +197,7 @@ var thisLedger = sync.OnceValue(newLedger)
 
 // thisNode is this process among the Caddys that share its storage.
 var thisNode = sync.OnceValue(func() *node {
-	n := newNode(thisLedger().Table, runningStorage, printableLog(caddy.Log().Named("bokeh")))
+	n := newNode(thisLedger().Table, runningStorage, printable.Log(caddy.Log().Named("bokeh")))
 	caddy.OnExit(func(context.Context) { n.exit() }) // the last config may have no policy that does
 	return n
 })
@@ -220,7 +221,7 @@ func (*Selection) CaddyModule() caddy.ModuleInfo {
 
 // Provision sets up s.
 func (s *Selection) Provision(ctx caddy.Context) error {
-	s.logger = printableLog(ctx.Logger())
+	s.logger = printable.Log(ctx.Logger())
 	s.unloaded = ctx.Done()
 	s.setDefaults()
 	if err := s.provideKeys(ctx); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
@@ -38,7 +39,7 @@ type heldKeys struct {
 var held = sync.OnceValue(newHeldKeys)
 
 func newHeldKeys() *heldKeys {
-	return &heldKeys{ring: &stamp.Keyring{stamp.NewKey(randomSecret())}, logger: func() *zap.Logger { return printableLog(caddy.Log().Named("bokeh")) }}
+	return &heldKeys{ring: &stamp.Keyring{stamp.NewKey(randomSecret())}, logger: func() *zap.Logger { return printable.Log(caddy.Log().Named("bokeh")) }}
 }
 
 // add makes a stored key the one that signs, and returns all.
