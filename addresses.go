@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -97,12 +98,12 @@ func (s *Selection) eachByItself(u *sessions.Upstream) string {
 
 // discoverBy returns the source that finds all addresses of the named upstream, with an indent from its second line on.
 func discoverBy(name string, of family, indent string) string {
-	host, port, err := net.SplitHostPort(name)
-	if err != nil || strings.Contains(name, "/") {
-		return "# " + name + " has no name that could be looked up"
+	source, ok := api.Source(name)
+	if !ok || of == onlyFamily {
+		return source
 	}
-	source := fmt.Sprintf("a %s %s", host, port)
-	if _, err := netip.ParseAddr(host); err == nil || of == onlyFamily {
+	host, _, _ := net.SplitHostPort(name)
+	if _, err := netip.ParseAddr(host); err == nil {
 		return source
 	}
 	return fmt.Sprintf("%s {\n%s\tversions ipv%d\n%s}", source, indent, of, indent)

@@ -3,7 +3,6 @@
 package caddybokeh
 
 import (
-	"bytes"
 	"net"
 	"net/http/httptrace"
 	"strings"
@@ -98,8 +97,5 @@ func TestNameOfSeveralServersIsTold(t *testing.T) {
 	if st.Addresses != 2 {
 		t.Errorf("it is said to have %d addresses", st.Addresses)
 	}
-	var table bytes.Buffer
-	if err := printStatus(&table, []upstreamStatus{st}, nil); err != nil || !strings.Contains(table.String(), "dynamic a bokeh.test "+port) {
-		t.Errorf("the table says:\n%s%v", table.String(), err)
-	}
+	s.begin("status").end(0, "dynamic a bokeh.test "+port)
 }

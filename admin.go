@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
@@ -44,15 +45,6 @@ func init() {
 // It holds nothing: after a config that could not be loaded, Caddy serves the API of that one.
 type adminAPI struct{}
 
-// Where the API is.
-const (
-	upstreamsPath = "/bokeh/upstreams"
-	drainingPath  = "/bokeh/draining"
-	nodePath      = "/bokeh/node"
-	nodesPath     = "/bokeh/nodes"
-	checkPath     = "/bokeh/storage-check"
-)
-
 // maxBody bounds the body of a request.
 const maxBody = 64 << 10
 
@@ -73,14 +65,14 @@ func (adminAPI) Provision(caddy.Context) error {
 // Routes returns the routes of the API.
 func (a adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
-		{Pattern: upstreamsPath, Handler: caddy.AdminHandlerFunc(a.serveUpstreams)},
-		{Pattern: upstreamsPath + "/", Handler: caddy.AdminHandlerFunc(a.serveUpstream)},
-		{Pattern: drainingPath, Handler: caddy.AdminHandlerFunc(a.serveNothing)}, // or the router would redirect
-		{Pattern: drainingPath + "/", Handler: caddy.AdminHandlerFunc(a.serveDraining)},
-		{Pattern: nodePath, Handler: caddy.AdminHandlerFunc(a.serveThisNode)},
-		{Pattern: nodesPath, Handler: caddy.AdminHandlerFunc(a.serveNodes)},
-		{Pattern: nodesPath + "/", Handler: caddy.AdminHandlerFunc(a.serveNode)},
-		{Pattern: checkPath, Handler: caddy.AdminHandlerFunc(a.serveCheck)},
+		{Pattern: api.UpstreamsPath, Handler: caddy.AdminHandlerFunc(a.serveUpstreams)},
+		{Pattern: api.UpstreamsPath + "/", Handler: caddy.AdminHandlerFunc(a.serveUpstream)},
+		{Pattern: api.DrainingPath, Handler: caddy.AdminHandlerFunc(a.serveNothing)}, // or the router would redirect
+		{Pattern: api.DrainingPath + "/", Handler: caddy.AdminHandlerFunc(a.serveDraining)},
+		{Pattern: api.NodePath, Handler: caddy.AdminHandlerFunc(a.serveThisNode)},
+		{Pattern: api.NodesPath, Handler: caddy.AdminHandlerFunc(a.serveNodes)},
+		{Pattern: api.NodesPath + "/", Handler: caddy.AdminHandlerFunc(a.serveNode)},
+		{Pattern: api.StorageCheckPath, Handler: caddy.AdminHandlerFunc(a.serveCheck)},
 		{Pattern: "/bokeh/", Handler: caddy.AdminHandlerFunc(a.serveNothing)},
 	}
 }
@@ -88,7 +80,7 @@ func (a adminAPI) Routes() []caddy.AdminRoute {
 // serveNothing answers what is none of the above, with an error as all others are.
 func (adminAPI) serveNothing(_ http.ResponseWriter, r *http.Request) error {
 	return apiError(http.StatusNotFound, "there is nothing at %s; there are %s, %s/<address>, %s/<address>, %s, %s, %s/<node> and %s",
-		r.URL.Path, upstreamsPath, upstreamsPath, drainingPath, nodePath, nodesPath, nodesPath, checkPath)
+		r.URL.Path, api.UpstreamsPath, api.UpstreamsPath, api.DrainingPath, api.NodePath, api.NodesPath, api.NodesPath, api.StorageCheckPath)
 }
 
 // serveUpstreams tells of all upstreams.
@@ -104,7 +96,7 @@ func (adminAPI) serveUpstream(w http.ResponseWriter, r *http.Request) error {
 	if err := allow(r, []string{"wait"}, http.MethodGet); err != nil {
 		return err
 	}
-	address, err := target(r, upstreamsPath)
+	address, err := target(r, api.UpstreamsPath)
 	if err != nil {
 		return err
 	}
@@ -113,16 +105,16 @@ func (adminAPI) serveUpstream(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var st *upstreamStatus
+	var st *api.Upstream
 	drained, err := n.await(r.Context(), patience, func() (bool, error) {
 		if st, err = n.upstream(address); err != nil || patience == 0 {
 			return true, err
 		}
-		if st.Drain == nil && st.State != stateUnknown {
+		if st.Drain == nil && st.State != api.StateUnknown {
 			return false, apiError(http.StatusConflict, "%s is not draining; it would never be drained (PUT %s/%s)",
-				st.Address, drainingPath, url.PathEscape(st.Address))
+				st.Address, api.DrainingPath, url.PathEscape(st.Address))
 		}
-		return st.State == stateDrained, nil
+		return st.State == api.StateDrained, nil
 	})
 	if err != nil {
 		return err
@@ -141,10 +133,10 @@ func (adminAPI) serveThisNode(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	n := thisNode()
-	var st nodeStatus
+	var st api.Node
 	empty, err := n.await(r.Context(), patience, func() (bool, error) {
 		st = n.status()
-		return patience == 0 || st.Sessions.atWork() == 0 && n.mayBeKilled(), nil
+		return patience == 0 || st.Sessions.AtWork() == 0 && n.mayBeKilled(), nil
 	})
 	if err != nil {
 		return err
@@ -214,7 +206,7 @@ func (adminAPI) serveDraining(w http.ResponseWriter, r *http.Request) error {
 	if err := allow(r, params, http.MethodPut, http.MethodDelete); err != nil {
 		return err
 	}
-	address, err := target(r, drainingPath)
+	address, err := target(r, api.DrainingPath)
 	if err != nil {
 		return err
 	}
@@ -231,7 +223,7 @@ func (adminAPI) serveDraining(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var st *upstreamStatus
+	var st *api.Upstream
 	if r.Method == http.MethodPut {
 		st, err = n.drain(r.Context(), address, said, force)
 	} else {
@@ -254,14 +246,7 @@ func forced(r *http.Request) (force bool, err error) {
 }
 
 // drainBody is what an operator may say beside that an upstream drains.
-type drainBody struct {
-	Reason string `json:"reason"`
-
-	// GracePeriod is after what time the upstream is closed, counted from when this is said: nothing
-	// goes there any more, and its websockets are closed over Span. 0 means never.
-	GracePeriod *duration `json:"grace_period"`
-	Span        *duration `json:"span"`
-}
+type drainBody api.DrainRequest[duration]
 
 // duration is a time as an operator writes it. A bare number has no unit, so only 0 is one.
 type duration time.Duration
@@ -303,7 +288,7 @@ func (b drainBody) word(method, by string) (word, error) {
 
 // drain marks an upstream as draining. Unless forced it must be known, and another one must take new
 // sessions.
-func (n *node) drain(ctx context.Context, address string, said word, force bool) (*upstreamStatus, error) {
+func (n *node) drain(ctx context.Context, address string, said word, force bool) (*api.Upstream, error) {
 	if len(address) > maxAddress {
 		return nil, apiError(http.StatusBadRequest, "an address of %d bytes names no upstream: it has at most %d", len(address), maxAddress)
 	}
@@ -398,7 +383,7 @@ func (n *node) unreachable() map[*sessions.Upstream]bool {
 }
 
 // undrain takes a drain back. What a config drains it cannot.
-func (n *node) undrain(ctx context.Context, address string, said word) (*upstreamStatus, error) {
+func (n *node) undrain(ctx context.Context, address string, said word) (*api.Upstream, error) {
 	st, err := n.upstream(address)
 	switch {
 	case err != nil:
@@ -417,7 +402,7 @@ func (n *node) undrain(ctx context.Context, address string, said word) (*upstrea
 		return after, nil
 	}
 	// Nothing else knew of it.
-	st.State, st.Drain, st.WaitingFor = stateGone, nil, nil
+	st.State, st.Drain, st.WaitingFor = api.StateGone, nil, nil
 	return st, nil
 }
 
@@ -437,7 +422,7 @@ func (adminAPI) serveNode(w http.ResponseWriter, r *http.Request) error {
 	if err := allow(r, []string{"force"}, http.MethodDelete); err != nil {
 		return err
 	}
-	name, err := target(r, nodesPath)
+	name, err := target(r, api.NodesPath)
 	if err != nil {
 		return err
 	}
@@ -472,10 +457,10 @@ func (adminAPI) serveCheck(w http.ResponseWriter, r *http.Request) error {
 }
 
 // upstream returns what there is to tell of the upstream that an operator means by an address.
-func (n *node) upstream(address string) (*upstreamStatus, error) {
+func (n *node) upstream(address string) (*api.Upstream, error) {
 	all := n.upstreams()
 	for _, name := range spellings(address) {
-		if i := slices.IndexFunc(all, func(st *upstreamStatus) bool { return st.Address == name }); i >= 0 {
+		if i := slices.IndexFunc(all, func(st *api.Upstream) bool { return st.Address == name }); i >= 0 {
 			return all[i], nil
 		}
 	}
@@ -500,15 +485,12 @@ func portsAgree(a, b string) bool {
 	return errA == nil && errB == nil && portA == portB
 }
 
-// errNoneYet is what is said of a Caddy whose upstreams are all discovered when somebody visits.
-var errNoneYet = errors.New("discovered upstreams are known from the first visit on, and nobody has visited yet")
-
 // whyNone says why no upstream is known.
 func (n *node) whyNone() error {
 	if _, err := n.storage(); err != nil {
 		return err
 	}
-	return errNoneYet
+	return api.ErrNoneYet
 }
 
 // spellings returns the names that an address in a path may stand for. Caddy's router makes one
@@ -609,7 +591,7 @@ func storageError(err error) error {
 	if said, ok := errors.AsType[caddy.APIError](err); ok && !errors.Is(err, errUnsure) {
 		return said
 	}
-	if errors.Is(err, errNoStorage) {
+	if errors.Is(err, api.ErrNoPolicy) {
 		return apiError(http.StatusConflict, "%v", err)
 	}
 	if errors.Is(err, errUnsure) {

@@ -31,6 +31,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable/printabletest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
@@ -105,9 +106,9 @@ func (a *administered) want(status int, text, method, path, body string) string 
 }
 
 // status returns what the API tells of an upstream.
-func (a *administered) status(addr string) upstreamStatus {
+func (a *administered) status(addr string) api.Upstream {
 	a.t.Helper()
-	var st upstreamStatus
+	var st api.Upstream
 	answer := a.want(200, addr, "GET", "/bokeh/upstreams/"+addr, "")
 	if err := json.Unmarshal([]byte(answer), &st); err != nil {
 		a.t.Fatal(err)
@@ -388,7 +389,7 @@ func TestUnixUpstreamInAPath(t *testing.T) {
 	a.want(200, `"address":"unix//run/a.sock"`, "GET", "/bokeh/upstreams/unix%2F%2Frun%2Fa.sock", "")
 	a.want(200, `"address":"unix//run/a.sock"`, "GET", "/bokeh/upstreams/unix/run/a.sock", "")
 	a.want(200, `"state":"draining"`, "PUT", "/bokeh/draining/unix/run/a.sock", "")
-	var list []upstreamStatus
+	var list []api.Upstream
 	if err := json.NewDecoder(bytes.NewBufferString(a.want(200, "", "GET", "/bokeh/upstreams", ""))).Decode(&list); err != nil || len(list) != 2 {
 		t.Errorf("listed: %v %v", list, err)
 	}

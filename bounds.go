@@ -204,7 +204,7 @@ func (r *report) atMost() int {
 func (r *report) leastFirst() []string {
 	matters := func(shared string) int {
 		a := r.Upstreams[shared]
-		return rank(a.Draining, a.Draining && a.wanted() || a.Sessions.all() > 0)
+		return rank(a.Draining, a.Draining && a.wanted() || a.Sessions.All() > 0)
 	}
 	return slices.SortedFunc(maps.Keys(r.Upstreams), func(a, b string) int {
 		return cmp.Or(cmp.Compare(matters(a), matters(b)), -cmp.Compare(a, b))

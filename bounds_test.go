@@ -22,6 +22,7 @@ import (
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -46,7 +47,7 @@ func TestLastTimeOfAll(t *testing.T) {
 			pass(time.Minute)
 			v.put(t, markKey(u0), poisoned(id))
 			pass(time.Minute)
-			a.wantState(u0, stateDrained, "by the record")
+			a.wantState(u0, api.StateDrained, "by the record")
 			for i := range 20 {
 				teller, state := []*caddyNode{a, b}[i%2], []string{stateReady, stateDraining}[i%2]
 				before, _ := loadMark(t.Context(), a.door, u0)
@@ -158,7 +159,7 @@ func TestMarkWithoutID(t *testing.T) {
 		}
 		a.drain(u0)
 		pass(10 * time.Second)
-		a.wantState(u0, stateDrained, "when an operator has said so")
+		a.wantState(u0, api.StateDrained, "when an operator has said so")
 		if st := a.node.status(); st.Storage != "" {
 			t.Errorf("the node says %q", st.Storage)
 		}
@@ -457,7 +458,7 @@ func TestReportFits(t *testing.T) {
 		t.Errorf("it has %d bytes, unsure is %v: %v", len(value), r.Unsure, err)
 	}
 	for shared, a := range all {
-		if _, there := r.Upstreams[shared]; !there && (a.Draining || a.Sessions.all() > 0) {
+		if _, there := r.Upstreams[shared]; !there && (a.Draining || a.Sessions.All() > 0) {
 			t.Errorf("%.10s is left out", shared)
 		}
 	}
@@ -472,7 +473,7 @@ func TestThousandUpstreamsFit(t *testing.T) {
 	for i := range 1000 {
 		r.Heard[randomName()] = math.MaxUint64
 		r.Upstreams[fmt.Sprintf("bokeh-%d.bokeh-headless.a-namespace-with-a-long-name.svc.cluster.local:5006", i)] = account{
-			InPool: true, Draining: true, Mark: randomName() + closedSuffix, Sessions: counts{1e6, 1e6, 1e6, 1e6},
+			InPool: true, Draining: true, Mark: randomName() + closedSuffix, Sessions: api.Counts{Building: 1e6, Waiting: 1e6, Connected: 1e6, Unused: 1e6},
 			Begun: 1e9, Ended: 1e6, Oldest: 1e7 / 3., Keys: []string{randomName(), randomName()}, Reopened: true,
 		}
 	}
@@ -606,7 +607,7 @@ func FuzzReport(f *testing.F) {
 		n.judgeAll(now)
 		n.judgeAll(now + markRest)
 		for u, v := range n.verdicts {
-			if p := n.peers[key]; v.drained && p != nil && p.gone == 0 && (r.Upstreams[u.Shared].Mark != "the mark" || r.Upstreams[u.Shared].Sessions.all() > 0) {
+			if p := n.peers[key]; v.drained && p != nil && p.gone == 0 && (r.Upstreams[u.Shared].Mark != "the mark" || r.Upstreams[u.Shared].Sessions.All() > 0) {
 				t.Errorf("%q is drained: %+v", u.Name, v)
 			}
 		}
@@ -618,7 +619,7 @@ func FuzzReport(f *testing.F) {
 			t.Error(err)
 		}
 		for _, st := range n.nodes() {
-			if st.Sessions.all() < 0 {
+			if st.Sessions.All() < 0 {
 				t.Errorf("%+v", st)
 			}
 		}

@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 )
 
@@ -167,28 +168,28 @@ func withArgs(f func(caddycmd.Flags, []string) (int, error)) func(*cobra.Command
 }
 
 func commandStatus(fl caddycmd.Flags, _ []string) (int, error) {
-	api, err := newAdminClient(fl)
+	admin, err := newAdminClient(fl)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	var raw json.RawMessage
-	if err := api.do(context.Background(), http.MethodGet, upstreamsPath, nil, &raw); err != nil {
+	if err := admin.do(context.Background(), http.MethodGet, api.UpstreamsPath, nil, &raw); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	if fl.Bool("json") {
 		fmt.Println(strings.TrimSpace(string(printable.JSON(raw)))) // an older Caddy may not have seen to that
 		return caddy.ExitCodeSuccess, nil
 	}
-	var all []upstreamStatus
+	var all []api.Upstream
 	if err := json.Unmarshal(raw, &all); err != nil {
 		return caddy.ExitCodeFailedStartup, fmt.Errorf("reading the answer: %w", err)
 	}
-	var nodes []nodeStatus
-	if err := api.do(context.Background(), http.MethodGet, nodesPath, nil, &nodes); err != nil {
+	var nodes []api.Node
+	if err := admin.do(context.Background(), http.MethodGet, api.NodesPath, nil, &nodes); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	if len(all) == 0 && nodes[0].Policies == 0 {
-		return caddy.ExitCodeFailedStartup, errNoStorage
+		return caddy.ExitCodeFailedStartup, api.ErrNoPolicy
 	}
 	return caddy.ExitCodeSuccess, printStatus(os.Stdout, all, nodes)
 }
@@ -213,13 +214,13 @@ func say(w io.Writer, format string, args ...any) {
 
 // printStatus writes a table, and beneath it what draining upstreams wait for, what is wrong with the storage, and which
 // nodes are missed.
-func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
+func printStatus(w io.Writer, all []api.Upstream, nodes []api.Node) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ADDRESS\tSTATE\tHEALTHY\tSESSIONS\tBUILDING\tWAITING\tCONNECTED\tUNUSED\tOLDEST\tENDED IN 5M")
 	for _, st := range all {
 		healthy := "yes"
 		switch {
-		case !st.inPool():
+		case !st.InPool():
 			healthy = "-"
 		case st.Unreachable:
 			healthy = "unreachable"
@@ -230,29 +231,30 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 		}
 		s := st.Sessions
 		say(table, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%d\n",
-			st.Address, st.State, healthy, st.Total, s.Building, s.Waiting, s.Connected, s.Unused, st.age(), st.EndedRecently)
+			st.Address, st.State, healthy, st.Total, s.Building, s.Waiting, s.Connected, s.Unused, age(&st), st.EndedRecently)
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
 	for _, st := range all {
 		if st.Addresses > 1 {
+			source, _ := api.Source(st.Address)
 			say(w, "\n%s: this name has %d addresses, and a page and its websocket meet by luck; if they are several servers,"+
 				" find each by itself (in place of the address: dynamic %s; where each has an address of IPv4 and one of IPv6, with a block that says versions ipv4)\n",
-				st.Address, st.Addresses, discoverBy(st.Address, onlyFamily, ""))
+				st.Address, st.Addresses, source)
 		}
 	}
 	for _, st := range all {
 		if st.Drain == nil {
 			continue
 		}
-		say(w, "\n%s: draining %s\n", st.Address, st.Drain)
+		say(w, "\n%s: draining %s\n", st.Address, drainText(st.Drain))
 		for _, wait := range st.WaitingFor {
 			say(w, "  waits for node %s on %s: %s\n", wait.Node, wait.Host, wait.Reason)
 		}
 	}
 	if len(all) == 0 {
-		say(w, "\n%v\n", errNoneYet)
+		say(w, "\n%v\n", api.ErrNoneYet)
 	}
 	for _, n := range nodes {
 		if n.Storage != "" {
@@ -262,17 +264,17 @@ func printStatus(w io.Writer, all []upstreamStatus, nodes []nodeStatus) error {
 		if n.Waiting > 0 {
 			say(w, "\nvisits at this Caddy that wait for a place, for all servers have max_sessions sessions: %d\n", n.Waiting)
 		}
-		if n.State == nodeOverdue {
+		if n.State == api.NodeOverdue {
 			heard := time.Duration(n.Heard * float64(time.Second))
 			say(w, "\nnode %s on %s has not reported for %s: it is dead (then say so: DELETE %s/%s), or cannot write to the storage\n",
-				n.Node, n.Host, seconds(heard), nodesPath, n.Node)
+				n.Node, n.Host, api.Seconds(heard), api.NodesPath, n.Node)
 		}
 	}
 	return nil
 }
 
-// String says since when, by what and why.
-func (d *drainStatus) String() string {
+// drainText says since when, by what and why.
+func drainText(d *api.Drain) string {
 	s := "by the config"
 	if d.Marked {
 		s = "by the " + d.By
@@ -296,8 +298,8 @@ func (d *drainStatus) String() string {
 	return s
 }
 
-// age returns how old the oldest session is, for people.
-func (st *upstreamStatus) age() string {
+// age returns how old the oldest session of an upstream is, for people.
+func age(st *api.Upstream) string {
 	if st.Total == 0 {
 		return "-"
 	}
@@ -309,7 +311,7 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	api, err := newAdminClient(fl)
+	admin, err := newAdminClient(fl)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
@@ -328,10 +330,10 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 		body["grace_period"] = grace.String()
 	}
 	if fl.Bool("wait") {
-		api.awaitCaddy(ctx)
+		admin.awaitCaddy(ctx)
 	}
 	if !fl.Bool("force") { // or a typo in the last address would be found when the others drain
-		err := api.know(ctx, addresses)
+		err := admin.know(ctx, addresses)
 		if ctx.Err() != nil {
 			return exitInterrupted, errors.New("interrupted; nothing was marked")
 		}
@@ -342,7 +344,7 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 			return caddy.ExitCodeFailedStartup, err
 		}
 	}
-	names, err := api.mark(ctx, http.MethodPut, query, body, addresses)
+	names, err := admin.mark(ctx, http.MethodPut, query, body, addresses)
 	if ctx.Err() != nil {
 		return exitInterrupted, fmt.Errorf("interrupted; what was being marked may drain, caddy bokeh status shows it: %w", err)
 	}
@@ -357,7 +359,7 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
-	return api.awaitDrained(ctx, newProgress(os.Stderr), names)
+	return admin.awaitDrained(ctx, newProgress(os.Stderr), names)
 }
 
 // bodyOf returns what is said beside which upstreams.
@@ -386,27 +388,27 @@ func timeoutOf(fl caddycmd.Flags) (time.Duration, error) {
 }
 
 func commandUndrain(fl caddycmd.Flags, addresses []string) (int, error) {
-	api, err := newAdminClient(fl)
+	admin, err := newAdminClient(fl)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	if _, err := api.mark(context.Background(), http.MethodDelete, "", bodyOf(fl), addresses); err != nil {
+	if _, err := admin.mark(context.Background(), http.MethodDelete, "", bodyOf(fl), addresses); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	return caddy.ExitCodeSuccess, nil
 }
 
 func commandCheck(fl caddycmd.Flags, _ []string) (int, error) {
-	api, err := newAdminClient(fl)
+	admin, err := newAdminClient(fl)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	var check storageCheck
-	if err := api.do(context.Background(), http.MethodPost, checkPath, nil, &check); err != nil {
+	var check api.StorageCheck
+	if err := admin.do(context.Background(), http.MethodPost, api.StorageCheckPath, nil, &check); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	var nodes []nodeStatus
-	if err := api.do(context.Background(), http.MethodGet, nodesPath, nil, &nodes); err != nil {
+	var nodes []api.Node
+	if err := admin.do(context.Background(), http.MethodGet, api.NodesPath, nil, &nodes); err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
 	if err := printCheck(os.Stdout, &check, nodes); err != nil {
@@ -419,7 +421,7 @@ func commandCheck(fl caddycmd.Flags, _ []string) (int, error) {
 }
 
 // printCheck writes what was tried of a storage, what follows from what failed, and who reports there.
-func printCheck(w io.Writer, check *storageCheck, nodes []nodeStatus) error {
+func printCheck(w io.Writer, check *api.StorageCheck, nodes []api.Node) error {
 	say(w, "storage: %s\n\n", check.Storage)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, s := range check.Steps {
@@ -439,7 +441,7 @@ func printCheck(w io.Writer, check *storageCheck, nodes []nodeStatus) error {
 		}
 	}
 	if len(nodes) > 0 && nodes[0].Policies == 0 {
-		say(w, "\n%v, so it keeps nothing in it and looks for nobody there\n", errNoStorage)
+		say(w, "\n%v, so it keeps nothing in it and looks for nobody there\n", api.ErrNoPolicy)
 		return nil
 	}
 	fmt.Fprintln(w, "\nCaddys that this one finds in it:")
@@ -549,7 +551,7 @@ func (c *adminClient) awaitCaddy(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, restartWait)
 	defer cancel()
 	for said := false; ; said = true {
-		err := c.do(ctx, http.MethodGet, nodePath, nil, new(nodeStatus))
+		err := c.do(ctx, http.MethodGet, api.NodePath, nil, new(api.Node))
 		if _, silent := errors.AsType[silentError](err); !silent {
 			return
 		}
@@ -570,8 +572,8 @@ func (c *adminClient) know(ctx context.Context, addresses []string) error {
 		if address == "" {
 			return errors.New("an address is empty")
 		}
-		var st upstreamStatus
-		if err := c.do(ctx, http.MethodGet, upstreamsPath+"/"+url.PathEscape(address), nil, &st); err != nil {
+		var st api.Upstream
+		if err := c.do(ctx, http.MethodGet, api.UpstreamsPath+"/"+url.PathEscape(address), nil, &st); err != nil {
 			return err
 		}
 	}
@@ -582,15 +584,15 @@ func (c *adminClient) know(ctx context.Context, addresses []string) error {
 // done before.
 func (c *adminClient) mark(ctx context.Context, method, query string, body map[string]any, addresses []string) (names []string, err error) {
 	for _, address := range addresses {
-		var st upstreamStatus
-		if err := c.do(ctx, method, drainingPath+"/"+url.PathEscape(address)+query, body, &st); err != nil {
+		var st api.Upstream
+		if err := c.do(ctx, method, api.DrainingPath+"/"+url.PathEscape(address)+query, body, &st); err != nil {
 			if len(names) > 0 {
 				err = fmt.Errorf("%w (done before: %s)", err, strings.Join(names, ", "))
 			}
 			return nil, err
 		}
-		say(os.Stdout, "%s is %s, with %s\n", st.Address, st.State, inWords(st.Total))
-		if method == http.MethodPut && !st.inPool() {
+		say(os.Stdout, "%s is %s, with %s\n", st.Address, st.State, api.InWords(st.Total))
+		if method == http.MethodPut && !st.InPool() {
 			say(os.Stderr, "warning: no Caddy has %s in a pool; if that is a slip, caddy bokeh undrain %s takes it back\n", st.Address, st.Address)
 		}
 		names = append(names, st.Address)
@@ -633,16 +635,16 @@ func (c *adminClient) awaitDrained(ctx context.Context, p progress, names []stri
 var errNotDraining = errors.New("is not draining any more; somebody has taken it back")
 
 // left returns those of the named upstreams that are not drained.
-func (c *adminClient) left(ctx context.Context, names []string) (left []upstreamStatus, err error) {
-	var all []upstreamStatus
-	if err := c.do(ctx, http.MethodGet, upstreamsPath, nil, &all); err != nil {
+func (c *adminClient) left(ctx context.Context, names []string) (left []api.Upstream, err error) {
+	var all []api.Upstream
+	if err := c.do(ctx, http.MethodGet, api.UpstreamsPath, nil, &all); err != nil {
 		return nil, err
 	}
-	known := make(map[string]upstreamStatus)
+	known := make(map[string]api.Upstream)
 	read := len(all) > 0 // whether Caddy has read the marks since it started
 	for _, st := range all {
 		known[st.Address] = st
-		read = read && st.State != stateUnknown
+		read = read && st.State != api.StateUnknown
 	}
 	for _, name := range names {
 		switch st := known[name]; {
@@ -650,7 +652,7 @@ func (c *adminClient) left(ctx context.Context, names []string) (left []upstream
 			return nil, fmt.Errorf("no word of %s at present", name)
 		case st.Drain == nil:
 			return nil, fmt.Errorf("%s %w", name, errNotDraining)
-		case st.State != stateDrained:
+		case st.State != api.StateDrained:
 			left = append(left, st)
 		}
 	}
@@ -659,7 +661,7 @@ func (c *adminClient) left(ctx context.Context, names []string) (left []upstream
 
 // progress shows how a drain goes on.
 type progress interface {
-	show(left []upstreamStatus)
+	show(left []api.Upstream)
 	trouble(err error) // that may pass
 	done(text string)
 	end()         // before an error is written
@@ -675,13 +677,13 @@ func newProgress(f *os.File) progress {
 }
 
 // describe says in words what is left.
-func describe(left []upstreamStatus) string {
+func describe(left []api.Upstream) string {
 	parts := make([]string, 0, len(left))
 	for _, st := range left {
-		part := fmt.Sprintf("%s at %s", inWords(st.Total), st.Address)
+		part := fmt.Sprintf("%s at %s", api.InWords(st.Total), st.Address)
 		switch {
 		case st.Total > 0:
-			part += fmt.Sprintf(", the oldest of %s", st.age())
+			part += fmt.Sprintf(", the oldest of %s", age(&st))
 		case len(st.WaitingFor) > 0:
 			w := st.WaitingFor[0]
 			part += fmt.Sprintf(", waiting for node %s on %s: %s", w.Node, w.Host, w.Reason)
@@ -691,7 +693,7 @@ func describe(left []upstreamStatus) string {
 	return strings.Join(parts, "; ")
 }
 
-func totalOf(left []upstreamStatus) (sum int64) {
+func totalOf(left []api.Upstream) (sum int64) {
 	for _, st := range left {
 		sum += st.Total
 	}
@@ -707,7 +709,7 @@ type bar struct {
 	text  string
 }
 
-func (b *bar) show(left []upstreamStatus) {
+func (b *bar) show(left []api.Upstream) {
 	now := totalOf(left)
 	if b.bar == nil {
 		b.first = now
@@ -766,7 +768,7 @@ type lines struct {
 	at   time.Time
 }
 
-func (l *lines) show(left []upstreamStatus) {
+func (l *lines) show(left []api.Upstream) {
 	l.text = describe(left)
 	if sum := totalOf(left); sum != l.sum || time.Since(l.at) >= plainPause {
 		l.sum = sum

@@ -21,6 +21,7 @@ import (
 
 	"github.com/caddyserver/certmagic"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable/printabletest"
 )
 
@@ -91,7 +92,7 @@ func TestCommands(t *testing.T) {
 	a.begin("status").end(0, home)
 	c := a.begin("status", "--json")
 	c.end(0, "")
-	var all []upstreamStatus
+	var all []api.Upstream
 	if err := json.Unmarshal([]byte(c.output()), &all); err != nil || len(all) != 3 {
 		t.Errorf("%v: %s", err, c.output())
 	}
@@ -214,8 +215,8 @@ func TestCommandThatChecksTheStorage(t *testing.T) {
 			t.Errorf("%q is missing in %s", text, c.output())
 		}
 	}
-	a.want(200, `"ok":true`, "POST", checkPath, "")
-	a.want(405, "", "GET", checkPath, "")
+	a.want(200, `"ok":true`, "POST", api.StorageCheckPath, "")
+	a.want(405, "", "GET", api.StorageCheckPath, "")
 
 	// Nothing can be stored where a file is in the place of the folder.
 	dir := runningStorage().(*certmagic.FileStorage).Path
@@ -332,14 +333,14 @@ func fill(v reflect.Value, text string) {
 // Whatever the admin API answers, in fields to come as well: it forges no line and steers nothing.
 func TestCommandsPrintWhatOthersWrote(t *testing.T) {
 	printed := func(text string) (out string) {
-		var all []upstreamStatus
-		var nodes []nodeStatus
-		var check storageCheck
+		var all []api.Upstream
+		var nodes []api.Node
+		var check api.StorageCheck
 		fill(reflect.ValueOf(&all).Elem(), text)
 		fill(reflect.ValueOf(&nodes).Elem(), text)
 		fill(reflect.ValueOf(&check).Elem(), text)
 		nodes = append(nodes, nodes[0])
-		nodes[0].State, nodes[0].Waiting = nodeOverdue, 1
+		nodes[0].State, nodes[0].Waiting = api.NodeOverdue, 1
 		check.Steps = append(check.Steps, check.Steps[0])
 		check.Steps[0].OK = false
 		var b bytes.Buffer

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
@@ -343,7 +344,7 @@ func TestUpstreamGoneByReload(t *testing.T) {
 		}
 		reload(others)
 		pass(time.Hour)
-		if got := state(); got != stateGone {
+		if got := state(); got != api.StateGone {
 			t.Errorf("it is %s", got)
 		}
 		for range 20 {

@@ -192,7 +192,7 @@ func TestConfigWithoutAPolicyInCaddy(t *testing.T) {
 		now := reportsIn(t, dir)
 		return len(now) == 1 && now[0].Seq > before[0].Seq
 	})
-	if st := n.status(); st.Storage != "" || st.Sessions.all() != 1 {
+	if st := n.status(); st.Storage != "" || st.Sessions.All() != 1 {
 		t.Errorf("it tells of itself: %+v", st)
 	}
 	w.Close()

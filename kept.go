@@ -91,7 +91,7 @@ func (n *node) boundReports(reports map[string]*report, accounts func() map[stri
 // concerns says whether r tells of a session, or of an upstream that is in use here.
 func (r *report) concerns(own map[string]account) bool {
 	for shared, a := range r.Upstreams {
-		if a.Sessions.all() > 0 || own[shared].wanted() {
+		if a.Sessions.All() > 0 || own[shared].wanted() {
 			return true
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -167,7 +168,7 @@ func TestStrangersReportsAreBounded(t *testing.T) {
 			a.wantDrained(u0, false, "with a websocket at a node that cannot be heard")
 		}
 		a.mu.Lock()
-		if got := a.peers[nodeKey(b.name)].Upstreams[u0].Sessions.all(); got != 1 {
+		if got := a.peers[nodeKey(b.name)].Upstreams[u0].Sessions.All(); got != 1 {
 			t.Errorf("of a node with a session it remembers %d sessions", got)
 		}
 		a.mu.Unlock()
@@ -363,7 +364,7 @@ func TestCertainAmongMany(t *testing.T) {
 		a.wantDrained(u0, true, "which was certain before they were late")
 		last := reports[len(reports)-1]
 		last.Seq++
-		last.Upstreams = map[string]account{u0: {Mark: m.ID, Draining: true, InPool: true, Sessions: counts{Connected: 1}, Begun: 1}}
+		last.Upstreams = map[string]account{u0: {Mark: m.ID, Draining: true, InPool: true, Sessions: api.Counts{Connected: 1}, Begun: 1}}
 		v.put(t, nodeKey(last.Node), last)
 		pass(5 * time.Second)
 		a.wantDrained(u0, false, "with a session at the last of them")

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 )
 
 // lists is a door that lists as another storage does, given all keys there are.
@@ -255,7 +257,7 @@ func TestListsNothingSinceAReload(t *testing.T) {
 			a.s.members.drain([]string{u0})
 			for range 40 {
 				pass(250 * time.Millisecond)
-				if st, err := a.upstream(u0); err != nil || st.State == stateDrained {
+				if st, err := a.upstream(u0); err != nil || st.State == api.StateDrained {
 					t.Fatalf("with a session on a node of the new storage: %+v %v", st, err)
 				}
 			}
@@ -322,7 +324,7 @@ func TestHiddenErrorsAfterARestart(t *testing.T) {
 		a.s.join(a.node, d)
 		for range 20 {
 			pass(500 * time.Millisecond)
-			a.wantState(u0, stateUnknown, "while the storage cannot be reached")
+			a.wantState(u0, api.StateUnknown, "while the storage cannot be reached")
 		}
 		d.fail(nil)
 		pass(3 * time.Second)

@@ -18,17 +18,18 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // marksFolder is where Caddy's storage keeps the marks.
 const marksFolder = folder + "marks/"
 
-// What a mark can say.
+// What a mark can say: what the admin API tells of an upstream as well.
 const (
-	stateReady    = "ready"
-	stateDraining = "draining"
-	stateClosed   = "closed" // past its grace period: nothing goes there
+	stateReady    = api.StateReady
+	stateDraining = api.StateDraining
+	stateClosed   = api.StateClosed
 )
 
 // mark is what an operator has last said of an upstream. Caddy's storage keeps it, one record for

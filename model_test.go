@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
@@ -239,12 +240,12 @@ func (f *fleetModel) check() {
 	}
 	for _, n := range f.nodes {
 		for _, st := range n.upstreams() {
-			if st.State == stateDrained && len(live) > 0 {
+			if st.State == api.StateDrained && len(live) > 0 {
 				f.seen++
 			}
 			// A node that cannot hear that a drain is taken back calls nothing drained after a while.
 			holds := !f.mark[st.Address].IsZero() || time.Since(f.back[st.Address]) > overdueAfter+nodePause
-			if st.State == stateDrained && holds && live[st.Address] > 0 {
+			if st.State == api.StateDrained && holds && live[st.Address] > 0 {
 				f.fail("%s calls %s drained, and %d documents live there", n.name, st.Address, live[st.Address])
 			}
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
@@ -629,15 +630,12 @@ func (n *node) serversStopped() {
 	n.follow() // before that storage is closed
 }
 
-// errNoStorage is what an operator hears from a Caddy that has no policy like this.
-var errNoStorage = errors.New("this Caddy has no bokeh_proxy, and no reverse_proxy with lb_policy bokeh")
-
 // storage returns the storage in use.
 func (n *node) storage() (*share, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.follow(); n.used == nil {
-		return nil, errNoStorage
+		return nil, api.ErrNoPolicy
 	}
 	return n.used, nil
 }

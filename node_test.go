@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
@@ -1114,7 +1115,7 @@ func TestShortLivedSessionGoesToAStartingNode(t *testing.T) {
 		}
 		for range 100 {
 			pass(100 * time.Millisecond)
-			if st, err := a.upstream(u0); err != nil || st.State == stateDrained {
+			if st, err := a.upstream(u0); err != nil || st.State == api.StateDrained {
 				t.Fatalf("%v after the start of the other node: %+v %v", time.Since(begun), st, err)
 			}
 		}

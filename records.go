@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddyserver/certmagic"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -133,7 +134,7 @@ func broken(st recordStorage, key string, err error) error {
 	countError(st, "load")
 	mend := "delete it"
 	if node, ok := strings.CutPrefix(strings.TrimSuffix(key, recordSuffix), nodesFolder); ok {
-		mend = fmt.Sprintf("if its node is gone, DELETE %s/%s", nodesPath, node)
+		mend = fmt.Sprintf("if its node is gone, DELETE %s/%s", api.NodesPath, node)
 	}
 	return fmt.Errorf("reading %s: %w (%s): %s", key, errBroken, mend, cut(err.Error(), maxName))
 }

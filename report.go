@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -29,14 +30,14 @@ type report struct {
 
 // account is what a node tells of an upstream.
 type account struct {
-	InPool   bool     `json:"in_pool,omitempty"`
-	Draining bool     `json:"draining,omitempty"`
-	Mark     string   `json:"mark,omitempty"` // the id of the mark that it has read
-	Sessions counts   `json:"sessions"`
-	Begun    int64    `json:"begun"`            // sessions so far, so that none is overlooked between two reports
-	Ended    int64    `json:"ended,omitempty"`  // in the last five minutes
-	Oldest   float64  `json:"oldest,omitempty"` // age of its oldest session in seconds
-	Keys     []string `json:"keys,omitempty"`   // fingerprints of those that sign its stamps
+	InPool   bool       `json:"in_pool,omitempty"`
+	Draining bool       `json:"draining,omitempty"`
+	Mark     string     `json:"mark,omitempty"` // the id of the mark that it has read
+	Sessions api.Counts `json:"sessions"`
+	Begun    int64      `json:"begun"`            // sessions so far, so that none is overlooked between two reports
+	Ended    int64      `json:"ended,omitempty"`  // in the last five minutes
+	Oldest   float64    `json:"oldest,omitempty"` // age of its oldest session in seconds
+	Keys     []string   `json:"keys,omitempty"`   // fingerprints of those that sign its stamps
 
 	// Reopened says that it was closed until a moment ago: browsers may come back to sessions that were
 	// not counted any more.
@@ -44,24 +45,7 @@ type account struct {
 }
 
 // wanted says whether the upstream is in use.
-func (a account) wanted() bool { return a.InPool || a.Sessions.all() > 0 }
-
-// counts are sessions by what they are doing.
-type counts struct {
-	Building  int64 `json:"building"`
-	Waiting   int64 `json:"waiting"`
-	Connected int64 `json:"connected"`
-	Unused    int64 `json:"unused"`
-}
-
-func (c counts) all() int64 { return c.Building + c.Waiting + c.Connected + c.Unused }
-
-// atWork are those that have a websocket or a page being built.
-func (c counts) atWork() int64 { return c.Building + c.Connected }
-
-func (c counts) plus(d counts) counts {
-	return counts{c.Building + d.Building, c.Waiting + d.Waiting, c.Connected + d.Connected, c.Unused + d.Unused}
-}
+func (a account) wanted() bool { return a.InPool || a.Sessions.All() > 0 }
 
 // makeReport returns what there is to tell, given what there is of the upstreams. n.mu is locked.
 func (n *node) makeReport(now time.Duration, accounts map[string]account) *report {
@@ -72,7 +56,7 @@ func (n *node) makeReport(now time.Duration, accounts map[string]account) *repor
 	}
 	r.Settled = now-n.start >= r.Settles
 	r.Unsure = n.unsure()
-	r.Left = n.exiting() && n.sessionCounts().atWork() == 0 && n.awaited != 0 && now < n.awaited+killRest
+	r.Left = n.exiting() && n.sessionCounts().AtWork() == 0 && n.awaited != 0 && now < n.awaited+killRest
 	for _, p := range n.peers {
 		r.Heard[p.Node] = p.Seq
 	}
@@ -80,8 +64,8 @@ func (n *node) makeReport(now time.Duration, accounts map[string]account) *repor
 }
 
 // sessionCounts returns what there is of sessions here.
-func (n *node) sessionCounts() (c counts) {
-	n.t.Each(func(u *sessions.Upstream) { c = c.plus(countsOf(u)) })
+func (n *node) sessionCounts() (c api.Counts) {
+	n.t.Each(func(u *sessions.Upstream) { c = c.Plus(countsOf(u)) })
 	return c
 }
 
@@ -136,8 +120,11 @@ func accountOf(u *sessions.Upstream, now time.Duration) account {
 	return account{Begun: u.TotalStarted(), Sessions: countsOf(u), Ended: u.History.Ended.Count(now), Draining: u.Drain.On()}
 }
 
-func countsOf(u *sessions.Upstream) counts {
-	return counts{u.Count(sessions.Building), u.Count(sessions.Waiting), u.Count(sessions.Connected), u.Count(sessions.Unused)}
+func countsOf(u *sessions.Upstream) api.Counts {
+	return api.Counts{
+		Building: u.Count(sessions.Building), Waiting: u.Count(sessions.Waiting),
+		Connected: u.Count(sessions.Connected), Unused: u.Count(sessions.Unused),
+	}
 }
 
 // verifiable returns the fingerprints of the keys that can be verified here, by upstream. n.mu is

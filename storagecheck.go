@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 )
 
 const (
@@ -31,25 +33,8 @@ type lockingStorage interface {
 	Unlock(ctx context.Context, name string) error
 }
 
-// storageCheck is what a storage can do.
-type storageCheck struct {
-	Storage string      `json:"storage"` // its module, or its type
-	OK      bool        `json:"ok"`
-	Steps   []checkStep `json:"steps"`
-}
-
-// checkStep is one thing that was tried.
-type checkStep struct {
-	Name    string  `json:"name"`
-	OK      bool    `json:"ok"`
-	Seconds float64 `json:"seconds"`
-	Error   string  `json:"error,omitempty"`
-	Means   string  `json:"means,omitempty"` // what follows from the error
-	Note    string  `json:"note,omitempty"`
-}
-
 // checkStorage tries a storage with two records and a lock of its own, which it deletes.
-func checkStorage(ctx context.Context, st lockingStorage) *storageCheck {
+func checkStorage(ctx context.Context, st lockingStorage) *api.StorageCheck {
 	c := &checker{st: st, a: checkKey(), b: checkKey()}
 	c.Storage = cmp.Or(caddy.GetModuleID(st), fmt.Sprintf("%T", st))
 	ctx, cancel := context.WithTimeout(ctx, checkWait)
@@ -74,7 +59,7 @@ func checkStorage(ctx context.Context, st lockingStorage) *storageCheck {
 			break // the rest would say the same
 		}
 	}
-	return &c.storageCheck
+	return &c.StorageCheck
 }
 
 // checkKey returns the key of a record that nobody else has.
@@ -82,7 +67,7 @@ func checkKey() string { return checkFolder + randomName() + recordSuffix }
 
 // checker tries a storage with two records.
 type checker struct {
-	storageCheck
+	api.StorageCheck
 	st   lockingStorage
 	a, b string        // their keys
 	way  *wayOfListing // that shows them; nil if none does
@@ -114,7 +99,7 @@ func (c *checker) step(ctx context.Context, name, means string, try func(context
 			c.cleanUp(ctx)
 		}()
 	}
-	s := checkStep{Name: name, OK: o.err == nil, Seconds: time.Since(began).Seconds(), Note: o.note}
+	s := api.CheckStep{Name: name, OK: o.err == nil, Seconds: time.Since(began).Seconds(), Note: o.note}
 	if o.err != nil {
 		s.Error, s.Means, c.OK = o.err.Error(), means, false
 	}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/certmagic"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 )
 
 // lockable is a storage with locks, of which each thing can be another's.
@@ -39,8 +41,8 @@ func (l *lockable) Delete(ctx context.Context, key string) error {
 	return l.recordStorage.Delete(ctx, key)
 }
 
-// failed returns the names of the steps that failed.
-func (c *storageCheck) failed() string {
+// failedSteps returns the names of the steps that failed.
+func failedSteps(c *api.StorageCheck) string {
 	var names []string
 	for _, s := range c.Steps {
 		if !s.OK {
@@ -111,7 +113,7 @@ func TestCheckFinds(t *testing.T) {
 			l := &lockable{recordStorage: d}
 			is.change(l, d)
 			c := checkStorage(t.Context(), l)
-			if got := c.failed(); got != is.failed || c.OK != (got == "") {
+			if got := failedSteps(c); got != is.failed || c.OK != (got == "") {
 				t.Errorf("it finds %q, want %q: %+v", got, is.failed, c)
 			}
 			for _, s := range c.Steps {
@@ -170,7 +172,7 @@ func TestCheckOfAStorageThatHangs(t *testing.T) {
 		defer d.hang()()
 		began := time.Now()
 		c := checkStorage(t.Context(), &lockable{recordStorage: d})
-		if took := time.Since(began); c.failed() != "store" || !strings.Contains(c.Steps[0].Error, "has not answered") || took > answerWait {
+		if took := time.Since(began); failedSteps(c) != "store" || !strings.Contains(c.Steps[0].Error, "has not answered") || took > answerWait {
 			t.Errorf("after %v: %+v", took, c)
 		}
 	})
@@ -196,8 +198,8 @@ func TestCheckOfWhatComesLate(t *testing.T) {
 					return nil
 				}
 			}
-			if c := checkStorage(t.Context(), l); c.failed() != late {
-				t.Errorf("of what is late it finds %q: %+v", c.failed(), c)
+			if c := checkStorage(t.Context(), l); failedSteps(c) != late {
+				t.Errorf("of what is late it finds %q: %+v", failedSteps(c), c)
 			}
 			pass(5 * time.Minute)
 			if len(d.values) > 0 || locked != 0 {

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -40,11 +41,12 @@ type moment struct {
 
 // wait is why an upstream is not called drained.
 type wait struct {
-	Node   string `json:"node"`
-	Host   string `json:"host"`
-	Reason string `json:"reason"`
-
+	api.Wait
 	certain bool // whether this shows that the upstream is not empty, or may not be
+}
+
+func newWait(node, host, reason string, certain bool) wait {
+	return wait{api.Wait{Node: node, Host: host, Reason: reason}, certain}
 }
 
 // aloneFor is how long after it has read the storage a node knows that there is no other. One that has
@@ -140,11 +142,11 @@ func (n *node) judge(u *sessions.Upstream, peers []*peer, v verdict, now time.Du
 	}
 	// Where sessions live for short, one may have gone to a node that nobody had read of then.
 	if left := v.moment.at + markRest - now; left > 0 && n.settles() < 2*markRest {
-		v.waits = append(v.waits, wait{n.name, n.host, "it must say so once more", false})
+		v.waits = append(v.waits, newWait(n.name, n.host, "it must say so once more", false))
 	}
 	for _, p := range peers {
 		if heard := p.Heard[n.name]; heard < v.moment.seq || heard > n.seq { // nobody has heard what was not said yet
-			v.waits = append(v.waits, wait{p.Node, p.Host, "it must say so once more", false})
+			v.waits = append(v.waits, newWait(p.Node, p.Host, "it must say so once more", false))
 		}
 	}
 	v.drained = len(v.waits) == 0
@@ -207,20 +209,20 @@ const markRest = 5 * time.Second
 // n.mu is locked.
 func (n *node) waitsHere(u *sessions.Upstream, since, now time.Duration) (waits []wait) {
 	say := func(certain bool, format string, args ...any) {
-		waits = append(waits, wait{n.name, n.host, fmt.Sprintf(format, args...), certain})
+		waits = append(waits, newWait(n.name, n.host, fmt.Sprintf(format, args...), certain))
 	}
 	if c := u.Slots.Sessions.Load(); c > 0 {
-		say(true, "it has %s", inWords(c))
+		say(true, "it has %s", api.InWords(c))
 	}
 	// Browsers that come back to a closed upstream are sent elsewhere.
 	if left := n.start + n.settles() - now; left > 0 && !u.Drain.IsClosed() {
-		say(true, "it has just started; browsers may come back for another %s", seconds(left))
+		say(true, "it has just started; browsers may come back for another %s", api.Seconds(left))
 	}
 	if left := n.reopened(u, now); left > 0 {
-		say(true, "it was closed until a moment ago; browsers may come back for another %s", seconds(left))
+		say(true, "it was closed until a moment ago; browsers may come back for another %s", api.Seconds(left))
 	}
 	if left := since + markRest - now; left > 0 {
-		say(true, "the mark is new; a node that is starting reads it within %s", seconds(left))
+		say(true, "the mark is new; a node that is starting reads it within %s", api.Seconds(left))
 	}
 	switch {
 	case now-n.round > staleAfter:
@@ -255,7 +257,7 @@ func (n *node) waitsForAll(peers []*peer, u *sessions.Upstream, m *mark, certain
 		waits = append(waits, ws...)
 	}
 	if left > 0 {
-		waits = append(waits, wait{n.name, n.host, fmt.Sprintf("%d other Caddys are still to be looked at", left), false})
+		waits = append(waits, newWait(n.name, n.host, fmt.Sprintf("%d other Caddys are still to be looked at", left), false))
 	}
 	return waits
 }
@@ -269,14 +271,14 @@ func isCertain(waits []wait) bool {
 // mark of that, which is nil where a config drains it.
 func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits []wait) {
 	say := func(certain bool, format string, args ...any) {
-		waits = append(waits, wait{p.Node, p.Host, fmt.Sprintf(format, args...), certain})
+		waits = append(waits, newWait(p.Node, p.Host, fmt.Sprintf(format, args...), certain))
 	}
 	if p.gone != 0 && m.closes() {
 		return nil
 	}
 	if p.gone != 0 {
 		if left := n.settling(p, now); left > 0 {
-			say(false, "it is gone; browsers may come back for another %s%s", seconds(left), n.unlessForgotten(p, left))
+			say(false, "it is gone; browsers may come back for another %s%s", api.Seconds(left), n.unlessForgotten(p, left))
 		}
 		return waits
 	}
@@ -288,15 +290,15 @@ func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits [
 	case m == nil && p.Unsure && !a.Draining:
 		say(true, "it may have the upstream in a pool that it does not know yet")
 	}
-	if c := a.Sessions.all(); c > 0 {
-		say(true, "it has %s", inWords(c))
+	if c := a.Sessions.All(); c > 0 {
+		say(true, "it has %s", api.InWords(c))
 	}
 	if a.Reopened {
 		say(true, "it was closed there until a moment ago; browsers may come back")
 	}
 	if p.overdue(now) {
 		say(false, "it has not reported for %s; if it is dead, say so (DELETE %s/%s), else mend its storage",
-			seconds(now-p.changed), nodesPath, p.Node)
+			api.Seconds(now-p.changed), api.NodesPath, p.Node)
 	}
 	if !p.Settled && !m.closes() {
 		say(false, "it has just started; browsers may come back to it")
@@ -309,17 +311,5 @@ func (n *node) unlessForgotten(p *peer, left time.Duration) string {
 	if left <= n.settles() {
 		return ""
 	}
-	return fmt.Sprintf(" (if nobody does, say so: DELETE %s/%s?force=true)", nodesPath, p.Node)
-}
-
-func inWords(sessions int64) string {
-	if sessions == 1 {
-		return "1 session"
-	}
-	return fmt.Sprint(sessions, " sessions")
-}
-
-// seconds rounds up: what takes a moment yet is not said to be over.
-func seconds(d time.Duration) string {
-	return (d + time.Second - 1).Truncate(time.Second).String()
+	return fmt.Sprintf(" (if nobody does, say so: DELETE %s/%s?force=true)", api.NodesPath, p.Node)
 }
