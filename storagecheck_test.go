@@ -172,7 +172,7 @@ func TestCheckOfAStorageThatHangs(t *testing.T) {
 		defer d.hang()()
 		began := time.Now()
 		c := checkStorage(t.Context(), &lockable{recordStorage: d})
-		if took := time.Since(began); failedSteps(c) != "store" || !strings.Contains(c.Steps[0].Error, "has not answered") || took > answerWait {
+		if took := time.Since(began); failedSteps(c) != "store" || !strings.Contains(c.Steps[0].Error, "has not answered") || took > api.AnswerTimeout {
 			t.Errorf("after %v: %+v", took, c)
 		}
 	})

@@ -2,6 +2,8 @@
 
 package api
 
+import "time"
+
 // Where the API is. Behind UpstreamsPath and DrainingPath may stand a slash and the address of an upstream, and behind NodesPath
 // the name of a node, each escaped as one part of a path.
 const (
@@ -11,6 +13,9 @@ const (
 	NodesPath        = "/bokeh/nodes"
 	StorageCheckPath = "/bokeh/storage-check"
 )
+
+// AnswerTimeout is how long the command line waits for an answer. Caddy answers earlier, if only that a thing could not be done.
+const AnswerTimeout = 15 * time.Second
 
 // DrainRequest is what an operator may say beside that an upstream drains, or drains no more. D is a duration: as text where that is
 // written, and where it is read as Caddy reads durations, of which this package knows nothing.
