@@ -57,6 +57,7 @@ func TestTable(t *testing.T) {
 		"open for pages, a page":                 {failedPages(), (*Breaker).Success, s, Closed, false},
 		"open for pages, one more of a row":      {failedPages(), func(b *Breaker) { b.PageFailure(3*s, 3*s, 3) }, 4 * s, Open, true},
 		"open for pages, one of a longer row":    {failedPages(), func(b *Breaker) { b.PageFailure(3*s, 3*s, 10) }, 3 * s, Closed, false},
+		"open again after pages, a connection":   {failedPages(), func(b *Breaker) { b.Success(); b.Failure(2*s, 2*s, Backoff); b.Connected() }, 3 * s, Closed, false},
 		"open, a failure of before":              {tripped(), func(b *Breaker) { b.Failure(s/2, 9*s, Backoff) }, 11 * s, HalfOpen, false},
 		"open, a failure in the pause":           {tripped(), func(b *Breaker) { b.Failure(2*s, 9*s, Backoff) }, 11 * s, HalfOpen, false},
 		"open, to be probed":                     {tripped(), func(b *Breaker) { b.ProbeNow(2 * s) }, 2 * s, HalfOpen, false},

@@ -3,6 +3,7 @@
 package stamp
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -40,6 +41,9 @@ func TestSignatureIsBokehs(t *testing.T) {
 	}
 }
 
+// signed returns a session id with the signature of the first of the test keys, as a Bokeh server that has that key makes it.
+func signed(base string) string { return base + "." + testKeys[0].Signature(base) }
+
 func TestVerifyRefuses(t *testing.T) {
 	stamp := stampFor("a:80")
 	base, sig, _ := strings.Cut(stamp, ".")
@@ -58,6 +62,7 @@ func TestVerifyRefuses(t *testing.T) {
 		"other version":         "d" + stamp[1:],
 		"signature not base64":  base + "." + strings.Repeat("!", signatureLen),
 		"signature in std form": base + "." + strings.ReplaceAll(sig[:signatureLen-1], sig[:1], "+") + "A",
+		"signed, not base64":    signed("c" + strings.Repeat("!", baseLen-1)),
 		"space before":          " " + stamp[:len(stamp)-1],
 		"line break":            stamp[:60] + "\n" + stamp[61:],
 	} {
@@ -79,6 +84,27 @@ func TestStampHasOneSpelling(t *testing.T) {
 	}
 }
 
+// Nor does a line break give it a second one, though a base64 decoder passes that over: there is room for it where a signature ends in
+// a byte of zeros, which may be left out.
+func TestStampHasNoLineBreak(t *testing.T) {
+	var shorter string
+	for range 1 << 16 {
+		s := stampFor("a:80")
+		if sum, err := base64url.DecodeString(s[baseLen+1:]); err == nil && sum[len(sum)-1] == 0 {
+			shorter = s[:len(s)-1]
+			break
+		}
+	}
+	if shorter == "" {
+		t.Fatal("no signature ends in a byte of zeros")
+	}
+	for _, s := range []string{shorter + "\n", shorter[:60] + "\r" + shorter[60:]} {
+		if _, _, ok := testKeys.Verify(s); ok {
+			t.Errorf("%q is verified", s)
+		}
+	}
+}
+
 const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 // What may be shown of a session is of no use for joining it, and is the same on every node.
@@ -90,5 +116,57 @@ func TestSessionHash(t *testing.T) {
 	}
 	if again := (Keyring{NewKey([]byte("first key"))}).Redact(ours).String(); again != got {
 		t.Errorf("another node shows %q, this one %q", again, got)
+	}
+}
+
+// Where there is no session there is nothing to show, in place of something that all such requests would share.
+func TestNoSessionHash(t *testing.T) {
+	if got := testKeys.Redact("").String(); got != "" {
+		t.Errorf("the hash of no id is %q", got)
+	}
+}
+
+// What is likely a stamp has the form of one, and only letters of base64url, whoever signed it.
+func TestIsLikely(t *testing.T) {
+	ours := stampFor("a:80")
+	for name, s := range map[string]string{"ours": ours, "another's": NewKey([]byte("third")).Stamp(Tag{})} {
+		if !IsLikely(s) {
+			t.Errorf("%s, %q, is not likely a stamp", name, s)
+		}
+	}
+	for _, s := range []string{"", ours[1:], ours + "A", strings.Repeat("A", Len)} {
+		if IsLikely(s) {
+			t.Errorf("%q is likely a stamp", s)
+		}
+	}
+	for i := range ours {
+		allowed := alphabet
+		switch i {
+		case 0:
+			allowed = "c"
+		case baseLen:
+			allowed = "."
+		}
+		for c := range 256 {
+			s := ours[:i] + string([]byte{byte(c)}) + ours[i+1:]
+			if got, want := IsLikely(s), strings.IndexByte(allowed, byte(c)) >= 0; got != want {
+				t.Errorf("with %q as letter %d it is likely a stamp: %v, want %v", byte(c), i, got, want)
+			}
+		}
+	}
+}
+
+// Nodes of another version compare these values and route by them. They are HMAC-SHA256 by "first key" of the domain and the name: the
+// tag is the first 6 bytes, the order the next 8, the fingerprint the first 8 of its own domain.
+func TestValuesThatNodesShare(t *testing.T) {
+	k := testKeys[0]
+	if got, want := k.Fingerprint().String(), "b530b3d330968588"; got != want {
+		t.Errorf("fingerprint %s, want %s", got, want)
+	}
+	if got, want := fmt.Sprintf("%x", k.Tag("a:80")), "ba99d9a5c676"; got != want {
+		t.Errorf("tag %s, want %s", got, want)
+	}
+	if got, want := k.Order("a:80"), uint64(0x33837f90d4f1615f); got != want {
+		t.Errorf("order %#x, want %#x", got, want)
 	}
 }
