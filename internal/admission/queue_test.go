@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -219,6 +220,142 @@ func TestQueueIsAsMeant(t *testing.T) {
 				t.Error("something is left when all have left")
 			}
 		})
+	}
+}
+
+// server returns a server with so many sessions, some of which hold no slot.
+func server(lot uint64, sessions, slotless int64) *Server {
+	s := &Server{Lot: lot}
+	s.Sessions.Store(sessions)
+	s.Slotless.Store(slotless)
+	return s
+}
+
+// offer returns what a visit may wait for: the free servers of a pool.
+func offer(pool []*Server, free ...*Server) *Offer {
+	var sums Sums
+	for _, s := range pool {
+		sums.Add(s, slices.Contains(free, s))
+	}
+	return NewOffer(sums, free)
+}
+
+// isCalled says whether the waiter has been called since it was asked last.
+func isCalled(w *Waiter) bool {
+	select {
+	case <-w.Turn():
+		return true
+	default:
+		return false
+	}
+}
+
+// Sessions that hold no slot are overlooked, up to the limit: there are never more than twice as many.
+func TestSlotsTaken(t *testing.T) {
+	for _, tc := range []struct{ sessions, slotless, limit, taken, holding int64 }{
+		{0, 0, 5, 0, 0},
+		{5, 0, 5, 5, 5},
+		{5, 2, 5, 3, 3},
+		{10, 5, 5, 5, 5},
+		{12, 10, 5, 7, 2},
+	} {
+		s := server(1, tc.sessions, tc.slotless)
+		if taken, holding := s.Taken(tc.limit), s.Holding(); taken != tc.taken || holding != tc.holding {
+			t.Errorf("of %d sessions, %d without a slot, %d of %d slots are taken, %d hold one; want %d, %d",
+				tc.sessions, tc.slotless, taken, tc.limit, holding, tc.taken, tc.holding)
+		}
+	}
+}
+
+// A slot that becomes free is the oldest visit's, and nobody else hears of it.
+func TestFreed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, s := NewQueue(), server(1, 2, 0)
+		if !q.IsEmpty() {
+			t.Error("a new queue is not empty")
+		}
+		young, old := NewWaiter(2, time.Minute), NewWaiter(1, time.Minute)
+		for _, w := range []*Waiter{young, old} {
+			q.Enter(w, "policy", 2, offer([]*Server{s}, s), 3)
+		}
+		if q.IsEmpty() {
+			t.Error("the queue is empty though two wait")
+		}
+		freed := func() (called [2]bool) {
+			q.Freed(s, 4)
+			synctest.Wait()
+			return [2]bool{isCalled(old), isCalled(young)}
+		}
+		if got := freed(); got != [2]bool{} {
+			t.Errorf("called while all slots are taken: %v", got)
+		}
+		s.Sessions.Store(1)
+		if got := freed(); got != [2]bool{true, false} {
+			t.Errorf("called for one slot: %v, want the oldest", got)
+		}
+		s.Sessions.Store(0)
+		if got := freed(); got != [2]bool{true, true} {
+			t.Errorf("called for two slots: %v, want both", got)
+		}
+		q.Leave(old, 5)
+		if got := [2]bool{isCalled(old), isCalled(young)}; got != [2]bool{false, true} {
+			t.Errorf("called when the oldest leaves: %v, want the next", got)
+		}
+		q.Leave(young, 5)
+		if !q.IsEmpty() {
+			t.Error("the queue is not empty when all have left")
+		}
+		if got := freed(); got != [2]bool{} {
+			t.Errorf("called after they have left: %v", got)
+		}
+	})
+}
+
+// The turns at a server are as many as its slots, of which sessions without one take none.
+func TestTurnsOfSlotlessSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, s := NewQueue(), server(1, 3, 2) // one of two slots is taken
+		one, two := NewWaiter(1, time.Minute), NewWaiter(2, time.Minute)
+		for _, w := range []*Waiter{one, two} {
+			q.Enter(w, "policy", 2, offer([]*Server{s}, s), 3)
+		}
+		q.Freed(s, 4)
+		synctest.Wait()
+		if called := [2]bool{isCalled(one), isCalled(two)}; called != [2]bool{true, false} {
+			t.Errorf("called for the one slot: %v, want the first", called)
+		}
+		for name, tc := range map[string]struct {
+			w    *Waiter
+			want bool
+		}{"the first": {one, true}, "the second": {two, false}, "one that has just come": {nil, false}} {
+			if got := q.Admits(tc.w, s, 2, 4); got != tc.want {
+				t.Errorf("%s may have the slot: %v, want %v", name, got, tc.want)
+			}
+		}
+	})
+}
+
+// Visits that wait for one pool share what the last one of them found. Those of another pool, even if it has as many servers, do not.
+func TestOffersAreOfPools(t *testing.T) {
+	a, b, c := server(11, 0, 0), server(13, 0, 0), server(17, 0, 0)
+	q := NewQueue()
+	one, other, last := NewWaiter(1, time.Minute), NewWaiter(2, time.Minute), NewWaiter(3, time.Minute)
+	q.Enter(one, "policy", 1, offer([]*Server{a, b}), 4)
+	q.Enter(other, "policy", 1, offer([]*Server{a, c}), 4)
+	q.Enter(last, "policy", 1, offer([]*Server{a, b}, a), 4)
+	if !isCalled(one) {
+		t.Error("a visit is not called when another one finds a free server of its pool")
+	}
+	if isCalled(other) {
+		t.Error("a visit is called for what another pool has free")
+	}
+	q.Enter(last, "policy", 1, offer([]*Server{a, b}, a), 5)
+	if isCalled(one) {
+		t.Error("a visit is called again though nothing has changed")
+	}
+	q.Enter(last, "policy", 1, offer([]*Server{a, b}, b), 5)
+	if !isCalled(one) {
+		t.Error("a visit is not called when another server is free")
 	}
 }
 

@@ -11,8 +11,10 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
@@ -297,6 +299,207 @@ func TestReadPage(t *testing.T) {
 				t.Errorf("readClaim = %+v", c)
 			}
 		})
+	}
+}
+
+// request returns a GET of a path, with headers as "Name: value".
+func request(target string, headers ...string) *http.Request {
+	r := httptest.NewRequest(http.MethodGet, target, nil)
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	return r
+}
+
+// A socket is one of Bokeh's by its path, its upgrade, and a token that can be read.
+func TestReadSocket(t *testing.T) {
+	ours, foreign := bokehtest.Stamp("a:80"), stamp.NewKey([]byte("third")).Stamp(stamp.Tag{})
+	protocol := "Sec-Websocket-Protocol: bokeh, "
+	for name, tc := range map[string]struct {
+		r    *http.Request
+		want Request
+	}{
+		"ours":          {request("/app/ws", "Upgrade: websocket", protocol+bokehtest.Token(t, ours, nil)), Request{Kind: Socket, ID: ours, Stamp: ours}},
+		"upper case":    {request("/app/ws", "Upgrade: WebSocket", protocol+bokehtest.Token(t, ours, nil)), Request{Kind: Socket, ID: ours, Stamp: ours}},
+		"foreign":       {request("/app/ws", "Upgrade: websocket", protocol+bokehtest.Token(t, "x", nil)), Request{Kind: Socket, ID: "x"}},
+		"another key's": {request("/app/ws", "Upgrade: websocket", protocol+bokehtest.Token(t, foreign, nil)), Request{Kind: Socket, ID: foreign, Unknown: true}},
+		"not readable":  {request("/app/ws", "Upgrade: websocket", protocol+"tok"), Request{}},
+		"no token":      {request("/app/ws", "Upgrade: websocket"), Request{}},
+		// What is no socket of Bokeh's may be one of the app's own, or a page.
+		"another path": {request("/app/live", "Upgrade: websocket", protocol+bokehtest.Token(t, ours, nil)), Request{Kind: MaybePage}},
+		"no upgrade":   {request("/app/ws", protocol+bokehtest.Token(t, ours, nil)), Request{LacksUpgrade: true}},
+		// A request that is no page says by our own header whose file it wants.
+		"a file, stamped":                 {request("/app/static/x.js", StampHeader+": "+ours), Request{Kind: MaybePage, Stamp: ours}},
+		"a script, stamped":               {request("/app", "Sec-Fetch-Dest: script", StampHeader+": "+ours), Request{Kind: Other, Stamp: ours}},
+		"a file of a session, stamped":    {request("/app/x.js?bokeh-session-id="+ours, StampHeader+": "+bokehtest.Stamp("b:80")), Request{Kind: MaybePage, ID: ours, GaveID: true, Stamp: ours}},
+		"a file, stamped by somebody":     {request("/app/x.js", StampHeader+": "+foreign), Request{Kind: MaybePage, Unknown: true}},
+		"a page that says it is stamped":  {request("/app", StampHeader+": "+ours), Request{Kind: Page}},
+		"a page of a session of another":  {request("/app?bokeh-session-id=" + foreign), Request{Kind: Page, ID: foreign, GaveID: true, Unknown: true}},
+		"a page with a token of another":  {request("/app?bokeh-token=" + bokehtest.Token(t, foreign, nil)), Request{Kind: Page, ID: foreign, GaveID: true, Unknown: true}},
+		"another key's, and ours beside":  {request("/app/ws", "Upgrade: websocket", protocol+bokehtest.Token(t, foreign, map[string]any{StampHeader: ours})), Request{Kind: Socket, ID: foreign, Stamp: ours}},
+		"another key's, and rubbish then": {request("/app/ws", "Upgrade: websocket", protocol+bokehtest.Token(t, foreign, map[string]any{StampHeader: "x"})), Request{Kind: Socket, ID: foreign, Unknown: true}},
+	} {
+		got := ReadRequest(tc.r, bokehtest.Ring)
+		if got.Kind != tc.want.Kind || got.ID != tc.want.ID || got.Stamp != tc.want.Stamp || got.GaveID != tc.want.GaveID ||
+			got.Unknown != tc.want.Unknown || got.LacksUpgrade != tc.want.LacksUpgrade {
+			t.Errorf("%s: %+v, want %+v", name, got, tc.want)
+		}
+	}
+}
+
+// A websocket that has lost its Upgrade header on the way is known by what no page's script can set.
+func TestLacksUpgrade(t *testing.T) {
+	post := request("/app/ws", "Sec-Websocket-Key: x")
+	post.Method = http.MethodPost
+	for name, tc := range map[string]struct {
+		r    *http.Request
+		want bool
+	}{
+		"a key":        {request("/app/ws", "Sec-Websocket-Key: x"), true},
+		"a version":    {request("/app/ws", "Sec-Websocket-Version: 13"), true},
+		"a protocol":   {request("/app/ws", "Sec-Websocket-Protocol: bokeh, x"), true},
+		"none":         {request("/app/ws"), false},
+		"an upgrade":   {request("/app/ws", "Sec-Websocket-Key: x", "Upgrade: websocket"), false},
+		"another path": {request("/app/wss", "Sec-Websocket-Key: x"), false},
+		"no GET":       {post, false},
+	} {
+		if got := ReadRequest(tc.r, bokehtest.Ring).LacksUpgrade; got != tc.want {
+			t.Errorf("%s: it lacks its upgrade: %v, want %v", name, got, tc.want)
+		}
+	}
+}
+
+// A form may name a session, so no id may be added to a request that brings one; a body of its own may fail for its own reasons.
+func TestBodies(t *testing.T) {
+	for name, tc := range map[string]struct {
+		content      string
+		length       int64
+		version      int
+		form, brings bool
+	}{
+		"none":                   {"", 0, 1, false, false},
+		"JSON":                   {"application/json", 5, 1, false, true},
+		"a form":                 {"application/x-www-form-urlencoded; charset=utf-8", 5, 1, true, true},
+		"parts":                  {"multipart/form-data; boundary=x", 5, 1, true, true},
+		"an empty form":          {"application/x-www-form-urlencoded", 0, 1, false, false},
+		"a form of any length":   {"application/x-www-form-urlencoded", -1, 1, true, true},
+		"over HTTP/2":            {"multipart/form-data", -1, 2, true, true},
+		"over HTTP/3":            {"multipart/form-data", -1, 3, true, false},
+		"over HTTP/3, of length": {"multipart/form-data", 5, 3, true, true},
+	} {
+		r := request("/app", "Content-Type: "+tc.content)
+		r.ContentLength, r.ProtoMajor = tc.length, tc.version
+		if got := ReadRequest(r, bokehtest.Ring).GaveID; got != tc.form {
+			t.Errorf("%s: it may bring an id: %v, want %v", name, got, tc.form)
+		}
+		if got := BringsBody(r); got != tc.brings {
+			t.Errorf("%s: it has a body: %v, want %v", name, got, tc.brings)
+		}
+	}
+}
+
+// These endings are those of files that dashboards load.
+func TestFileEndings(t *testing.T) {
+	const endings = ".js .mjs .css .map .json .wasm .png .jpg .jpeg .gif .svg .ico .webp .avif .woff .woff2 .ttf .otf .eot" +
+		" .txt .xml .csv .pdf .zip .gz .mp3 .mp4 .webm"
+	for ending := range strings.FieldsSeq(endings) {
+		for _, e := range []string{ending, strings.ToUpper(ending)} {
+			if !HasFileEnding("/app/x"+e) || HasFileEnding("/app"+e+"/x") || HasFileEnding("/app/x"+e+"2x") {
+				t.Errorf("%s is no ending of a file, or is one elsewhere", e)
+			}
+		}
+	}
+	if HasFileEnding("/app") || HasFileEnding("/app.v2") || HasFileEnding("") {
+		t.Error("an app is taken for a file")
+	}
+}
+
+// Bokeh refuses a token that is older than it says itself.
+func TestExpires(t *testing.T) {
+	for expiry, want := range map[string]int64{
+		`1795470935`: 1795470935, `1795470935.9`: 1795470935, `1.795470935e9 `: 1795470935, `0`: 0, `1099511627775`: 1099511627775,
+		`1099511627776`: 0, `1e300`: 0, `-5`: 0, `"1795470935"`: 0, `null`: 0, `[1]`: 0, `1x`: 0,
+	} {
+		for _, text := range []string{`{"session_id":"x","session_expiry":` + expiry + `}`, `{"session_expiry":` + expiry + `, "session_id":"x"}`} {
+			if got := ReadToken(base64url.EncodeToString([]byte(text)), bokehtest.Ring).Expires; got != want {
+				t.Errorf("%s: it expires at %d, want %d", text, got, want)
+			}
+		}
+	}
+	if got := ReadToken(base64url.EncodeToString([]byte(`{"session_id":"x"}`)), bokehtest.Ring).Expires; got != 0 {
+		t.Errorf("a token that does not say expires at %d", got)
+	}
+	for expires, want := range map[int64]bool{0: false, 99: true, 100: false, 101: false} {
+		r := Request{Expires: expires}
+		if got := r.IsExpired(time.Unix(100, 999)); got != want {
+			t.Errorf("a token that expires at %d is refused at 100: %v, want %v", expires, got, want)
+		}
+	}
+}
+
+// What is read of a token is bounded, and what is within the bounds is read.
+func TestBoundsOfTokens(t *testing.T) {
+	good := bokehtest.Stamp("a:80")
+	forged := good[:40] + "AAAA" + good[44:]
+	headers := func(before int, name, value string) string {
+		text := `{"headers":{` + strings.Repeat(fmt.Sprintf("%q:%q,", name, value), before) + fmt.Sprintf("%q:%q}}", StampHeader, good)
+		return base64url.EncodeToString(fmt.Appendf(nil, `{"session_id":"x","__bk__zlib_":%q}`, bokehtest.Pack(t, text)))
+	}
+	named := func(before int) string {
+		return base64url.EncodeToString([]byte(`{"a":["session_id"` + strings.Repeat(`,"session_id"`, before-1) + `],"session_id":"` + good + `"}`))
+	}
+	whole := base64url.EncodeToString(fmt.Appendf(nil, `{"session_id":%q}`, good))
+	for name, tc := range map[string]struct {
+		token string
+		want  bool
+	}{
+		"as many headers as there may be": {headers(maxPackedHeaders-1, "A", "b"), true},
+		"one more":                        {headers(maxPackedHeaders, "A", "b"), false},
+		"as many stamps as there may be":  {headers(maxPackedStamps-1, StampHeader, forged), true},
+		"one more stamp":                  {headers(maxPackedStamps, StampHeader, forged), false},
+		"ids are no stamps":               {headers(maxPackedStamps, SessionIDHeader, forged), true},
+		"as many names as there may be":   {named(maxNames - 1), true},
+		"one more name":                   {named(maxNames), false},
+		"as long as it may be":            {whole + "." + strings.Repeat("s", maxTokenLen-len(whole)-1), true},
+		"one letter more":                 {whole + "." + strings.Repeat("s", maxTokenLen-len(whole)), false},
+	} {
+		if got := ReadToken(tc.token, bokehtest.Ring).Stamp == good; got != tc.want {
+			t.Errorf("%s: the stamp is found: %v, want %v", name, got, tc.want)
+		}
+	}
+	ids := func(before int) string {
+		text := `{"headers":{` + strings.Repeat(fmt.Sprintf("%q:%q,", SessionIDHeader, forged), before) + fmt.Sprintf("%q:%q}}", SessionIDHeader, good)
+		return base64url.EncodeToString(fmt.Appendf(nil, `{"session_id":"x","__bk__zlib_":%q}`, bokehtest.Pack(t, text)))
+	}
+	for before, want := range map[int]bool{maxPackedStamps - 1: true, maxPackedStamps: false} {
+		if got := ReadToken(ids(before), bokehtest.Ring).Stamp == good; got != want {
+			t.Errorf("behind %d other ids the stamp is found: %v, want %v", before, got, want)
+		}
+	}
+}
+
+// Where the first stamp names nobody here the others are left to try, and the packed ones come before the id.
+func TestOtherStamps(t *testing.T) {
+	a, b, c := bokehtest.Stamp("a:80"), bokehtest.Stamp("b:80"), bokehtest.Stamp("c:80")
+	token := bokehtest.Token(t, a, map[string]any{StampHeader: b})
+	r := ReadToken(token, bokehtest.Ring)
+	if r.Stamp != a || len(r.Others) != 0 {
+		t.Errorf("of an id of ours: stamp %q, others %q", r.Stamp, r.Others)
+	}
+	r.ReadPackedStamp(bokehtest.Ring)
+	if r.Stamp != b || r.Tag != bokehtest.Ring[0].Tag("b:80") || !slices.Equal(r.Others, []string{a}) {
+		t.Errorf("the packed one: stamp %q, others %q", r.Stamp, r.Others)
+	}
+	r = ReadToken(bokehtest.Token(t, "x", map[string]any{StampHeader: b, SessionIDHeader: c}), bokehtest.Ring)
+	if r.Stamp != b || !slices.Equal(r.Others, []string{c}) {
+		t.Errorf("of two packed: stamp %q, others %q", r.Stamp, r.Others)
+	}
+	if !r.TryAll(r.Others, bokehtest.Ring) || r.Stamp != c || len(r.Others) != 0 {
+		t.Errorf("the other one: stamp %q, others %q", r.Stamp, r.Others)
+	}
+	if r.TryAll([]string{"x"}, bokehtest.Ring) || r.Stamp != c || r.TryAll(nil, bokehtest.Ring) {
+		t.Error("there is another one")
 	}
 }
 
