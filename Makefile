@@ -1,7 +1,7 @@
 # The project's commands, each a line or a script; `make` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build unit race e2e lint fmt fuzz bench bench-peers stacks xcaddy clean
+.PHONY: help demo test build unit race e2e lint fmt fuzz bench bench-peers stacks records xcaddy clean
 
 FUZZTIME ?= 30s
 BENCH ?= .
@@ -62,6 +62,9 @@ bench-peers: ## HAProxy, nginx, Caddy's own policies and this one side by side: 
 stacks: ## what `make e2e` does with every stack, and the table of them in docs/bokeh-servers.md written anew
 	@scripts/need e2e
 	cd e2e && UPDATE_DOCS=1 go test -count=1 -timeout 30m -run '^TestStacks$$' -v .
+
+records: ## what the version before keeps in the storage, written anew into testdata/records by a Caddy of that version
+	@scripts/records
 
 xcaddy: ## Caddy with this module as users build it, as .build/caddy-xcaddy
 	@scripts/test xcaddy
