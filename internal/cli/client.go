@@ -17,9 +17,10 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 )
 
-// adminClient talks to the admin API of a running Caddy.
+// adminClient talks to the admin API of a running Caddy. All methods may be called by any goroutine.
 type adminClient struct {
 	address string
+	request func(address, method, uri string, headers http.Header, body io.Reader) (*http.Response, error)
 }
 
 func newAdminClient(fl caddycmd.Flags) (*adminClient, error) {
@@ -30,10 +31,10 @@ func newAdminClient(fl caddycmd.Flags) (*adminClient, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the admin API: %w", err)
 	}
-	return &adminClient{address}, nil
+	return &adminClient{address, caddycmd.AdminAPIRequest}, nil
 }
 
-// do sends a request and reads the answer.
+// do sends a request and reads the answer. One that is to be waited for and did not come in time tells how it stands then, as any other.
 func (c *adminClient) do(ctx context.Context, method, uri string, body, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, api.AnswerTimeout)
 	defer cancel()
@@ -52,7 +53,7 @@ func (c *adminClient) do(ctx context.Context, method, uri string, body, into any
 	answered := make(chan answer, 1)
 	go func() { // Caddy's client cannot be told to give up.
 		// It makes connections of its own for every request, which nobody would close.
-		res, err := caddycmd.AdminAPIRequest(c.address, method, uri, http.Header{"Connection": {"close"}}, reader)
+		res, err := c.request(c.address, method, uri, http.Header{"Connection": {"close"}}, reader)
 		if err != nil {
 			answered <- answer{err: err}
 			return
@@ -63,6 +64,9 @@ func (c *adminClient) do(ctx context.Context, method, uri string, body, into any
 	}()
 	select {
 	case a := <-answered:
+		if late, ok := lateAnswer(a.err); ok {
+			a = answer{text: late}
+		}
 		if a.err != nil {
 			return c.explain(a.err)
 		}
@@ -90,17 +94,43 @@ func (c *adminClient) explain(err error) error {
 			return silentError{fmt.Errorf("no Caddy answers at %s (--address or --config say where its admin API is)", c.address)}
 		}
 	}
-	var said struct {
-		Error string `json:"error"`
+	status, _ := answerIn(err)
+	if i := strings.Index(err.Error(), "{"); i >= 0 {
+		if said, _ := errorIn(err.Error()[i:]); said != "" {
+			return saidError{errors.New(said)}
+		}
 	}
-	if i := strings.Index(err.Error(), "{"); i >= 0 && json.Unmarshal([]byte(err.Error()[i:]), &said) == nil && said.Error != "" {
-		return saidError{errors.New(said.Error)}
-	}
-	if _, said, ok := strings.Cut(err.Error(), "responded with error: "); ok {
-		status, _, _ := strings.Cut(said, ": ")
+	if status != "" {
 		return c.isNoAPI(status)
 	}
 	return fmt.Errorf("asking Caddy at %s: %w", c.address, err)
+}
+
+// lateAnswer returns the answer in an error of Caddy's client, if it is one that says that the time is up, and how it stands.
+func lateAnswer(err error) (text []byte, ok bool) {
+	status, body := answerIn(err)
+	said, isJSON := errorIn(body)
+	return []byte(body), status == "HTTP 504" && isJSON && said == ""
+}
+
+// answerIn returns the status and the body of the answer that Caddy's client has made an error of, or nothing if it had none.
+func answerIn(err error) (status, body string) {
+	if err == nil {
+		return "", ""
+	}
+	if _, said, ok := strings.Cut(err.Error(), "responded with error: "); ok {
+		status, body, _ = strings.Cut(said, ": ")
+	}
+	return status, body
+}
+
+// errorIn returns the error that the admin API tells in JSON, and whether it is JSON at all.
+func errorIn(text string) (said string, isJSON bool) {
+	var body struct {
+		Error string `json:"error"`
+	}
+	err := json.Unmarshal([]byte(text), &body)
+	return body.Error, err == nil
 }
 
 func (c *adminClient) isNoAPI(why any) error {

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -17,18 +19,22 @@ import (
 )
 
 const (
-	// pollPause is how often --wait asks. Each time is a request of its own, so that Caddy may reload
-	// or restart meanwhile.
-	pollPause = time.Second
+	// waitSlice is how long --wait lets Caddy keep an answer back. Caddy answers earlier only if the upstream is drained, and not when
+	// the number of sessions changes, of which people are shown every second. Each slice is a request of its own, so that Caddy may
+	// reload or restart meanwhile.
+	waitSlice = time.Second
 
-	// restartWait is how long --wait tries to reach a Caddy before anything is marked.
-	restartWait = 10 * time.Second
+	// retryInterval is how often --wait asks at most.
+	retryInterval = time.Second
+
+	// restartTimeout is how long --wait tries to reach a Caddy before anything is marked.
+	restartTimeout = 10 * time.Second
 )
 
 // awaitCaddy waits for a moment where no Caddy answers: it may be restarting, and whoever waits for a drain
 // waits for that as well.
 func (c *adminClient) awaitCaddy(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, restartWait)
+	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
 	defer cancel()
 	for said := false; ; said = true {
 		err := c.do(ctx, http.MethodGet, api.NodePath, nil, new(api.Node))
@@ -36,22 +42,23 @@ func (c *adminClient) awaitCaddy(ctx context.Context) {
 			return
 		}
 		if !said {
-			say(os.Stderr, "%v; trying for %v\n", err, restartWait)
+			say(os.Stderr, "%v; trying for %v\n", err, restartTimeout)
 		}
 		select {
-		case <-time.After(pollPause / 4):
+		case <-time.After(retryInterval / 4):
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// awaitDrained returns when the named upstreams are drained, or ctx ends, and how to exit then.
+// awaitDrained returns when the named upstreams are drained, or ctx ends, and how to exit then. It asks for all upstreams first, so that
+// something is shown, and whenever an answer leaves a doubt; else it lets Caddy wait.
 func (c *adminClient) awaitDrained(ctx context.Context, p progress, names []string) (int, error) {
-	tick := time.NewTicker(pollPause)
+	tick := time.NewTicker(retryInterval)
 	defer tick.Stop()
-	for {
-		left, err := c.left(ctx, names)
+	for waits := false; ; {
+		left, err := c.left(ctx, names, waits)
 		switch {
 		case err == nil && len(left) == 0:
 			p.done("drained: " + strings.Join(names, ", "))
@@ -60,10 +67,17 @@ func (c *adminClient) awaitDrained(ctx context.Context, p progress, names []stri
 			p.end()
 			return caddy.ExitCodeFailedStartup, err
 		case ctx.Err() != nil: // that the answer did not come any more is no trouble
+		case errors.Is(err, errDoubt): // nor is this
+			waits = false
 		case err != nil:
 			p.trouble(err)
+			waits = false
 		default:
 			p.show(left)
+			if !waits {
+				waits = true
+				continue
+			}
 		}
 		select {
 		case <-tick.C:
@@ -78,10 +92,29 @@ func (c *adminClient) awaitDrained(ctx context.Context, p progress, names []stri
 	}
 }
 
-var errNotDraining = errors.New("is not draining any more; somebody has taken it back")
+var (
+	errNotDraining = errors.New("is not draining any more; somebody has taken it back")
 
-// left returns those of the named upstreams that are not drained.
-func (c *adminClient) left(ctx context.Context, names []string) (left []api.Upstream, err error) {
+	// errDoubt is said of an answer that tells too little: Caddy loads a config or ends and lets nobody wait, or the upstream does not
+	// drain, as far as Caddy knows. All answers together tell more.
+	errDoubt = errors.New("the answer leaves a doubt")
+)
+
+// left returns those of the named upstreams that are not drained: at once, or after a slice of waiting. What was drained by then may have
+// been so at different moments; so where there are several, it is asked whether they are at one.
+func (c *adminClient) left(ctx context.Context, names []string, waits bool) ([]api.Upstream, error) {
+	if !waits {
+		return c.list(ctx, names)
+	}
+	left, err := c.wait(ctx, names)
+	if err == nil && len(left) == 0 && len(names) > 1 {
+		return c.list(ctx, names)
+	}
+	return left, err
+}
+
+// list asks for all upstreams, and returns those of the named ones that are not drained.
+func (c *adminClient) list(ctx context.Context, names []string) (left []api.Upstream, err error) {
 	var all []api.Upstream
 	if err := c.do(ctx, http.MethodGet, api.UpstreamsPath, nil, &all); err != nil {
 		return nil, err
@@ -103,4 +136,33 @@ func (c *adminClient) left(ctx context.Context, names []string) (left []api.Upst
 		}
 	}
 	return left, nil
+}
+
+// wait asks for each of the named upstreams when it is drained, for all at the same time, and returns those that are not after a slice.
+func (c *adminClient) wait(ctx context.Context, names []string) (left []api.Upstream, err error) {
+	all, errs := make([]api.Upstream, len(names)), make([]error, len(names))
+	var asked sync.WaitGroup
+	for i, name := range names {
+		asked.Go(func() { all[i], errs[i] = c.waitForOne(ctx, name) })
+	}
+	asked.Wait()
+	for i, st := range all {
+		switch {
+		case errs[i] != nil:
+			return nil, errs[i]
+		case st.State != api.StateDrained:
+			left = append(left, st)
+		}
+	}
+	return left, nil
+}
+
+// waitForOne asks for the named upstream when it is drained, and returns what is told of it then, or after a slice.
+func (c *adminClient) waitForOne(ctx context.Context, name string) (st api.Upstream, err error) {
+	uri := api.UpstreamsPath + "/" + url.PathEscape(name) + "?wait=" + waitSlice.String()
+	err = c.do(ctx, http.MethodGet, uri, nil, &st)
+	if _, said := errors.AsType[saidError](err); said || err == nil && st.Drain == nil {
+		err = errDoubt
+	}
+	return st, err
 }
