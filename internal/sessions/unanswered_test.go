@@ -89,3 +89,20 @@ func TestUnansweredAgainstModel(t *testing.T) {
 		}
 	}
 }
+
+// An upstream that has answered a moment ago weighs what it owes, and any other one as much more as a browser asks for at a time.
+func TestWeightOfUnanswered(t *testing.T) {
+	var u Unanswered
+	one, two := new(Question), new(Question)
+	u.Ask(one, time.Minute)
+	u.Ask(two, time.Minute)
+	if got := u.Weight(time.Minute); got != 8 {
+		t.Errorf("where no answer ever came it weighs %d, want 8", got)
+	}
+	u.Answered(one, time.Minute)
+	for now, want := range map[time.Duration]int64{time.Minute: 1, 61 * time.Second: 1, 61*time.Second + 1: 7} {
+		if got := u.Weight(now); got != want {
+			t.Errorf("%v after an answer it weighs %d, want %d", now-time.Minute, got, want)
+		}
+	}
+}
