@@ -31,19 +31,19 @@ func (rn *run) hasTurn(s *sessions.Seldom, every, now time.Duration) bool {
 }
 
 // hasFailed says whether the run's client has met a failure lately at one of these but the given one.
-func (rn *run) hasFailed(pool []*member, but *member, now time.Duration) bool {
+func (rn *run) hasFailed(pool []candidate, but *member, now time.Duration) bool {
 	client := rn.clientHash()
-	return slices.ContainsFunc(pool, func(m *member) bool {
-		_, lately := m.History.Failures.Rests(client, failuresKept, now)
-		return m != but && lately
+	return slices.ContainsFunc(pool, func(c candidate) bool {
+		_, lately := c.History.Failures.Rests(client, failuresKept, now)
+		return c.member != but && lately
 	})
 }
 
 // hadChoice says whether the run's new session could have gone elsewhere than it went, and its client had no say in that.
 func (rn *run) hadChoice(a *attempt) bool {
 	limit := int64(rn.s.MaxSessions)
-	return rn.s.GroupBy == "" && slices.ContainsFunc(a.peers, func(m *member) bool {
-		return m != a.m && !m.Drain.On() && (!rn.isCapped() || m.Slots.Taken(limit) < limit)
+	return rn.s.GroupBy == "" && slices.ContainsFunc(a.peers, func(c candidate) bool {
+		return c.member != a.m && !c.Drain.On() && (!rn.isCapped() || c.Slots.Taken(limit) < limit)
 	})
 }
 
@@ -106,7 +106,7 @@ func (rn *run) clear(a *attempt, now time.Duration) {
 		}
 		a.m.History.Failing.Came(of)
 		for _, m := range a.peers {
-			if there := m.History.Failing.Share(of); m == a.m || there > 0 && there < 2*here {
+			if there := m.History.Failing.Share(of); m.member == a.m || there > 0 && there < 2*here {
 				m.FailedPages.Outlived(now)
 			}
 		}
@@ -125,11 +125,11 @@ func (rn *run) weighFailed(a *attempt, now time.Duration) {
 }
 
 // meanShare is the share of an app's pages that fail at the others of a pool.
-func meanShare(pool []*member, but *member, of sessions.App) float64 {
+func meanShare(pool []candidate, but *member, of sessions.App) float64 {
 	sum, n := 0.0, 0
-	for _, m := range pool {
-		if m != but {
-			sum += m.History.Failing.Share(of)
+	for _, c := range pool {
+		if c.member != but {
+			sum += c.History.Failing.Share(of)
 			n++
 		}
 	}

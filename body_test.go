@@ -188,7 +188,7 @@ func TestBodyOverHTTP3(t *testing.T) {
 		none, endOfNone := ask("")
 		close(endOfNone.more)
 		synctest.Wait()
-		u := s.index.Load().members[0]
+		u := s.index.Load().all[0].member
 		if got := u.Count(sessions.Building); got != 1 {
 			t.Errorf("%d pages are built, want that which is complete", got)
 		}
@@ -214,7 +214,7 @@ func TestPagesThatNobodyWaitsFor(t *testing.T) {
 			r.run().connected(r.run().attempt)
 			return r
 		}
-		u := func() *sessions.Upstream { return s.index.Load().members[0].Upstream }
+		u := func() *sessions.Upstream { return s.index.Load().all[0].member.Upstream }
 		weighs := func(when string, want int64) {
 			t.Helper()
 			synctest.Wait()

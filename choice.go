@@ -12,7 +12,17 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
-// fresh returns the place of the upstream for a new session. A Bokeh server runs app code on one
+// pick is what a choice comes to. Making it changes nothing.
+type pick struct {
+	*candidate // nil if there is none
+	decision   decision
+	from       *candidate // that the session leaves, or nil
+	probes     bool       // the visit is to try whether the upstream is well again
+	unwell     bool       // none of those that take new sessions is well
+	startsOver bool       // all have been tried, so it starts over
+}
+
+// fresh picks the upstream for a new session. A Bokeh server runs app code on one
 // thread, so the pages building there are its queue, and the sessions what it carries: the shortest
 // wait wins, then the fewest sessions, then chance.
 //
@@ -27,38 +37,18 @@ import (
 // a server is idle (20 % less with one page in ten heavy, but four times more at 90 % load as soon as a turn
 // costs 5 % of a page); the least time since the last choice to break ties (nothing, and the sessions
 // drift apart). A cold server is taken like any other: its first page is slow, and weighs as one.
-func (rn *run) fresh(v *view) int {
-	for {
-		i := rn.ofItsGroup(v)
-		if i < 0 {
-			i = rn.untried(v, func(i int) bool { return rn.takes(v, i) }, func(m *member) weight { return rn.wait(m, v.now) })
-		}
-		if i < 0 || !v.members[i].Breaker.Tripped() {
-			return i
-		}
-		m := v.members[i]
-		if !m.Breaker.Blocks(v.now) && !rn.mayFail {
-			if !m.Breaker.BeginProbe(v.now) {
-				v.avoided = nil
-				continue // another visit tries it already, so it weighs more now than it did
-			}
-			rn.probe = m
-		}
-		if v.allThatTake(func(m *member) bool { return m.Breaker.Tripped() }) {
-			rn.noneIsWell = v.members[:v.present]
-		}
-		return i
+func (rn *run) fresh(cs *candidates) pick {
+	p := pick{candidate: rn.ofItsGroup(cs)}
+	if p.candidate == nil {
+		room := rn.room(cs)
+		p = rn.untried(cs, room.isFor, func(m *member) weight { return rn.wait(m, cs.now) })
 	}
-}
-
-// allThatTake says whether something is true of all upstreams that take new sessions.
-func (v *view) allThatTake(is func(*member) bool) bool {
-	for i, m := range v.members[:v.present] {
-		if v.takesNew(i) && !is(m) {
-			return false
-		}
+	if p.candidate != nil && p.Breaker.Tripped() {
+		p.probes = !p.Breaker.Blocks(cs.now) && !rn.mayFail
+		p.unwell = cs.allThatTake(func(c *candidate) bool { return c.Breaker.Tripped() })
 	}
-	return true
+	p.decision = decisionNew
+	return p
 }
 
 // avoids says whether this run's new session should go elsewhere than to m, as long as there is another upstream. A
@@ -79,53 +69,44 @@ func (rn *run) wait(m *member, now time.Duration) weight {
 	return w
 }
 
-// ofItsGroup returns the place of the upstream for a new session of this run's group, or -1 if it is in
+// ofItsGroup returns the upstream for a new session of this run's group, or nil if it is in
 // none, or the group has nowhere to be but where all others may go as well.
-func (rn *run) ofItsGroup(v *view) int {
+func (rn *run) ofItsGroup(cs *candidates) *candidate {
 	if rn.s.GroupBy == "" || rn.repl == nil {
-		return -1
+		return nil
 	}
 	group, err := rn.repl.ReplaceOrErr(rn.s.GroupBy, false, true)
 	if err != nil {
-		rn.s.unknownGroup(v.now, err)
-		return -1
+		rn.s.unknownGroup(cs.now, err)
+		return nil
 	}
 	if group == "" {
-		return -1
+		return nil
 	}
-	return v.first(group, func(i int) bool {
-		m := v.members[i]
-		return rn.takes(v, i) && !rn.avoids(m, v.now) && !slices.Contains(rn.tried, m)
+	room := rn.room(cs)
+	return cs.first(group, func(c *candidate) bool {
+		return room.isFor(c) && !rn.avoids(c.member, cs.now) && !slices.Contains(rn.tried, c.member)
 	})
 }
 
-// any returns the place of an upstream for what any server answers. One that is stalled gets nothing as long as
+// shared picks an upstream for what any server answers. One that is stalled gets nothing as long as
 // there is another one; else the fewest pages being built decide, then how much is unanswered. The files of
 // extensions are known to a server only once it has built a page. One that was asked for a file already, and does not
 // have it, is asked again only if there is no other.
-func (rn *run) any(v *view) int {
-	ease := func(m *member) weight { return rn.ease(m, v.now) }
-	asked := askedOf(rn.ctx)
-	unasked := func(i int) bool { return v.takesShared(i) && !asked.has(v.members[i]) }
-	i := rn.untried(v, unasked, ease)
-	if i < 0 && asked != nil {
-		i = rn.untried(v, v.takesShared, ease)
+func (rn *run) shared(cs *candidates) pick {
+	ease := func(m *member) weight { return rn.ease(m, cs.now) }
+	p := rn.untried(cs, rn.unasked(cs), ease)
+	if p.candidate == nil && askedOf(rn.ctx) != nil {
+		p.candidate = cs.least(cs.takesShared, ease)
 	}
-	if i >= 0 && asked != nil {
-		asked.members = append(asked.members, v.members[i])
-		asked.left = v.any(unasked)
-	}
-	return i
+	p.decision = decisionShared
+	return p
 }
 
-// any says whether one of the upstreams may be taken.
-func (v *view) any(may func(int) bool) bool {
-	for i := range v.present {
-		if may(i) {
-			return true
-		}
-	}
-	return false
+// unasked returns what says whether an upstream may be asked for what any server answers, and was not asked for it yet.
+func (rn *run) unasked(cs *candidates) func(*candidate) bool {
+	asked := askedOf(rn.ctx)
+	return func(c *candidate) bool { return cs.takesShared(c) && !asked.has(c.member) }
 }
 
 // ease weighs how soon m answers this run's shared request.
@@ -142,32 +123,31 @@ func (rn *run) ease(m *member, now time.Duration) weight {
 	return w
 }
 
-// untried returns the place of the least of the upstreams that may be taken and that this run has
+// untried picks the least of the upstreams that may be taken and that this run has
 // not tried. When all have been tried it starts over, so that a pool of one can ride out a restart.
-func (rn *run) untried(v *view, may func(int) bool, weigh func(*member) weight) int {
-	i := v.least(func(i int) bool {
-		return !slices.Contains(rn.tried, v.members[i]) && may(i)
-	}, weigh)
-	if i < 0 && len(rn.tried) > 0 {
-		rn.tried = rn.tried[:0]
-		i = v.least(may, weigh)
+func (rn *run) untried(cs *candidates, may func(*candidate) bool, weigh func(*member) weight) pick {
+	p := pick{candidate: cs.least(func(c *candidate) bool {
+		return !slices.Contains(rn.tried, c.member) && may(c)
+	}, weigh)}
+	if p.candidate == nil && len(rn.tried) > 0 {
+		p.candidate, p.startsOver = cs.least(may, weigh), true
 	}
-	return i
+	return p
 }
 
-// least returns the place of the member that weighs least among those that may be taken, ties
-// at random, or -1.
-func (v *view) least(may func(int) bool, weigh func(*member) weight) int {
-	best, least, lot := -1, weight{}, uint64(0)
+// least returns the one that weighs least among those that may be taken, ties at random, or nil.
+func (cs *candidates) least(may func(*candidate) bool, weigh func(*member) weight) (best *candidate) {
+	least, lot := weight{}, uint64(0)
 	seed := rand.Uint64()
-	for i, m := range v.members[:v.present] {
-		w := weigh(m)
+	for i := range cs.all {
+		c := &cs.all[i]
+		w := weigh(c.member)
 		// Among equals the highest lot wins: one random number serves for all.
 		draw := mix(seed + uint64(i))
-		if best >= 0 && (least.less(w) || w == least && draw < lot) || !may(i) {
+		if best != nil && (least.less(w) || w == least && draw < lot) || !may(c) {
 			continue
 		}
-		best, least, lot = i, w, draw
+		best, least, lot = c, w, draw
 	}
 	return best
 }
@@ -198,19 +178,20 @@ func (rn *run) lesson(a *attempt, now time.Duration) time.Duration {
 	return a.took
 }
 
-// first returns the place of the member that comes first in the rendezvous order of an id
+// first returns the one that comes first in the rendezvous order of an id
 // (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998) among those
-// that may be taken, or -1. Nodes that know the same upstreams agree on it without talking.
-func (v *view) first(id string, may func(int) bool) int {
-	digest := v.ring.Digest(id)
+// that may be taken, or nil. Nodes that know the same upstreams agree on it without talking.
+func (cs *candidates) first(id string, may func(*candidate) bool) (best *candidate) {
+	digest := cs.ring.Digest(id)
 	seed := binary.BigEndian.Uint64(digest[:8])
-	best, highest := -1, uint64(0)
-	for i, m := range v.members[:v.present] {
-		if !may(i) {
+	highest := uint64(0)
+	for i := range cs.all {
+		c := &cs.all[i]
+		if !may(c) {
 			continue
 		}
-		if s := mix(seed ^ m.keyedBy(v.ring).order); best < 0 || s > highest {
-			best, highest = i, s
+		if s := mix(seed ^ c.keyedBy(cs.ring).order); best == nil || s > highest {
+			best, highest = c, s
 		}
 	}
 	return best

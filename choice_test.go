@@ -313,7 +313,7 @@ func TestLessons(t *testing.T) {
 			for i := range 40 {
 				visit(fmt.Sprint("192.0.2.", 10+i), "", 10*time.Millisecond)
 			}
-			u := s.index.Load().members[0]
+			u := s.index.Load().all[0].member
 			before := u.Slowness()
 			learned := int64(0)
 			for range 30 {

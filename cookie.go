@@ -28,27 +28,28 @@ func (rn *run) readCookie(r *http.Request) {
 	}
 }
 
-// ofItsBrowser returns the place of the upstream where the browser's newest page is, if that is well and takes new
-// sessions, or -1. A tag cannot be guessed, so nobody names an upstream that he was not given. A page goes where it is
+// ofItsBrowser returns the upstream where the browser's newest page is, if that is well and takes new
+// sessions, or nil. A tag cannot be guessed, so nobody names an upstream that he was not given. A page goes where it is
 // ready first; but what may be one, under a path that has never been a page's, is more likely a link to what a page has made.
-func (rn *run) ofItsBrowser(v *view) int {
+func (rn *run) ofItsBrowser(cs *candidates) *candidate {
 	if rn.cookie == "" || rn.Kind == bokeh.Page && (bokeh.IsEmbedded(path.Base(rn.path)) || rn.isAtApp()) {
-		return -1
+		return nil
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(rn.cookie)
 	if err != nil || len(raw) != stamp.TagLen {
-		return -1
+		return nil
 	}
+	room := rn.room(cs)
 	for _, k := range *rn.ring {
-		i := v.named(k, stamp.Tag(raw))
-		if i < 0 || i >= v.present {
+		c := cs.named(k, stamp.Tag(raw))
+		if c == nil || c.gone {
 			continue
 		}
-		if m := v.members[i]; rn.takes(v, i) && !m.Breaker.Tripped() && !rn.avoids(m, v.now) && !slices.Contains(rn.tried, m) {
-			return i
+		if room.isFor(c) && !c.Breaker.Tripped() && !rn.avoids(c.member, cs.now) && !slices.Contains(rn.tried, c.member) {
+			return c
 		}
 	}
-	return -1
+	return nil
 }
 
 // setCookie lets the browser know where its newest page is, with the answer that is that page. rn.mu is locked.

@@ -12,12 +12,12 @@ func (ms *members) drain(addrs []string) {
 }
 
 // allDrain says whether the upstreams that are healthy are all draining.
-func allDrain(v *view) bool {
+func (cs *candidates) allDrain() bool {
 	found := false
-	for i, m := range v.members[:v.present] {
-		switch {
-		case !v.isHealthy(i):
-		case !m.Drain.On():
+	for i := range cs.all {
+		switch c := &cs.all[i]; {
+		case !cs.isHealthy(c):
+		case !c.Drain.On():
 			return false
 		default:
 			found = true

@@ -115,5 +115,11 @@ func askedOf(ctx context.Context) *askedUpstreams {
 	return a
 }
 
+// add takes note that m is asked, and whether another one could be.
+func (a *askedUpstreams) add(m *member, left bool) {
+	a.members = append(a.members, m)
+	a.left = left
+}
+
 // has says whether m was asked.
 func (a *askedUpstreams) has(m *member) bool { return a != nil && slices.Contains(a.members, m) }

@@ -143,20 +143,20 @@ func (h *hedge) begin() (*http.Request, *attempt) {
 	}
 	rn := h.rn
 	h.slow = rn.lastAttempt().m
-	v := rn.s.view(rn.pool, rn)
-	i := rn.second(v)
-	if i < 0 {
+	cs := rn.s.candidates(rn.pool, rn)
+	c := rn.second(cs)
+	if c == nil {
 		return nil, nil
 	}
-	addr, err := caddy.ParseNetworkAddress(v.pool[i].Dial)
+	addr, err := caddy.ParseNetworkAddress(c.upstream.Dial)
 	if err != nil || addr.PortRangeSize() != 1 {
 		return nil, nil
 	}
 	h.dial = reverseproxy.DialInfo{
-		Upstream: v.pool[i], Network: addr.Network, Address: addr.JoinHostPort(0),
+		Upstream: c.upstream, Network: addr.Network, Address: addr.JoinHostPort(0),
 		Host: addr.Host, Port: fmt.Sprint(addr.StartPort),
 	}
-	a := &attempt{m: v.members[i], begun: v.now, address: h.dial.String()}
+	a := &attempt{m: c.member, begun: cs.now, address: h.dial.String()}
 	if !rn.beginSecond(a) {
 		return nil, nil
 	}
@@ -195,14 +195,14 @@ func (h *hedge) adopt(both bool) {
 	repl.Set("http.reverse_proxy.upstream.fails", u.Fails())
 }
 
-// second returns the place of an upstream that may be asked as well, or -1. If it might not answer either, asking it
+// second returns an upstream that may be asked as well, or nil. If it might not answer either, asking it
 // would only double the work.
-func (rn *run) second(v *view) int {
-	return v.least(func(i int) bool {
-		m := v.members[i]
-		w := rn.ease(m, v.now)
-		return v.takesShared(i) && w.trouble == 0 && w.stall == 0 && !slices.Contains(rn.tried, m) && !askedOf(rn.ctx).has(m)
-	}, func(m *member) weight { return rn.ease(m, v.now) })
+func (rn *run) second(cs *candidates) *candidate {
+	unasked := rn.unasked(cs)
+	return cs.least(func(c *candidate) bool {
+		w := rn.ease(c.member, cs.now)
+		return unasked(c) && w.trouble == 0 && w.stall == 0 && !slices.Contains(rn.tried, c.member)
+	}, func(m *member) weight { return rn.ease(m, cs.now) })
 }
 
 // beginSecond counts a second attempt beside the last one, once in a run.
@@ -248,7 +248,7 @@ func (rn *run) adopt(a *attempt, both bool) {
 			asked.members = slices.DeleteFunc(asked.members, func(m *member) bool { return m == first.m })
 			asked.left = true
 		}
-		asked.members = append(asked.members, a.m)
+		asked.add(a.m, asked.left)
 	}
 	if rn.over {
 		rn.settle(a, 0)

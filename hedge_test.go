@@ -181,15 +181,15 @@ func TestNoHedgeWhereAllAreHeld(t *testing.T) {
 		if at != "u1:80" {
 			t.Fatalf("the second file goes to %s", at)
 		}
-		second := func(f *request) int { return f.run().second(s.view(s.static, f.run())) }
+		second := func(f *request) *candidate { return f.run().second(s.candidates(s.static, f.run())) }
 		time.Sleep(sessions.StalledAfter)
-		if i, j := second(first), second(other); i >= 0 || j >= 0 {
-			t.Errorf("for files of two servers that are held, further ones would be asked: %d and %d", i, j)
+		if c, d := second(first), second(other); c != nil || d != nil {
+			t.Errorf("for files of two servers that are held, further ones would be asked: %v and %v", c, d)
 		}
 		other.answer(http.StatusOK)
 		synctest.Wait()
-		if i := second(first); i != 1 {
-			t.Errorf("when one answers again, it is not asked: %d", i)
+		if c := second(first); c == nil || c.Name != "u1:80" {
+			t.Errorf("when one answers again, it is not asked: %v", c)
 		}
 		first.end()
 		time.Sleep(time.Minute)

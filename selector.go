@@ -97,44 +97,48 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 	run := s.run(r)
 	run.failed()
 	run.receive(r)
-	v := s.view(pool, run)
-	s.discovered(pool, v)
-	for {
-		i, d := run.choose(v)
-		if i < 0 && run.waitForSlot(r.Context(), v) {
-			v = s.view(pool, run)
+	cs := s.candidates(pool, run)
+	s.discovered(pool, cs)
+	for ; ; cs = s.candidates(pool, run) {
+		p := run.choose(cs, run.home(cs))
+		run.depart(cs, p)
+		if p.candidate == nil && run.waitForSlot(r.Context(), cs) {
 			continue
 		}
-		if i < 0 {
-			run.foundNobody(r.Context(), v, w)
+		if p.candidate == nil {
+			run.foundNobody(r.Context(), cs, w)
 			return nil
 		}
+		if p.probes && !p.Breaker.BeginProbe(cs.now) {
+			continue // another visit tries it already, so it weighs more now than it did
+		}
 		run.sayWhenToComeBack(w, false)
-		run.try(r, v, i)
+		run.try(r, cs, p)
 		// Whoever drains an upstream marks it and then counts; we count and then look for the mark.
 		// So one of us sees the other. It is the same with what another visit counts.
-		m, begins := v.members[i], d == decisionNew || d == decisionMoved
 		if run.isOver() {
 			run.failed()
 			run.tried = run.tried[:len(run.tried)-1]
-			v = s.view(pool, run) // or it would look free where the upstream was forgotten meanwhile
-			continue
+			continue // with another look, or it would look free where the upstream was forgotten meanwhile
 		}
-		if begins && m.Drain.On() || m.Drain.IsClosed() {
+		if p.begins() && p.Drain.On() || p.Drain.IsClosed() {
 			run.failed()
 			continue
 		}
 		run.served()
-		run.tell(m, d)
+		run.tell(p.member, p.decision)
 		run.handedOn = true
-		return v.pool[i]
+		return p.upstream
 	}
 }
 
+// begins says whether a session begins with the pick.
+func (p pick) begins() bool { return p.decision == decisionNew || p.decision == decisionMoved }
+
 // foundNobody takes note that there is no upstream at present, and why. It counts if no later attempt
 // finds one, and somebody is still there to be turned away.
-func (rn *run) foundNobody(ctx context.Context, v *view, w http.ResponseWriter) {
-	why := rn.s.whyNobody(v, rn)
+func (rn *run) foundNobody(ctx context.Context, cs *candidates, w http.ResponseWriter) {
+	why := rn.s.whyNobody(cs, rn)
 	rn.sayWhenToComeBack(w, why == nobodyDraining || why == nobodyFull)
 	rn.sayWaited()
 	rn.mu.Lock()
@@ -145,18 +149,18 @@ func (rn *run) foundNobody(ctx context.Context, v *view, w http.ResponseWriter) 
 }
 
 // whyNobody returns why there is no upstream, and logs what somebody should do about.
-func (s *Selection) whyNobody(v *view, rn *run) string {
+func (s *Selection) whyNobody(cs *candidates, rn *run) string {
 	switch {
-	case rn.isFull(v):
-		s.tellFull(v.present)
+	case rn.isFull(cs):
+		s.tellFull(len(cs.all))
 		return nobodyFull
-	case allDrain(v):
-		if s.pacers.allDrain.lets(v.now) {
+	case cs.allDrain():
+		if s.pacers.allDrain.lets(cs.now) {
 			s.logger.Error("every healthy upstream is draining; new visitors get 503 (add an upstream, or take a drain back: caddy bokeh undrain, or the drain line of the config)",
-				zap.Int("upstreams", len(v.pool)))
+				zap.Int("upstreams", len(cs.all)))
 		}
 		return nobodyDraining
-	case v.present > 0:
+	case len(cs.all) > 0:
 		return nobodyUnavailable
 	}
 	return nobodyThere
@@ -214,8 +218,6 @@ type run struct {
 	sent       http.Header        // the map on the request after our last change
 	tried      []*member
 	waiter     *admission.Waiter // for a slot, nil as long as it has waited for none
-	probe      *member           // that the next attempt is to try whether it is well again
-	noneIsWell []*member         // of these, one of which the next attempt takes all the same
 	blames     bool              // a page of this run has failed, and it was counted where
 	lastChance bool              // its patience is over, so it takes a slot where it may fail
 	queuedAt   time.Duration     // since when it waits for a slot, on the table's clock
@@ -254,8 +256,8 @@ type attempt struct {
 	answered  bool
 	answer    int           // status of the answer, 0 if it has none or came by a transport that is not watched
 	took      time.Duration // m, to build the page
-	others    []*member     // where none was well
-	peers     []*member     // m, and those of its pool
+	others    []candidate   // where none was well
+	peers     []candidate   // m, and those of its pool
 	settled   bool
 	probe     bool                 // whether it tries if its upstream is well again
 	open      sessions.OpenRequest // until it is over
@@ -372,70 +374,75 @@ func (rn *run) isShared(ctx context.Context) bool {
 	return (rn.Kind == bokeh.Other || rn.Kind == bokeh.MaybePage) && (askedOf(ctx) != nil || rn.ID == "" && rn.Stamp == "" && rn.cookie == "")
 }
 
-// choose returns the place of the upstream for this attempt, or -1 if there is none.
-func (rn *run) choose(v *view) (int, decision) {
-	switch {
-	case rn.Kind == bokeh.Other || rn.Kind == bokeh.MaybePage:
-		if askedOf(rn.ctx) != nil { // its content is the same wherever it is
-			return rn.any(v), decisionShared
-		}
-		if i := rn.maker(v); i >= 0 {
-			return i, decisionBound
-		}
-		if i := rn.ofItsBrowser(v); i >= 0 {
-			return i, decisionShared
-		}
-		return rn.any(v), decisionShared
-	case rn.ID == "" && rn.Stamp == "":
-		if i := rn.ofItsBrowser(v); i >= 0 {
-			return i, decisionNew
-		}
-		return rn.fresh(v), decisionNew
+// home returns the upstream to which the run's session is bound, or nil: the one where it is known to be, else the one its
+// stamp names. What the pool tells of the request it takes note of.
+func (rn *run) home(cs *candidates) *candidate {
+	if rn.ID == "" && rn.Stamp == "" || rn.isForAnyServer() {
+		return nil
 	}
-	home := rn.home(v)
-	if home >= 0 && !v.lost(home) {
-		return home, decisionBound
-	}
-	if home < 0 && rn.isOfAnotherTier(v) {
+	home := rn.homeIn(cs)
+	if home == nil && rn.isOfAnotherTier(cs) {
 		rn.tier, rn.mayFail = true, rn.odd
-		return rn.fresh(v), decisionNew
 	}
-	i := rn.elsewhere(v, home)
+	return home
+}
+
+// isForAnyServer says whether the content that the run asks for is the same wherever it is.
+func (rn *run) isForAnyServer() bool { return rn.isNoVisit() && askedOf(rn.ctx) != nil }
+
+// isNoVisit says whether the run asks for neither a page nor a websocket.
+func (rn *run) isNoVisit() bool { return rn.Kind == bokeh.Other || rn.Kind == bokeh.MaybePage }
+
+// choose picks the upstream for this attempt, by where the run's session is bound.
+func (rn *run) choose(cs *candidates, home *candidate) pick {
 	switch {
-	case i == home:
-		return home, decisionBound
-	case home >= 0 || rn.Stamp != "":
-		rn.leave(v, home, i)
-		return i, decisionMoved
-	case rn.Kind == bokeh.Page:
-		return i, decisionNew
+	case rn.isNoVisit():
+		return rn.chooseShared(cs, home)
+	case rn.ID == "" && rn.Stamp == "":
+		if c := rn.ofItsBrowser(cs); c != nil {
+			return pick{candidate: c, decision: decisionNew}
+		}
+		return rn.fresh(cs)
+	case home != nil && !cs.isLost(home):
+		return pick{candidate: home, decision: decisionBound}
+	case home == nil && rn.isOfAnotherTier(cs):
+		return rn.fresh(cs)
 	}
-	return i, decisionBound
+	p := pick{candidate: rn.elsewhere(cs, home), decision: decisionBound}
+	switch {
+	case home != nil && p.candidate == home:
+	case home != nil || rn.Stamp != "":
+		p.decision, p.from = decisionMoved, home
+	case rn.Kind == bokeh.Page:
+		p.decision = decisionNew
+	}
+	return p
+}
+
+// chooseShared picks the upstream that has what a session has made, if the request names one that is known. It binds nothing, and no
+// session moves for it. Anything else is shared.
+func (rn *run) chooseShared(cs *candidates, home *candidate) pick {
+	if rn.isForAnyServer() {
+		return rn.shared(cs)
+	}
+	if home != nil && !cs.isLost(home) {
+		return pick{candidate: home, decision: decisionBound}
+	}
+	if c := rn.ofItsBrowser(cs); c != nil {
+		return pick{candidate: c, decision: decisionShared}
+	}
+	return rn.shared(cs)
 }
 
 // isOfAnotherTier says whether a page has its id from a Caddy in front of this one, which has begun a session: its stamp
 // names nobody here, whether we have the key or not. To us that is a new session like any other.
-func (rn *run) isOfAnotherTier(v *view) bool {
-	return rn.Kind == bokeh.Page && stamp.HasForm(rn.ID) && (rn.Stamp == "" || v.named(rn.Key, rn.Tag) < 0)
+func (rn *run) isOfAnotherTier(cs *candidates) bool {
+	return rn.Kind == bokeh.Page && stamp.HasForm(rn.ID) && (rn.Stamp == "" || cs.named(rn.Key, rn.Tag) == nil)
 }
 
-// maker returns the place of the upstream that has what a session has made, or -1 if the request names none that is
-// known. It binds nothing, and no session moves for it.
-func (rn *run) maker(v *view) int {
-	if rn.ID == "" && rn.Stamp == "" {
-		return -1
-	}
-	i := rn.home(v)
-	if i >= 0 && v.lost(i) {
-		return -1
-	}
-	return i
-}
-
-// home returns the place of the upstream to which the session is bound, or -1: the one where it
-// is known to be, else the one its stamp names.
-func (rn *run) home(v *view) int {
-	var room [4]int
+// homeIn finds the home of the run's session.
+func (rn *run) homeIn(cs *candidates) *candidate {
+	var room [4]*candidate
 	var roomOfThose [4]sessions.Sighting
 	places, those := room[:0], roomOfThose[:0]
 	rn.s.table.Find(rn.entry, func(s sessions.Sighting) {
@@ -445,66 +452,68 @@ func (rn *run) home(v *view) int {
 		those = append(those, s)
 	})
 	for _, s := range those {
-		i := v.at(s.At)
-		if i < 0 && s.App == rn.terms.App && rn.s.inherits(s.Owner.(*owner), s.At) {
-			i = v.left(s)
+		c := cs.at(s.At)
+		if c == nil && s.App == rn.terms.App && rn.s.inherits(s.Owner.(*owner), s.At) {
+			c = cs.left(s)
 		}
-		if i >= 0 {
-			places = append(places, i)
+		if c != nil {
+			places = append(places, c)
 		}
 	}
-	alive := slices.IndexFunc(places, func(i int) bool { return !v.lost(i) })
+	alive := slices.IndexFunc(places, func(c *candidate) bool { return !cs.isLost(c) })
 	switch {
 	case len(places) == 0 && rn.Stamp != "":
 		if rn.Stamp == rn.ID {
 			rn.ReadPackedStamp(*rn.ring)
 		}
-		return rn.named(v)
+		return rn.named(cs)
 	case len(places) == 0:
-		return -1
+		return nil
 	case alive < 0:
 		return places[0]
 	case len(places) > 1 && rn.Stamp == "":
 		// An id that others made may be used on another site with some of these upstreams. Ours is
 		// the one that its order names.
-		if i := v.first(rn.ID, func(i int) bool { return slices.Contains(places, i) && !v.lost(i) }); i >= 0 {
-			return i
+		if c := cs.first(rn.ID, func(c *candidate) bool { return slices.Contains(places, c) && !cs.isLost(c) }); c != nil {
+			return c
 		}
 	}
 	return places[alive]
 }
 
-// named returns the place of the upstream that the stamp names, or -1. Where that drains or is gone,
+// named returns the upstream that the stamp names, or nil. Where that drains or is gone,
 // only a socket may still go there, for its session may live from before a restart or through
 // another node. Another request may begin a session, and so would the socket of one that has ended.
-func (rn *run) named(v *view) int {
-	i := v.named(rn.Key, rn.Tag)
-	for i < 0 && rn.TryAll(rn.Others, *rn.ring) {
-		i = v.named(rn.Key, rn.Tag)
+func (rn *run) named(cs *candidates) *candidate {
+	c := cs.named(rn.Key, rn.Tag)
+	for c == nil && rn.TryAll(rn.Others, *rn.ring) {
+		c = cs.named(rn.Key, rn.Tag)
 	}
-	if i < 0 || !v.leaving(i) {
-		return i
+	if c == nil || !c.isLeaving() {
+		return c
 	}
-	t := rn.s.table
-	if rn.Kind != bokeh.Socket || v.members[i].Drain.HasEnded(v.now, rn.entry, t.Key(rn.Stamp)) {
-		return -1
+	if rn.Kind != bokeh.Socket || c.Drain.HasEnded(cs.now, rn.entry, rn.s.table.Key(rn.Stamp)) {
+		return nil
 	}
-	return i
+	return c
 }
 
-// leave ends what is counted of a session at the upstream that it leaves for another one, if there
-// is one.
-func (rn *run) leave(v *view, home, to int) {
-	if home < 0 {
+// depart does what a pick says of the upstreams before, whether or not it has found another one: a session that leaves one is over there,
+// and where all have been tried the run starts over.
+func (rn *run) depart(cs *candidates, p pick) {
+	if p.startsOver {
+		rn.tried = rn.tried[:0]
+	}
+	if p.from == nil {
 		return
 	}
-	t, u := rn.s.table, v.members[home].Upstream
-	if to >= 0 && !rn.left {
+	t, u := rn.s.table, p.from.Upstream
+	if p.candidate != nil && !rn.left {
 		rn.left = true
-		reason := v.whyLost(home)
+		reason := cs.whyLost(p.from)
 		u.History.Moved.Add(reason)
 		rn.s.node.happened(eventMoved, map[string]any{
-			"from": u.Name, "to": v.members[to].Name, "reason": reason, "session": rn.ring.Redact(rn.ID).String(),
+			"from": u.Name, "to": p.Name, "reason": reason, "session": rn.ring.Redact(rn.ID).String(),
 		})
 	}
 	t.Move(rn.entry, u)
@@ -514,30 +523,36 @@ func (rn *run) leave(v *view, home, to int) {
 	}
 }
 
-// elsewhere returns the place of an upstream for a session that others named or whose upstream
+// elsewhere returns an upstream for a session that others named or whose upstream
 // is lost, such that all nodes find the same.
-func (rn *run) elsewhere(v *view, home int) int {
-	may := func(i int) bool {
+func (rn *run) elsewhere(cs *candidates, home *candidate) *candidate {
+	may := func(c *candidate) bool {
 		// With a page it is most likely the first that we hear of the session.
-		return !v.members[i].Drain.On() && (rn.Kind != bokeh.Page || v.isHealthy(i))
+		return !c.Drain.On() && (rn.Kind != bokeh.Page || cs.isHealthy(c))
 	}
-	if i := v.first(rn.ID, func(i int) bool { return may(i) && !v.lost(i) }); i >= 0 {
-		return i
+	if c := cs.first(rn.ID, func(c *candidate) bool { return may(c) && !cs.isLost(c) }); c != nil {
+		return c
 	}
 	// No other is any better, and one that has just refused a connection may be back. But a
 	// process that comes back has lost its sessions, so to one that takes no other this is a new one.
-	if home >= 0 && !v.members[home].taken && !v.members[home].Drain.IsClosed() && (!v.leaving(home) || !v.members[home].failing(v.now)) {
+	if home != nil && !home.reassigned && !home.Drain.IsClosed() && (!home.isLeaving() || !home.failing(cs.now)) {
 		return home
 	}
-	return v.first(rn.ID, may)
+	return cs.first(rn.ID, may)
 }
 
-// try begins an attempt at the upstream at i: it counts it, stamps a page, and listens.
-func (rn *run) try(r *http.Request, v *view, i int) {
-	m := v.members[i]
+// try begins an attempt at the upstream that was picked: it counts it, stamps a page, and listens.
+func (rn *run) try(r *http.Request, cs *candidates, p pick) {
+	m := p.member
 	rn.tried = append(rn.tried, m)
-	a := &attempt{m: m, begun: v.now, probe: rn.probe == m, others: rn.noneIsWell, peers: v.members[:v.present]}
-	rn.probe, rn.noneIsWell = nil, nil
+	if asked := askedOf(rn.ctx); asked != nil && p.decision == decisionShared {
+		asked.members = append(asked.members, m)
+		asked.left = cs.any(rn.unasked(cs))
+	}
+	a := &attempt{m: m, begun: cs.now, probe: p.probes, peers: cs.all}
+	if p.unwell {
+		a.others = cs.all
+	}
 	if rn.repl != nil && rn.attempt != nil {
 		rn.repl.Delete(placeholderStatus) // is the last attempt's
 	}
@@ -570,7 +585,7 @@ func (rn *run) try(r *http.Request, v *view, i int) {
 		rn.begin(a, nil)
 	}
 	if rn.mayHedge {
-		rn.pool = v.pool[:v.present]
+		rn.pool = cs.from
 		rn.mayHedge = !slices.ContainsFunc(rn.pool, func(u *reverseproxy.Upstream) bool { return hasPlaceholder(u.Dial) })
 	}
 	*r = *r.WithContext(httptrace.WithClientTrace(rn.ctx, rn.trace(a)))
@@ -996,49 +1011,4 @@ func (rn *run) tell(m *member, d decision) {
 	if c := rn.s.logger.Check(zapcore.DebugLevel, "selected upstream"); c != nil {
 		c.Write(zap.String("upstream", m.Name), zap.String("decision", string(d)), zap.Stringer("session", session))
 	}
-}
-
-// view looks at a pool.
-func (s *Selection) view(pool reverseproxy.UpstreamPool, rn *run) *view {
-	if len(pool) == 0 {
-		pool = s.members.lastKnown()
-	}
-	v := &view{pool: pool, present: len(pool), known: s.members, ring: rn.ring, now: s.table.Now(), healthy: s.healthy}
-	if !isSame(pool, s.static) { // each address of the config is its own
-		v.members = s.membersOf(pool, rn.repl)
-		v.dropUndialable()
-		return v
-	}
-	x := s.index.Load()
-	if x == nil || x.ring != rn.ring || s.isUnloaded() { // the upstreams that an unloaded config knew may be others by now
-		x = newIndex(s.membersOf(pool, rn.repl), rn.ring)
-		s.index.Store(x)
-	}
-	v.members, v.index = x.members, x
-	return v
-}
-
-// isSame says whether two pools are one, of the config.
-func isSame(a, b reverseproxy.UpstreamPool) bool {
-	return len(a) > 0 && len(a) == len(b) && &a[0] == &b[0]
-}
-
-// membersOf returns what is known of the upstreams of a pool: nil of one whose address nobody can dial.
-func (s *Selection) membersOf(pool reverseproxy.UpstreamPool, repl *caddy.Replacer) []*member {
-	ms, varies := make([]*member, len(pool)), s.poolVaries()
-	for i, u := range pool {
-		dial := u.Dial
-		if repl != nil && hasPlaceholder(dial) {
-			dial = repl.ReplaceAll(dial, "")
-		}
-		if len(dial) > maxAddress && (varies || hasPlaceholder(u.Dial)) {
-			s.refuseAddress(u.Dial, len(dial))
-			continue
-		}
-		ms[i] = s.members.get(dial)
-		if ms[i].last.Load() != u {
-			ms[i].last.Store(u)
-		}
-	}
-	return ms
 }

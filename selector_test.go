@@ -293,7 +293,7 @@ func TestHealthWithFewVisitors(t *testing.T) {
 			look("at once", "bound")
 			time.Sleep(5 * time.Minute)
 			up.Store(want == "bound")
-			time.Sleep(2 * healthPause)
+			time.Sleep(2 * healthInterval)
 			up.Store(false)
 			time.Sleep(5 * time.Minute)
 			look("ten minutes later", want)
@@ -328,7 +328,7 @@ func TestPagesThatFailWeigh(t *testing.T) {
 				t.Errorf("%s: %d of 30 visits in half a minute went to it", name, bad)
 			}
 			time.Sleep(time.Minute)
-			for _, m := range s.index.Load().members {
+			for _, m := range s.index.Load().all {
 				if m.Backlog() != 0 {
 					t.Errorf("%s: a minute later %d pages weigh at %s", name, m.Backlog(), m.Name)
 				}
@@ -415,7 +415,7 @@ func TestRetriesOfANewSession(t *testing.T) {
 		t.Error("with all tried it does not start over")
 	}
 	total := int64(0)
-	for _, m := range s.index.Load().members {
+	for _, m := range s.index.Load().all {
 		total += m.Slots.Sessions.Load()
 	}
 	if total != 1 {
@@ -625,7 +625,7 @@ func TestStampThatNamesNobody(t *testing.T) {
 func TestAllUpstreamsFailing(t *testing.T) {
 	for name, pool := range map[string]reverseproxy.UpstreamPool{"pool of one": testPool(1), "pool of three": testPool(3)} {
 		s := newTestSelection(pool)
-		for _, m := range s.membersOf(pool, nil) {
+		for _, m := range s.candidatesIn(pool, nil) {
 			m.Dialed(0, s.table.Now(), breaker.Backoff, fmt.Errorf("connection refused"))
 		}
 		home := pool[len(pool)-1].Dial
@@ -844,7 +844,7 @@ func TestStatusOfAnEarlierHandler(t *testing.T) {
 		r.refuse()
 		r.end()
 		synctest.Wait()
-		wantTally(t, "failed", s.index.Load().members[0].Upstream, tally{})
+		wantTally(t, "failed", s.index.Load().all[0].member.Upstream, tally{})
 	})
 }
 
@@ -866,7 +866,7 @@ func TestFailedDialIsKnownAtOnce(t *testing.T) {
 		for range tc.failures {
 			r.refuse()
 		}
-		m := s.index.Load().members[0]
+		m := s.index.Load().all[0].member
 		if got := m.failing(s.table.Now()); got != tc.want {
 			t.Errorf("%d of %d addresses: failing is %v, want %v", tc.failures, tc.addrs, got, tc.want)
 		}

@@ -20,24 +20,34 @@ func (rn *run) isCapped() bool {
 	return rn.s.MaxSessions > 0 && rn.Kind == bokeh.Page && (rn.tier || rn.ID == "" && rn.Stamp == "")
 }
 
-// takes says whether the upstream at i takes this run's new session. Whoever may still wait for a slot need
-// not take one at an upstream that fails.
-func (rn *run) takes(v *view, i int) bool {
-	if !rn.isCapped() || !v.takesNew(i) {
-		return v.takesNew(i)
-	}
-	m := v.members[i]
-	return (!rn.avoids(m, v.now) || rn.lastChance || rn.avoidsAll(v)) && rn.s.table.Waiting.Admits(rn.waiter, &m.Slots, int64(rn.s.MaxSessions), v.now)
+// room is which of the candidates take a run's new session.
+type room struct {
+	rn *run
+	cs *candidates
+
+	looked  bool // whether all may fail
+	allFail bool
 }
 
-// avoidsAll says whether this run's new session has nowhere to go but where it may fail. It is asked once a look for
-// every upstream that may fail.
-func (rn *run) avoidsAll(v *view) bool {
-	if v.avoided == nil {
-		all := v.allThatTake(func(m *member) bool { return rn.avoids(m, v.now) })
-		v.avoided = &all
+func (rn *run) room(cs *candidates) *room { return &room{rn: rn, cs: cs} }
+
+// isFor says whether c takes the session. Whoever may still wait for a slot need not take one at an upstream that fails.
+func (r *room) isFor(c *candidate) bool {
+	rn := r.rn
+	if !rn.isCapped() || !r.cs.takesNew(c) {
+		return r.cs.takesNew(c)
 	}
-	return *v.avoided
+	return (!rn.avoids(c.member, r.cs.now) || rn.lastChance || r.isWhereAllFail()) &&
+		rn.s.table.Waiting.Admits(rn.waiter, &c.Slots, int64(rn.s.MaxSessions), r.cs.now)
+}
+
+// isWhereAllFail says whether the session has nowhere to go but where it may fail. That is asked for every upstream that may.
+func (r *room) isWhereAllFail() bool {
+	if !r.looked {
+		r.looked = true
+		r.allFail = r.cs.allThatTake(func(c *candidate) bool { return r.rn.avoids(c.member, r.cs.now) })
+	}
+	return r.allFail
 }
 
 // isOver says whether this run's session is one too many where it is counted. Two who come at once may
@@ -48,19 +58,12 @@ func (rn *run) isOver() bool {
 }
 
 // isFull says whether it is for max_sessions alone that nobody takes this run's new session.
-func (rn *run) isFull(v *view) bool {
-	for i := range v.present {
-		if v.takesNew(i) {
-			return rn.isCapped()
-		}
-	}
-	return false
-}
+func (rn *run) isFull(cs *candidates) bool { return rn.isCapped() && cs.any(cs.takesNew) }
 
 // waitForSlot waits for a slot as long as the handler has patience, and says whether there may be one.
 // Where upstreams are discovered it gives up from time to time, so that they are looked for; but not
 // when the config has been unloaded, for then nobody would ask again.
-func (rn *run) waitForSlot(ctx context.Context, v *view) bool {
+func (rn *run) waitForSlot(ctx context.Context, cs *candidates) bool {
 	left := rn.begun + rn.s.patience - rn.s.table.Now()
 	if left <= 0 && rn.isCapped() && !rn.lastChance {
 		rn.lastChance = true
@@ -70,13 +73,12 @@ func (rn *run) waitForSlot(ctx context.Context, v *view) bool {
 		rn.leaveQueue()
 		return false
 	}
-	if !rn.isFull(v) || !rn.enterQueue(v) {
+	if !rn.isFull(cs) || !rn.enterQueue(cs) {
 		return false
 	}
-	for i, m := range v.members[:v.present] {
-		if m.Slots.Taken(int64(rn.s.MaxSessions)) < int64(rn.s.MaxSessions) && rn.takes(v, i) {
-			return true // it became free before we were in the queue
-		}
+	room, limit := rn.room(cs), int64(rn.s.MaxSessions)
+	if cs.any(func(c *candidate) bool { return c.Slots.Taken(limit) < limit && room.isFor(c) }) {
+		return true // it became free before we were in the queue
 	}
 	timer := time.NewTimer(min(left, waitSlice))
 	defer timer.Stop()
@@ -92,7 +94,7 @@ func (rn *run) waitForSlot(ctx context.Context, v *view) bool {
 
 // enterQueue says whether this run waits in the queue. There is none for a request that
 // has ended.
-func (rn *run) enterQueue(v *view) bool {
+func (rn *run) enterQueue(cs *candidates) bool {
 	rn.mu.Lock()
 	defer rn.mu.Unlock()
 	if rn.over {
@@ -103,8 +105,8 @@ func (rn *run) enterQueue(v *view) bool {
 		rn.queuedAt = now
 		rn.waiter = admission.NewWaiter(rn.begun, rn.s.tryInterval+2*waitSlice)
 	}
-	rn.s.table.Waiting.Enter(rn.waiter, rn.s, int64(rn.s.MaxSessions), rn.s.offer(v), now)
-	rn.s.tellFull(v.present)
+	rn.s.table.Waiting.Enter(rn.waiter, rn.s, int64(rn.s.MaxSessions), rn.s.offer(cs), now)
+	rn.s.tellFull(len(cs.all))
 	return true
 }
 
@@ -115,19 +117,20 @@ func (rn *run) leaveQueue() {
 	}
 }
 
-// offer returns what of a view visits may wait for: upstreams that are not available would be kept from others for nothing.
-func (s *Selection) offer(v *view) *admission.Offer {
+// offer returns what visits may wait for: upstreams that are not available would be kept from others for nothing.
+func (s *Selection) offer(cs *candidates) *admission.Offer {
 	var sums admission.Sums
-	for i, m := range v.members[:v.present] {
-		sums.Add(&m.Slots, v.available(i))
+	for i := range cs.all {
+		c := &cs.all[i]
+		sums.Add(&c.Slots, cs.isAvailable(c))
 	}
 	if last := s.offered.Load(); last != nil && last.Sums == sums {
 		return last
 	}
 	var free []*admission.Server
-	for i, m := range v.members[:v.present] {
-		if v.available(i) {
-			free = append(free, &m.Slots)
+	for i := range cs.all {
+		if c := &cs.all[i]; cs.isAvailable(c) {
+			free = append(free, &c.Slots)
 		}
 	}
 	o := admission.NewOffer(sums, free)

@@ -70,7 +70,7 @@ func TestMaxSessions(t *testing.T) {
 		pool := testPool(2)
 		s := newCapped(newLedger(), pool, 3, 0)
 		tokens, hangUp := occupy(t, s, pool, 6)
-		for _, m := range s.index.Load().members {
+		for _, m := range s.index.Load().all {
 			if n := m.Slots.Sessions.Load(); n != 3 {
 				t.Errorf("%d sessions at %s, want 3", n, m.Name)
 			}
@@ -149,7 +149,7 @@ func TestPlacesGoToTheOldest(t *testing.T) {
 				t.Errorf("visit %d got it, want %d", next, i)
 			}
 		}
-		for _, m := range s.index.Load().members {
+		for _, m := range s.index.Load().all {
 			if n := m.Slots.Sessions.Load(); n > 2 {
 				t.Errorf("%d sessions at %s", n, m.Name)
 			}
@@ -377,7 +377,7 @@ func TestLineAtRandom(t *testing.T) {
 				time.Sleep(time.Duration(rnd.IntN(int(time.Second))))
 				synctest.Wait()
 				free := 0
-				for _, m := range policies[0].membersOf(pool, nil) {
+				for _, m := range policies[0].candidatesIn(pool, nil) {
 					n := m.Slots.Taken(int64(limit))
 					if n > int64(limit) || m.Slots.Sessions.Load() > 2*int64(limit) {
 						t.Fatalf("seed %d: %d sessions at %s have %d places of %d", seed, m.Slots.Sessions.Load(), m.Name, n, limit)
@@ -401,7 +401,7 @@ func TestLineAtRandom(t *testing.T) {
 			if !tb.Waiting.IsEmpty() {
 				t.Errorf("seed %d: some still wait", seed)
 			}
-			for _, m := range policies[0].membersOf(pool, nil) {
+			for _, m := range policies[0].candidatesIn(pool, nil) {
 				if n := m.Slots.Sessions.Load(); n != 0 {
 					t.Errorf("seed %d: %d sessions are left at %s", seed, n, m.Name)
 				}
@@ -735,7 +735,7 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 			}
 			next.answer(http.StatusOK)
 			synctest.Wait()
-			for _, m := range s.index.Load().members {
+			for _, m := range s.index.Load().all {
 				if got := tallyOf(m.Upstream); got[1] < 3 || m.Slots.Taken(3) > 1 {
 					t.Errorf("%s: %v at %s, which hold %d places", name, got, m.Name, m.Slots.Taken(3))
 				}
@@ -755,7 +755,7 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 				page.end()
 			}
 			time.Sleep(time.Minute)
-			for _, m := range s.index.Load().members {
+			for _, m := range s.index.Load().all {
 				if m.Slots.Sessions.Load() != 0 || m.Slots.Slotless.Load() != 0 {
 					t.Errorf("%s: in the end %d sessions, %d without a place", name, m.Slots.Sessions.Load(), m.Slots.Slotless.Load())
 				}

@@ -132,7 +132,7 @@ func (src *source) lastFound() *discovery {
 }
 
 // found takes note of what the source has found, and returns the upstreams that joined those it had found before.
-func (src *source) found(pool reverseproxy.UpstreamPool, ms []*member, now time.Duration) (joined []*member) {
+func (src *source) found(pool reverseproxy.UpstreamPool, cs []candidate, now time.Duration) (joined []*member) {
 	before := src.lastFound()
 	if before.is(pool) {
 		src.lastAt.Store(int64(now))
@@ -142,8 +142,9 @@ func (src *source) found(pool reverseproxy.UpstreamPool, ms []*member, now time.
 	defer src.mu.Unlock()
 	before = src.lastFound()
 	next := &discovery{names: make(map[string]bool)}
-	for i, m := range ms {
-		next.dials = append(next.dials, pool[i].Dial)
+	for _, c := range cs {
+		m := c.member
+		next.dials = append(next.dials, c.upstream.Dial)
 		next.names[m.Name] = true
 		if before.names[m.Name] {
 			continue
@@ -218,19 +219,19 @@ func (ms *members) lastKnown() reverseproxy.UpstreamPool {
 }
 
 // discovered takes note of the pool that a request came with, where it is not the config's.
-func (s *Selection) discovered(pool reverseproxy.UpstreamPool, v *view) {
+func (s *Selection) discovered(pool reverseproxy.UpstreamPool, cs *candidates) {
 	if len(pool) == 0 || isSame(pool, s.static) || isSame(pool, s.fallback) {
 		return
 	}
 	src := s.members.source
 	if src == nil {
-		for _, m := range v.members {
-			m.Lent(s.members, v.now)
+		for _, c := range cs.all {
+			c.Lent(s.members, cs.now)
 		}
 		return
 	}
-	for _, m := range src.found(pool, v.members, v.now) {
-		if m.Drain.ByOperator() && s.pacers.reused.lets(v.now) {
+	for _, m := range src.found(pool, cs.all, cs.now) {
+		if m.Drain.ByOperator() && s.pacers.reused.lets(cs.now) {
 			s.logger.Warn("discovery finds an upstream that it did not find before, and that operators have drained"+
 				" (if another server has that address by now, take the drain back: caddy bokeh undrain, with the address)", zap.String("upstream", m.Name))
 		}

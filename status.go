@@ -85,7 +85,7 @@ func (n *node) addHealth(of func(address string) *api.Upstream) {
 			st.Fails = max(st.Fails, u.Fails())
 			if inPool {
 				st.Healthy = st.Healthy && u.Healthy()
-				st.Full = st.Full || full(u)
+				st.Full = st.Full || isFull(u)
 				st.Unreachable = st.Unreachable || m.unreachable()
 				st.Failing = st.Failing || m.Breaker.Tripped()
 			}

@@ -89,7 +89,7 @@ func TestTwoTiers(t *testing.T) {
 				}
 			}
 			for _, s := range ts.inner {
-				for _, m := range s.membersOf(s.static, nil) {
+				for _, m := range s.candidatesIn(s.static, nil) {
 					if n := m.History.Moved[movedUnreachable].Load(); n != 0 {
 						t.Errorf("%s: %d sessions have moved", keys, n)
 					}
