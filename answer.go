@@ -19,18 +19,18 @@ import (
 const tokenMark = `"token":`
 
 // learn takes note of what an answer says of its request: that no session has been made, that one has, or that
-// only the body will tell. Where nobody can tell it is what its name says. rn.mu is locked.
-func (rn *run) learn(a *attempt, res *http.Response) {
+// only the body will tell. Where nobody can tell it is what its name says. v.mu is locked.
+func (v *visit) learn(a *attempt, res *http.Response) {
 	switch {
-	case rn.Kind == bokeh.Socket || rn.Kind == bokeh.Other && (res.Request == nil || res.Request.Method != http.MethodGet):
+	case v.Kind == bokeh.Socket || v.Kind == bokeh.Other && (res.Request == nil || res.Request.Method != http.MethodGet):
 	case res.StatusCode >= http.StatusMultipleChoices:
 		// What becomes of an error, or where a redirect leads, is soon known.
-	case res.StatusCode == http.StatusOK && bokeh.IsEmbedded(path.Base(rn.path)):
+	case res.StatusCode == http.StatusOK && bokeh.IsEmbedded(path.Base(v.path)):
 	case res.StatusCode != http.StatusOK || !mayBeHTML(res.Header):
-		rn.isNoPage(a, res.StatusCode)
+		v.isNoPage(a, res.StatusCode)
 	case res.Header.Get("Content-Encoding") != "":
 	default:
-		res.Body = &tokenFinder{ReadCloser: res.Body, done: func(found bool) { rn.readAnswer(a, found) }}
+		res.Body = &tokenFinder{ReadCloser: res.Body, done: func(found bool) { v.readAnswer(a, found) }}
 	}
 }
 
@@ -41,38 +41,38 @@ func mayBeHTML(h http.Header) bool {
 }
 
 // readAnswer takes note that a token was found in the body of an answer, or that there is none in it.
-func (rn *run) readAnswer(a *attempt, found bool) {
-	rn.mu.Lock()
-	defer rn.mu.Unlock()
+func (v *visit) readAnswer(a *attempt, found bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	switch {
 	case !found:
-		rn.isNoPage(a, http.StatusOK)
-	case rn.Kind != bokeh.Page:
-		rn.isPage(a)
+		v.isNoPage(a, http.StatusOK)
+	case v.Kind != bokeh.Page:
+		v.isPage(a)
 	}
 }
 
 // isNoPage ends what is counted of an attempt whose answer is no page, though a download may go on for long.
-// rn.mu is locked.
-func (rn *run) isNoPage(a *attempt, status int) {
+// v.mu is locked.
+func (v *visit) isNoPage(a *attempt, status int) {
 	a.noPage = true
-	if rn.Kind == bokeh.Page {
-		rn.s.table.Addresses.SawOther(rn.terms.App, rn.s.table.Now())
+	if v.Kind == bokeh.Page {
+		v.s.table.Addresses.SawOther(v.terms.App, v.s.table.Now())
 	}
-	rn.settle(a, status)
+	v.finish(a, status)
 }
 
 // isPage counts the session of a page that has a name like a file, or was said to be one. The browser does not have it yet.
-// rn.mu is locked.
-func (rn *run) isPage(a *attempt) {
-	if a.settled {
+// v.mu is locked.
+func (v *visit) isPage(a *attempt) {
+	if a.finished {
 		return
 	}
-	k := rn.entry
-	if rn.ID == "" {
-		k = rn.s.table.Key(cmp.Or(a.stamp, rand.Text()))
+	k := v.entry
+	if v.ID == "" {
+		k = v.s.table.Key(cmp.Or(a.stamp, rand.Text()))
 	}
-	a.load = rn.s.table.BeginPage(k, a.m.Upstream, rn.terms)
+	a.load = v.s.table.BeginPage(k, a.m.Upstream, v.terms)
 	a.load.PageBuilt()
 }
 

@@ -25,30 +25,30 @@ const (
 	byChance = 1e-12
 )
 
-// hasTurn says whether the run's client has its turn. One whose address Caddy does not know always has.
-func (rn *run) hasTurn(s *sessions.Seldom, every, now time.Duration) bool {
-	return rn.client == "" || s.Allow(rn.clientHash(), every, now)
+// hasTurn says whether the visit's client has its turn. One whose address Caddy does not know always has.
+func (v *visit) hasTurn(s *sessions.Seldom, every, now time.Duration) bool {
+	return v.client == "" || s.Allow(v.clientHash(), every, now)
 }
 
-// hasFailed says whether the run's client has met a failure lately at one of these but the given one.
-func (rn *run) hasFailed(pool []candidate, but *member, now time.Duration) bool {
-	client := rn.clientHash()
+// hasFailed says whether the visit's client has met a failure lately at one of these but the given one.
+func (v *visit) hasFailed(pool []candidate, but *member, now time.Duration) bool {
+	client := v.clientHash()
 	return slices.ContainsFunc(pool, func(c candidate) bool {
 		_, lately := c.History.Failures.Rests(client, failuresKept, now)
 		return c.member != but && lately
 	})
 }
 
-// hadChoice says whether the run's new session could have gone elsewhere than it went, and its client had no say in that.
-func (rn *run) hadChoice(a *attempt) bool {
-	limit := int64(rn.s.MaxSessions)
-	return rn.s.GroupBy == "" && slices.ContainsFunc(a.peers, func(c candidate) bool {
-		return c.member != a.m && !c.Drain.On() && (!rn.isCapped() || c.Slots.Taken(limit) < limit)
+// hadChoice says whether the visit's new session could have gone elsewhere than it went, and its client had no say in that.
+func (v *visit) hadChoice(a *attempt) bool {
+	limit := int64(v.s.MaxSessions)
+	return v.s.GroupBy == "" && slices.ContainsFunc(a.peers, func(c candidate) bool {
+		return c.member != a.m && !c.Drain.On() && (!v.isCapped() || c.Slots.Taken(limit) < limit)
 	})
 }
 
-// clientHash stands for the run's client.
-func (rn *run) clientHash() uint64 { return rn.s.table.Hash(network(rn.client)) }
+// clientHash stands for the visit's client.
+func (v *visit) clientHash() uint64 { return v.s.table.Hash(network(v.client)) }
 
 // network returns what stands for a client: its address, and of one of IPv6 the part that is its network's. The rest of it, of
 // 64 bits, the client chooses by itself.
@@ -64,31 +64,31 @@ func network(client string) string {
 // anyAddress stands for all addresses as long as no page has come at all.
 const anyAddress sessions.App = 0
 
-// failingApp is what the run's page counts for if it fails.
-func (rn *run) failingApp() sessions.App {
-	if rn.isAtApp() {
-		return rn.terms.App
+// failingApp is what the visit's page counts for if it fails.
+func (v *visit) failingApp() sessions.App {
+	if v.isAtApp() {
+		return v.terms.App
 	}
 	return anyAddress
 }
 
 // blame takes note of a page that m has failed at, and says how long it weighs there. A client that goes on asking for what
 // fails is heard once in a while, and where the app fails elsewhere as well, m is in trouble only when that can be no chance.
-func (rn *run) blame(a *attempt, now time.Duration) (weighs time.Duration) {
-	m, of := a.m, rn.failingApp()
+func (v *visit) blame(a *attempt, now time.Duration) (weighs time.Duration) {
+	m, of := a.m, v.failingApp()
 	// Where pages of an app that works fail for a client nowhere else, that is not its doing, unless it can choose where they go.
-	turn, failsElsewhere := rn.hasTurn(&m.History.Failures, failuresOf, now), rn.hasFailed(a.peers, m, now)
-	ownFault := of != anyAddress && !failsElsewhere && rn.hadChoice(a)
-	if rn.mayFail || rn.blames || !turn && !ownFault || of == anyAddress && rn.s.table.Addresses.HasAny() {
+	turn, failsElsewhere := v.hasTurn(&m.History.Failures, failuresOf, now), v.hasFailed(a.peers, m, now)
+	ownFault := of != anyAddress && !failsElsewhere && v.hadChoice(a)
+	if v.mayFail || v.blames || !turn && !ownFault || of == anyAddress && v.s.table.Addresses.HasAny() {
 		return 0 // who makes addresses up, or varies one, could have each fail for the first time
 	}
 	// Where one fails at several upstreams, it may be the request's fault.
-	rn.blames = true
+	v.blames = true
 	m.History.Failing.Failed(of)
 	elsewhere := meanShare(a.peers, m, of)
 	says := elsewhere > 0 || !failsElsewhere // or it was forgotten elsewhere sooner than who met it
 	if says {
-		m.Breaker.PageFailure(a.begun, now, rowBeyondChance(elsewhere))
+		m.Breaker.PageFailure(a.startedAt, now, rowBeyondChance(elsewhere))
 	}
 	if m.History.Failing.Share(of) > sessions.ShareBeyondChance(elsewhere) || says && elsewhere == 0 {
 		return sessions.FailedPageWeight
@@ -98,8 +98,8 @@ func (rn *run) blame(a *attempt, now time.Duration) (weighs time.Duration) {
 
 // clear takes note of a page that has come where pages of its app failed. Where they failed elsewhere about as often, it may be
 // over there, too, and whoever is well first is not to have all that follow.
-func (rn *run) clear(a *attempt, now time.Duration) {
-	for _, of := range []sessions.App{rn.terms.App, anyAddress} { // it may be the first page from there
+func (v *visit) clear(a *attempt, now time.Duration) {
+	for _, of := range []sessions.App{v.terms.App, anyAddress} { // it may be the first page from there
 		here := a.m.History.Failing.Share(of)
 		if here == 0 {
 			continue
@@ -114,10 +114,10 @@ func (rn *run) clear(a *attempt, now time.Duration) {
 }
 
 // weighFailed lets a page weigh that has failed: as one that the server does not do well, or else as long as it may be at it.
-func (rn *run) weighFailed(a *attempt, now time.Duration) {
-	weighs := rn.blame(a, now)
+func (v *visit) weighFailed(a *attempt, now time.Duration) {
+	weighs := v.blame(a, now)
 	if !a.answered {
-		weighs = max(weighs, rn.s.table.LeftWork(a.m.Upstream, rn.terms.App, a.begun, a.ahead, now))
+		weighs = max(weighs, v.s.table.LeftWork(a.m.Upstream, v.terms.App, a.startedAt, a.ahead, now))
 	}
 	if weighs > 0 {
 		a.m.FailedPages.Add(a.load.Key(), now, weighs)

@@ -28,20 +28,20 @@ type body struct {
 // receive waits for the body of a request that may begin a session. A server begins a page when it has all of the request
 // (Tornado reads the body before it runs a handler), so half a request is no work. It would weigh like a page if it was sent
 // on, for the price of an open connection. A page whose body is too long to be waited for weighs from the end of that on.
-func (rn *run) receive(r *http.Request) {
-	if rn.Kind != bokeh.Page && rn.Kind != bokeh.Socket {
+func (v *visit) receive(r *http.Request) {
+	if v.Kind != bokeh.Page && v.Kind != bokeh.Socket {
 		return
 	}
-	b := &rn.body
+	b := &v.body
 	if !b.read {
 		b.read = true
 		b.readFrom(r.Body)
-		rn.begun = rn.s.table.Now()
-		rn.hasBody = len(b.bytes) > 0 || !b.whole
-		rn.odd = rn.odd || rn.hasBody
-		rn.mayFail = rn.mayFail || rn.hasBody
+		v.startedAt = v.s.table.Now()
+		v.hasBody = len(b.bytes) > 0 || !b.whole
+		v.odd = v.odd || v.hasBody
+		v.mayFail = v.mayFail || v.hasBody
 	}
-	rn.putBack(b, r)
+	v.putBack(b, r)
 }
 
 func (b *body) readFrom(from io.ReadCloser) {
@@ -55,11 +55,11 @@ func (b *body) readFrom(from io.ReadCloser) {
 }
 
 // putBack gives the request a body to read, for each attempt anew.
-func (rn *run) putBack(b *body, r *http.Request) {
+func (v *visit) putBack(b *body, r *http.Request) {
 	switch {
 	case b.rest == nil: // it never had one
 	case !b.whole:
-		r.Body = &lastPart{Reader: io.MultiReader(bytes.NewReader(b.bytes), b.rest), rest: b.rest, left: r.ContentLength, all: rn.hasAll}
+		r.Body = &lastPart{Reader: io.MultiReader(bytes.NewReader(b.bytes), b.rest), rest: b.rest, left: r.ContentLength, all: v.hasAll}
 	case len(b.bytes) == 0:
 		r.Body, r.ContentLength, r.TransferEncoding = http.NoBody, 0, nil
 	default:
@@ -107,18 +107,18 @@ func (l *lastPart) Read(p []byte) (int, error) {
 var errNoPlace = errors.New("the upstream takes no new session any more")
 
 // hasAll counts a page whose body has come to its end, and refuses it where no new session may begin by now.
-func (rn *run) hasAll() error {
-	rn.mu.Lock()
-	defer rn.mu.Unlock()
-	a := rn.attempt
-	if a.settled || a.count == nil {
+func (v *visit) hasAll() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	a := v.attempt
+	if a.finished || a.count == nil {
 		return nil
 	}
 	a.weigh(a.count)
-	if rn.isOver() || rn.ID == "" && a.m.Drain.On() || a.m.Drain.IsClosed() {
+	if v.isOver() || v.ID == "" && a.m.Drain.On() || a.m.Drain.IsClosed() {
 		a.load.PageEnded(false, false) // the server never has all of it
 		a.load = sessions.Load{}
-		rn.settle(a, 0)
+		v.finish(a, 0)
 		return errNoPlace
 	}
 	return nil

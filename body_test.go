@@ -214,7 +214,7 @@ func TestPagesThatNobodyWaitsFor(t *testing.T) {
 			r.run().connected(r.run().attempt)
 			return r
 		}
-		u := func() *sessions.Upstream { return s.index.Load().all[0].member.Upstream }
+		u := func() *sessions.Upstream { return s.index.Load().all[0].Upstream }
 		weighs := func(when string, want int64) {
 			t.Helper()
 			synctest.Wait()

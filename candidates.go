@@ -6,10 +6,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
-	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // candidates are the upstreams of a pool, as they are at one moment.
@@ -56,18 +57,18 @@ func newIndex(all []candidate, ring *stamp.Keyring) *index {
 }
 
 // candidates looks at a pool.
-func (s *Selection) candidates(pool reverseproxy.UpstreamPool, rn *run) *candidates {
+func (s *Selection) candidates(pool reverseproxy.UpstreamPool, v *visit) *candidates {
 	if len(pool) == 0 {
 		pool = s.members.lastKnown()
 	}
-	cs := &candidates{from: pool, known: s.members, ring: rn.ring, now: s.table.Now(), healthy: s.healthy}
+	cs := &candidates{from: pool, known: s.members, ring: v.ring, now: s.table.Now(), healthy: s.healthy}
 	if !isSame(pool, s.static) { // each address of the config is its own
-		cs.all = s.candidatesIn(pool, rn.repl)
+		cs.all = s.candidatesIn(pool, v.repl)
 		return cs
 	}
 	x := s.index.Load()
-	if x == nil || x.ring != rn.ring || s.isUnloaded() { // the upstreams that an unloaded config knew may be others by now
-		x = newIndex(s.candidatesIn(pool, rn.repl), rn.ring)
+	if x == nil || x.ring != v.ring || s.isUnloaded() { // the upstreams that an unloaded config knew may be others by now
+		x = newIndex(s.candidatesIn(pool, v.repl), v.ring)
 		s.index.Store(x)
 	}
 	cs.all, cs.index = x.all, x
@@ -149,13 +150,14 @@ func (cs *candidates) named(k *stamp.Key, t stamp.Tag) *candidate {
 
 // left returns an upstream that has left the pool, for a session of this site that lives there.
 func (cs *candidates) left(s sessions.Sighting) *candidate {
-	m, reassigned := cs.known.gone(func(m *member) bool { return m.Upstream == s.At }), false
-	if m == nil { // since a reload
-		m, reassigned = &member{Upstream: s.At}, cs.known.gaveAway(s.At, s.StartedAt)
-	} else {
-		reassigned = cs.known.source.hasLost(m)
+	c := &candidate{member: cs.known.gone(func(m *member) bool { return m.Upstream == s.At }), gone: true}
+	if c.member != nil {
+		c.reassigned = cs.known.source.hasLost(c.member)
+	} else { // since a reload
+		c.member, c.reassigned = &member{Upstream: s.At}, cs.known.gaveAway(s.At, s.StartedAt)
 	}
-	return &candidate{member: m, upstream: m.dialable(), gone: true, reassigned: reassigned}
+	c.upstream = c.dialable()
+	return c
 }
 
 // isLeaving says whether an upstream keeps its sessions and gets no other: it drains, or is gone.

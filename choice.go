@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -20,6 +21,50 @@ type pick struct {
 	probes     bool       // the visit is to try whether the upstream is well again
 	unwell     bool       // none of those that take new sessions is well
 	startsOver bool       // all have been tried, so it starts over
+}
+
+// begins says whether a session begins with the pick.
+func (p pick) begins() bool { return p.decision == decisionNew || p.decision == decisionMoved }
+
+// choose picks the upstream for this attempt, by where the visit's session is bound.
+func (v *visit) choose(cs *candidates, home *candidate) pick {
+	switch {
+	case v.isNoVisit():
+		return v.chooseShared(cs, home)
+	case v.ID == "" && v.Stamp == "":
+		if c := v.ofItsBrowser(cs); c != nil {
+			return pick{candidate: c, decision: decisionNew}
+		}
+		return v.fresh(cs)
+	case home != nil && !cs.isLost(home):
+		return pick{candidate: home, decision: decisionBound}
+	case home == nil && v.isOfAnotherTier(cs):
+		return v.fresh(cs)
+	}
+	p := pick{candidate: v.elsewhere(cs, home), decision: decisionBound}
+	switch {
+	case home != nil && p.candidate == home:
+	case home != nil || v.Stamp != "":
+		p.decision, p.from = decisionMoved, home
+	case v.Kind == bokeh.Page:
+		p.decision = decisionNew
+	}
+	return p
+}
+
+// chooseShared picks the upstream that has what a session has made, if the request names one that is known. It binds nothing, and no
+// session moves for it. Anything else is shared.
+func (v *visit) chooseShared(cs *candidates, home *candidate) pick {
+	if v.isForAnyServer() {
+		return v.shared(cs)
+	}
+	if home != nil && !cs.isLost(home) {
+		return pick{candidate: home, decision: decisionBound}
+	}
+	if c := v.ofItsBrowser(cs); c != nil {
+		return pick{candidate: c, decision: decisionShared}
+	}
+	return v.shared(cs)
 }
 
 // fresh picks the upstream for a new session. A Bokeh server runs app code on one
@@ -37,55 +82,55 @@ type pick struct {
 // a server is idle (20 % less with one page in ten heavy, but four times more at 90 % load as soon as a turn
 // costs 5 % of a page); the least time since the last choice to break ties (nothing, and the sessions
 // drift apart). A cold server is taken like any other: its first page is slow, and weighs as one.
-func (rn *run) fresh(cs *candidates) pick {
-	p := pick{candidate: rn.ofItsGroup(cs)}
+func (v *visit) fresh(cs *candidates) pick {
+	p := pick{candidate: v.ofItsGroup(cs)}
 	if p.candidate == nil {
-		room := rn.room(cs)
-		p = rn.untried(cs, room.isFor, func(m *member) weight { return rn.wait(m, cs.now) })
+		room := v.room(cs)
+		p = v.untried(cs, room.isFor, func(m *member) weight { return v.wait(m, cs.now) })
 	}
 	if p.candidate != nil && p.Breaker.Tripped() {
-		p.probes = !p.Breaker.Blocks(cs.now) && !rn.mayFail
+		p.probes = !p.Breaker.Blocks(cs.now) && !v.mayFail
 		p.unwell = cs.allThatTake(func(c *candidate) bool { return c.Breaker.Tripped() })
 	}
 	p.decision = decisionNew
 	return p
 }
 
-// avoids says whether this run's new session should go elsewhere than to m, as long as there is another upstream. A
+// avoids says whether this visit's new session should go elsewhere than to m, as long as there is another upstream. A
 // request that may fail by its own fault tries nobody.
-func (rn *run) avoids(m *member, now time.Duration) bool {
-	return m.troubled(now) || rn.mayFail && m.Breaker.Tripped()
+func (v *visit) avoids(m *member, now time.Duration) bool {
+	return m.troubled(now) || v.mayFail && m.Breaker.Tripped()
 }
 
-// wait weighs what this run's new session would wait for at m. Sessions whose websocket has not come in time ask for nothing.
-func (rn *run) wait(m *member, now time.Duration) weight {
+// wait weighs what this visit's new session would wait for at m. Sessions whose websocket has not come in time ask for nothing.
+func (v *visit) wait(m *member, now time.Duration) weight {
 	w := weight{queue: m.Backlog(), load: m.Slots.Holding()}
 	if w.queue > 0 {
 		w.queue = (w.queue + 1) * m.Slowness()
 	}
-	if rn.avoids(m, now) {
+	if v.avoids(m, now) {
 		w.trouble = 1
 	}
 	return w
 }
 
-// ofItsGroup returns the upstream for a new session of this run's group, or nil if it is in
+// ofItsGroup returns the upstream for a new session of this visit's group, or nil if it is in
 // none, or the group has nowhere to be but where all others may go as well.
-func (rn *run) ofItsGroup(cs *candidates) *candidate {
-	if rn.s.GroupBy == "" || rn.repl == nil {
+func (v *visit) ofItsGroup(cs *candidates) *candidate {
+	if v.s.GroupBy == "" || v.repl == nil {
 		return nil
 	}
-	group, err := rn.repl.ReplaceOrErr(rn.s.GroupBy, false, true)
+	group, err := v.repl.ReplaceOrErr(v.s.GroupBy, false, true)
 	if err != nil {
-		rn.s.unknownGroup(cs.now, err)
+		v.s.unknownGroup(cs.now, err)
 		return nil
 	}
 	if group == "" {
 		return nil
 	}
-	room := rn.room(cs)
+	room := v.room(cs)
 	return cs.first(group, func(c *candidate) bool {
-		return room.isFor(c) && !rn.avoids(c.member, cs.now) && !slices.Contains(rn.tried, c.member)
+		return room.isFor(c) && !v.avoids(c.member, cs.now) && !slices.Contains(v.tried, c.member)
 	})
 }
 
@@ -93,10 +138,10 @@ func (rn *run) ofItsGroup(cs *candidates) *candidate {
 // there is another one; else the fewest pages being built decide, then how much is unanswered. The files of
 // extensions are known to a server only once it has built a page. One that was asked for a file already, and does not
 // have it, is asked again only if there is no other.
-func (rn *run) shared(cs *candidates) pick {
-	ease := func(m *member) weight { return rn.ease(m, cs.now) }
-	p := rn.untried(cs, rn.unasked(cs), ease)
-	if p.candidate == nil && askedOf(rn.ctx) != nil {
+func (v *visit) shared(cs *candidates) pick {
+	ease := func(m *member) weight { return v.ease(m, cs.now) }
+	p := v.untried(cs, v.unasked(cs), ease)
+	if p.candidate == nil && askedOf(v.ctx) != nil {
 		p.candidate = cs.least(cs.takesShared, ease)
 	}
 	p.decision = decisionShared
@@ -104,18 +149,18 @@ func (rn *run) shared(cs *candidates) pick {
 }
 
 // unasked returns what says whether an upstream may be asked for what any server answers, and was not asked for it yet.
-func (rn *run) unasked(cs *candidates) func(*candidate) bool {
-	asked := askedOf(rn.ctx)
+func (v *visit) unasked(cs *candidates) func(*candidate) bool {
+	asked := askedOf(v.ctx)
 	return func(c *candidate) bool { return cs.takesShared(c) && !asked.has(c.member) }
 }
 
-// ease weighs how soon m answers this run's shared request.
-func (rn *run) ease(m *member, now time.Duration) weight {
+// ease weighs how soon m answers this visit's shared request.
+func (v *visit) ease(m *member, now time.Duration) weight {
 	w := weight{stall: int64(m.Unanswered.Stall(now) / sessions.StalledAfter), queue: m.Backlog(), load: m.Unanswered.Weight(now)}
 	switch {
 	case m.Breaker.Tripped() || m.troubled(now): // a visit tries it, and not all that a page asks for besides
 		w.trouble = 3
-	case strings.Contains(rn.path, "/static/extensions/") && !m.IsWarm():
+	case strings.Contains(v.path, "/static/extensions/") && !m.IsWarm():
 		w.trouble = 2
 	case m.Drain.On():
 		w.trouble = 1
@@ -123,13 +168,13 @@ func (rn *run) ease(m *member, now time.Duration) weight {
 	return w
 }
 
-// untried picks the least of the upstreams that may be taken and that this run has
+// untried picks the least of the upstreams that may be taken and that this visit has
 // not tried. When all have been tried it starts over, so that a pool of one can ride out a restart.
-func (rn *run) untried(cs *candidates, may func(*candidate) bool, weigh func(*member) weight) pick {
+func (v *visit) untried(cs *candidates, may func(*candidate) bool, weigh func(*member) weight) pick {
 	p := pick{candidate: cs.least(func(c *candidate) bool {
-		return !slices.Contains(rn.tried, c.member) && may(c)
+		return !slices.Contains(v.tried, c.member) && may(c)
 	}, weigh)}
-	if p.candidate == nil && len(rn.tried) > 0 {
+	if p.candidate == nil && len(v.tried) > 0 {
 		p.candidate, p.startsOver = cs.least(may, weigh), true
 	}
 	return p
@@ -171,8 +216,8 @@ func (w weight) less(than weight) bool {
 
 // lesson returns how long a page took that its upstream is to be judged by, or 0. Only new sessions tell: those whose page names
 // one may go where somebody wants to have them. And each client tells once a second.
-func (rn *run) lesson(a *attempt, now time.Duration) time.Duration {
-	if rn.mayFail || !rn.hasTurn(&a.m.History.Lessons, time.Second, now) {
+func (v *visit) lesson(a *attempt, now time.Duration) time.Duration {
+	if v.mayFail || !v.hasTurn(&a.m.History.Lessons, time.Second, now) {
 		return 0
 	}
 	return a.took

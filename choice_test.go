@@ -81,21 +81,21 @@ func (th *thread) build(d time.Duration) {
 	time.Sleep(time.Until(until))
 }
 
-// outcome is what became of a crowd.
-type outcome struct {
+// simulated is what became of a crowd.
+type simulated struct {
 	waits []time.Duration // until ready
 	peak  float64         // the most sessions of a server over the mean, at the end
 }
 
 // p99 returns the 99th percentile of the time until ready, without those who came while the fleet filled up.
-func (o outcome) p99() float64 {
+func (o simulated) p99() float64 {
 	settled := slices.Clone(o.waits[len(o.waits)/5:])
 	slices.Sort(settled)
 	return settled[len(settled)*99/100].Seconds()
 }
 
 // behind lets the crowd visit through nodes with the given policy.
-func (c crowd) behind(t *testing.T, pick func(s *Selection, pool reverseproxy.UpstreamPool, r *request) string) (o outcome) {
+func (c crowd) behind(t *testing.T, pick func(s *Selection, pool reverseproxy.UpstreamPool, r *request) string) (o simulated) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := testPool(len(c.paces))
 		threads := make(map[string]*thread)
@@ -145,7 +145,7 @@ func (c crowd) behind(t *testing.T, pick func(s *Selection, pool reverseproxy.Up
 }
 
 // inOneQueue is the best that can be: the crowd waits for whichever server is idle next.
-func (c crowd) inOneQueue() (o outcome) {
+func (c crowd) inOneQueue() (o simulated) {
 	free := make([]time.Duration, len(c.paces))
 	for _, v := range c.visitors() {
 		next := 0

@@ -17,56 +17,56 @@ import (
 const defaultCookie = "bokeh_server"
 
 // readCookie reads what the browser brings.
-func (rn *run) readCookie(r *http.Request) {
-	if rn.s.Cookie == "" {
+func (v *visit) readCookie(r *http.Request) {
+	if v.s.Cookie == "" {
 		return
 	}
 	// Caddy has set this by what it knows of the connection.
-	rn.secure = r.Header.Get("X-Forwarded-Proto") == "https"
-	if c, err := r.Cookie(rn.s.Cookie); err == nil {
-		rn.cookie = c.Value
+	v.secure = r.Header.Get("X-Forwarded-Proto") == "https"
+	if c, err := r.Cookie(v.s.Cookie); err == nil {
+		v.cookie = c.Value
 	}
 }
 
 // ofItsBrowser returns the upstream where the browser's newest page is, if that is well and takes new
 // sessions, or nil. A tag cannot be guessed, so nobody names an upstream that he was not given. A page goes where it is
 // ready first; but what may be one, under a path that has never been a page's, is more likely a link to what a page has made.
-func (rn *run) ofItsBrowser(cs *candidates) *candidate {
-	if rn.cookie == "" || rn.Kind == bokeh.Page && (bokeh.IsEmbedded(path.Base(rn.path)) || rn.isAtApp()) {
+func (v *visit) ofItsBrowser(cs *candidates) *candidate {
+	if v.cookie == "" || v.Kind == bokeh.Page && (bokeh.IsEmbedded(path.Base(v.path)) || v.isAtApp()) {
 		return nil
 	}
-	raw, err := base64.RawURLEncoding.DecodeString(rn.cookie)
+	raw, err := base64.RawURLEncoding.DecodeString(v.cookie)
 	if err != nil || len(raw) != stamp.TagLen {
 		return nil
 	}
-	room := rn.room(cs)
-	for _, k := range *rn.ring {
+	room := v.room(cs)
+	for _, k := range *v.ring {
 		c := cs.named(k, stamp.Tag(raw))
 		if c == nil || c.gone {
 			continue
 		}
-		if room.isFor(c) && !c.Breaker.Tripped() && !rn.avoids(c.member, cs.now) && !slices.Contains(rn.tried, c.member) {
+		if room.isFor(c) && !c.Breaker.Tripped() && !v.avoids(c.member, cs.now) && !slices.Contains(v.tried, c.member) {
 			return c
 		}
 	}
 	return nil
 }
 
-// setCookie lets the browser know where its newest page is, with the answer that is that page. rn.mu is locked.
-func (rn *run) setCookie(a *attempt, res *http.Response) {
-	if rn.s.Cookie == "" || rn.Kind != bokeh.Page || a.noPage || res.StatusCode != http.StatusOK {
+// setCookie lets the browser know where its newest page is, with the answer that is that page. v.mu is locked.
+func (v *visit) setCookie(a *attempt, res *http.Response) {
+	if v.s.Cookie == "" || v.Kind != bokeh.Page || a.noPage || res.StatusCode != http.StatusOK {
 		return
 	}
-	t := a.m.keyedBy(rn.ring).tags[0]
+	t := a.m.keyedBy(v.ring).tags[0]
 	c := http.Cookie{ //nolint:gosec // over HTTP a browser would not keep one that is Secure
-		Name:     rn.s.Cookie,
+		Name:     v.s.Cookie,
 		Value:    base64.RawURLEncoding.EncodeToString(t[:]),
 		Path:     "/",
-		Secure:   rn.secure,
+		Secure:   v.secure,
 		HttpOnly: true,
 		SameSite: http.SameSiteLaxMode,
 	}
-	if c.Value != rn.cookie {
+	if c.Value != v.cookie {
 		res.Header.Add("Set-Cookie", c.String())
 	}
 }

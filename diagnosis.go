@@ -68,9 +68,8 @@ type pacers struct {
 }
 
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
-func (s *Selection) examine(r *http.Request, rn *run) {
-	now, c := s.table.Now(), &rn.Request
-	rn.headerSize, rn.longest = headerSize(r)
+func (s *Selection) examine(r *http.Request, v *visit) {
+	now, c := s.table.Now(), &v.Request
 	if c.IsExpired(time.Now()) && s.pacers.expired.lets(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
 			" (start the servers with --session-token-expiration 36000, for a working day, or where an ASGI server runs the app with its session_token_expiration=36000,"+
@@ -81,28 +80,28 @@ func (s *Selection) examine(r *http.Request, rn *run) {
 	if !ok || srv.MaxHeaderBytes >= tokenHeaderBytes {
 		return
 	}
-	if rn.headerSize > srv.MaxHeaderBytes/4*3 && s.pacers.header.lets(now) {
+	if v.headerSize > srv.MaxHeaderBytes/4*3 && s.pacers.header.lets(now) {
 		s.logger.Warn("the headers of a websocket are close to what the server takes; a visitor with more cookies sees an empty page"+
 			" (set max_header_size 64KB in the servers option)",
-			zap.Int("header_bytes", rn.headerSize), zap.Int("max_header_bytes", srv.MaxHeaderBytes))
+			zap.Int("header_bytes", v.headerSize), zap.Int("max_header_bytes", srv.MaxHeaderBytes))
 	}
 }
 
 // tellBreaker logs once that an upstream has begun to fail, and once that it is well again. The error is that of its last
 // connection, if that failed.
-func (rn *run) tellBreaker(m *member, err error) {
+func (v *visit) tellBreaker(m *member, err error) {
 	tripped, changed := m.Breaker.Changed()
 	if !changed {
 		return
 	}
 	if !tripped {
-		rn.s.logger.Info("upstream is well again", zap.String("upstream", m.Name))
+		v.s.logger.Info("upstream is well again", zap.String("upstream", m.Name))
 		return
 	}
 	if err == nil {
 		err = errors.New("page requests are answered with 5xx, or not at all")
 	}
-	rn.s.logger.Warn("upstream fails; new sessions go elsewhere as long as another one is well, and a visit tries it from time to time"+
+	v.s.logger.Warn("upstream fails; new sessions go elsewhere as long as another one is well, and a visit tries it from time to time"+
 		" (look at that server; when it is back nothing needs to be done here)", zap.String("upstream", m.Name), zap.Error(err))
 }
 
@@ -239,34 +238,34 @@ func (m *member) runsOn() *software { return cmp.Or(m.software.Load(), unknownSo
 const answerPatience = 5 * time.Second
 
 // awaitAnswer watches whether a server answers a websocket that uvicorn may not.
-func (rn *run) awaitAnswer(a *attempt) {
-	if !rn.isTooLongFor(a.m.runsOn()) {
+func (v *visit) awaitAnswer(a *attempt) {
+	if !v.isTooLongFor(a.m.runsOn()) {
 		return
 	}
 	time.AfterFunc(answerPatience, func() {
-		rn.mu.Lock()
-		defer rn.mu.Unlock()
-		if a.connected && !a.answered && !a.settled {
-			rn.s.headerTooLong(a.m, rn, 0)
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if a.connected && !a.answered && !a.finished {
+			v.s.headerTooLong(a.m, v, 0)
 		}
 	})
 }
 
-// isTooLongFor says whether the header of the run's request may be more than a server takes.
-func (rn *run) isTooLongFor(sw *software) bool {
-	return rn.longest > sw.line || rn.headerSize > sw.header
+// isTooLongFor says whether the header of the visit's request may be more than a server takes.
+func (v *visit) isTooLongFor(sw *software) bool {
+	return v.longest > sw.line || v.headerSize > sw.header
 }
 
 // headerTooLong takes note that a server did not take a websocket, if that may be for its long header.
-func (s *Selection) headerTooLong(m *member, rn *run, status int) {
+func (s *Selection) headerTooLong(m *member, v *visit, status int) {
 	sw := m.runsOn()
-	if !rn.isTooLongFor(sw) || !s.pacers.tooLong.lets(s.table.Now()) {
+	if !v.isTooLongFor(sw) || !s.pacers.tooLong.lets(s.table.Now()) {
 		return
 	}
 	s.logger.Warn("upstream does not take a websocket with a long header, as the token and the cookies of a visitor"+
 		" with many cookies make it; that one sees an empty page ("+sw.takeMoreHeader+")",
-		zap.String("upstream", m.Name), zap.String("server", sw.name), zap.Int("header_bytes", rn.headerSize),
-		zap.Int("line_bytes", rn.longest), zap.Int("status", status))
+		zap.String("upstream", m.Name), zap.String("server", sw.name), zap.Int("header_bytes", v.headerSize),
+		zap.Int("line_bytes", v.longest), zap.Int("status", status))
 }
 
 // lostUpgrade takes note of a websocket that has come without the header that makes it one. Anybody can send such a request by hand.
@@ -282,32 +281,32 @@ func (s *Selection) lostUpgrade(r *http.Request) {
 
 // refusedSocket takes note that a server answered 403 to a websocket. Anybody can send any origin, so what we
 // tell to allow must be a name, and that of the site itself, or somebody must look at it.
-func (s *Selection) refusedSocket(m *member, rn *run) {
-	if rn.IsExpired(time.Now()) {
+func (s *Selection) refusedSocket(m *member, v *visit) {
+	if v.IsExpired(time.Now()) {
 		return
 	}
 	now, upstream := s.table.Now(), zap.String("upstream", m.Name)
-	if rn.origin == "null" || rn.origin == "file://" {
-		if s.pacers.noOrigin.lets(rn.origin, now) {
+	if v.origin == "null" || v.origin == "file://" {
+		if s.pacers.noOrigin.lets(v.origin, now) {
 			s.logger.Warn("upstream refused a websocket with 403 whose page belongs to no site: it was opened as a file, or stands in a sandboxed frame; if you do not know that page, all is well"+
 				" (have the file served by a web server, or add allow-same-origin to the sandbox of the frame: servers can let in such pages only with those of everybody)",
-				upstream, zap.String("origin", rn.origin), zap.String("site", rn.host))
+				upstream, zap.String("origin", v.origin), zap.String("site", v.host))
 		}
 		return
 	}
-	u, err := url.Parse(rn.origin)
+	u, err := url.Parse(v.origin)
 	if err != nil || !siteName.MatchString(u.Host) {
 		return
 	}
 	host := strings.ToLower(u.Host)
 	setting, mend := allowOrigin(host)
-	switch own := strings.EqualFold(host, rn.host); {
+	switch own := strings.EqualFold(host, v.host); {
 	case own && s.pacers.ownOrigin.lets(host, now):
 		s.logger.Error("upstream refused a websocket with 403; unless the app has reasons of its own it does not know the site's name"+
 			" ("+mend+"; where an ASGI server runs the app, name the host in its extra_websocket_origins)", upstream, setting)
 	case !own && s.pacers.otherOrigin.lets(host, now):
 		s.logger.Warn("upstream refused a websocket of another site's page with 403; if you do not know that site, all is well"+
-			" (if it shall show the app, "+mend+"; or name the host in extra_websocket_origins)", upstream, setting, zap.String("site", rn.host))
+			" (if it shall show the app, "+mend+"; or name the host in extra_websocket_origins)", upstream, setting, zap.String("site", v.host))
 	}
 }
 

@@ -311,7 +311,8 @@ func TestDrainByConfig(t *testing.T) {
 // A typo must not look like success.
 func TestDrainOfAStrangerIsWarnedOf(t *testing.T) {
 	core, logs := observer.New(zapcore.WarnLevel)
-	s := &Selection{Drain: []string{"LOCALHOST:5006", "localhost:50006"}, logger: zap.New(core)}
+	s := &Selection{Drain: []string{"LOCALHOST:5006", "localhost:50006"}}
+	s.logger = zap.New(core)
 	s.warnOfStrangers(&reverseproxy.Handler{Upstreams: reverseproxy.UpstreamPool{{Dial: "localhost:5006"}}})
 	if n := logs.Len(); n != 1 || logs.All()[0].ContextMap()["upstream"] != "localhost:50006" {
 		t.Errorf("%d warnings: %v", n, logs.All())

@@ -54,13 +54,13 @@ func (g *greeting) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// listen looks at what the server says first on a websocket. rn.mu is locked.
-func (rn *run) listen(a *attempt, res *http.Response) {
-	if rn.Kind != bokeh.Socket {
+// listen looks at what the server says first on a websocket. v.mu is locked.
+func (v *visit) listen(a *attempt, res *http.Response) {
+	if v.Kind != bokeh.Socket {
 		return
 	}
 	if res.StatusCode != http.StatusSwitchingProtocols {
-		rn.settle(a, res.StatusCode) // however long its client takes to read that
+		v.finish(a, res.StatusCode) // however long its client takes to read that
 		return
 	}
 	a.load.SocketOpened()
@@ -69,8 +69,8 @@ func (rn *run) listen(a *attempt, res *http.Response) {
 		return
 	}
 	res.Body = &greeting{ReadWriteCloser: conn, refused: func() {
-		rn.mu.Lock()
-		defer rn.mu.Unlock()
+		v.mu.Lock()
+		defer v.mu.Unlock()
 		a.refused = true
 	}}
 }

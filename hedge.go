@@ -54,9 +54,15 @@ func canHedge(h *reverseproxy.Handler, t *reverseproxy.HTTPTransport) bool {
 	return !strings.Contains(fmt.Sprint(*h.Headers.Request), "{http.reverse_proxy.upstream.")
 }
 
+// hedging is whether and where a visit may ask a second server.
+type hedging struct {
+	pool     reverseproxy.UpstreamPool // that it was last chosen from, where it may be hedged
+	mayHedge bool
+}
+
 // hedge is a request for a file that another server may be asked for as well.
 type hedge struct {
-	rn          *run
+	v           *visit
 	transport   *reverseproxy.HTTPTransport
 	first       *http.Request
 	cancelFirst context.CancelFunc
@@ -76,10 +82,10 @@ type hedge struct {
 
 // roundTripHedged sends r, and asks another server too if no answer has come after a while. The first good answer wins: one
 // without an error, and from the second server none of 4xx either, for that may not know a file yet.
-func (t watchedTransport) roundTripHedged(rn *run, r *http.Request) (*http.Response, error) {
+func (t watchedTransport) roundTripHedged(v *visit, r *http.Request) (*http.Response, error) {
 	t.SetScheme(r) // before anybody else looks at r
 	ctx, cancel := context.WithCancel(r.Context())
-	h := &hedge{rn: rn, transport: t.HTTPTransport, first: r, cancelFirst: cancel, ended: make(chan struct{})}
+	h := &hedge{v: v, transport: t.HTTPTransport, first: r, cancelFirst: cancel, ended: make(chan struct{})}
 	timer := time.AfterFunc(time.Duration(t.s.HedgeAfter), h.askSecond)
 	res, err := t.HTTPTransport.RoundTrip(r.WithContext(ctx))
 	if timer.Stop() || err == nil && res.StatusCode < http.StatusInternalServerError && h.decide(false) {
@@ -131,7 +137,7 @@ func (h *hedge) askSecond() {
 	if err == nil {
 		res.Body.Close()
 	}
-	h.rn.drop(a)
+	h.v.drop(a)
 }
 
 // begin returns the request to another server, and the attempt as which it is counted; or nil.
@@ -141,10 +147,10 @@ func (h *hedge) begin() (*http.Request, *attempt) {
 	if h.decided {
 		return nil, nil
 	}
-	rn := h.rn
-	h.slow = rn.lastAttempt().m
-	cs := rn.s.candidates(rn.pool, rn)
-	c := rn.second(cs)
+	v := h.v
+	h.slow = v.lastAttempt().m
+	cs := v.s.candidates(v.pool, v)
+	c := v.second(cs)
 	if c == nil {
 		return nil, nil
 	}
@@ -156,33 +162,33 @@ func (h *hedge) begin() (*http.Request, *attempt) {
 		Upstream: c.upstream, Network: addr.Network, Address: addr.JoinHostPort(0),
 		Host: addr.Host, Port: fmt.Sprint(addr.StartPort),
 	}
-	a := &attempt{m: c.member, begun: cs.now, address: h.dial.String()}
-	if !rn.beginSecond(a) {
+	a := &attempt{m: c.member, startedAt: cs.now, address: h.dial.String()}
+	if !v.beginSecond(a) {
 		return nil, nil
 	}
-	// The context of the run knows nothing of the first server. The transport keeps variables of its own in that map.
-	ctx := context.WithValue(rn.ctx, caddyhttp.VarsCtxKey, make(map[string]any))
+	// The context of the visit knows nothing of the first server. The transport keeps variables of its own in that map.
+	ctx := context.WithValue(v.ctx, caddyhttp.VarsCtxKey, make(map[string]any))
 	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), h.dial) // as reverseproxy.GetDialInfo finds it
 	ctx, h.cancelSecond = context.WithCancel(ctx)
 	first := *h.first
 	first.Trailer = nil // the first server may just be sent what ends an empty body
-	r := first.Clone(httptrace.WithClientTrace(ctx, rn.trace(a)))
+	r := first.Clone(httptrace.WithClientTrace(ctx, v.trace(a)))
 	r.Body, r.ContentLength = nil, 0
 	r.Header.Del(bokeh.StampHeader) // it names the first server
 	if to, ok := reverseproxy.GetDialInfo(first.Context()); ok && h.transport.TLSEnabled() && r.Host == to.Address {
 		r.Host = h.dial.Address
 	}
 	r.URL.Scheme, r.URL.Host = "", h.dial.Address
-	if c := rn.s.logger.Check(zap.DebugLevel, "asking another upstream too"); c != nil {
+	if c := v.s.logger.Check(zap.DebugLevel, "asking another upstream too"); c != nil {
 		c.Write(zap.String("upstream", a.m.Name))
 	}
 	return r, a
 }
 
-// adopt makes the second server's answer the run's. It is told whether the first one has answered, too.
+// adopt makes the second server's answer the visit's. It is told whether the first one has answered, too.
 func (h *hedge) adopt(both bool) {
-	h.rn.adopt(h.a, both)
-	repl, u := h.rn.repl, h.dial.Upstream
+	h.v.adopt(h.a, both)
+	repl, u := h.v.repl, h.dial.Upstream
 	if repl == nil {
 		return
 	}
@@ -197,61 +203,61 @@ func (h *hedge) adopt(both bool) {
 
 // second returns an upstream that may be asked as well, or nil. If it might not answer either, asking it
 // would only double the work.
-func (rn *run) second(cs *candidates) *candidate {
-	unasked := rn.unasked(cs)
+func (v *visit) second(cs *candidates) *candidate {
+	unasked := v.unasked(cs)
 	return cs.least(func(c *candidate) bool {
-		w := rn.ease(c.member, cs.now)
-		return unasked(c) && w.trouble == 0 && w.stall == 0 && !slices.Contains(rn.tried, c.member)
-	}, func(m *member) weight { return rn.ease(m, cs.now) })
+		w := v.ease(c.member, cs.now)
+		return unasked(c) && w.trouble == 0 && w.stall == 0 && !slices.Contains(v.tried, c.member)
+	}, func(m *member) weight { return v.ease(m, cs.now) })
 }
 
-// beginSecond counts a second attempt beside the last one, once in a run.
-func (rn *run) beginSecond(a *attempt) bool {
-	rn.mu.Lock()
-	defer rn.mu.Unlock()
-	if rn.over || rn.hedged || rn.attempt.answered {
+// beginSecond counts a second attempt beside the last one, once in a visit.
+func (v *visit) beginSecond(a *attempt) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.over || v.hedged || v.attempt.answered {
 		return false
 	}
-	rn.hedged = true
-	a.open.Of = rn
+	v.hedged = true
+	a.open.Of = v
 	a.m.Drain.Requests.Add(&a.open)
-	a.m.Unanswered.Ask(&a.question, a.begun)
+	a.m.Unanswered.Ask(&a.question, a.startedAt)
 	a.m.History.Selected.Add(string(decisionShared))
 	return true
 }
 
-func (rn *run) lastAttempt() *attempt {
-	rn.mu.Lock()
-	defer rn.mu.Unlock()
-	return rn.attempt
+func (v *visit) lastAttempt() *attempt {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.attempt
 }
 
 // drop ends an attempt whose answer nobody takes.
-func (rn *run) drop(a *attempt) {
-	rn.mu.Lock()
-	defer rn.mu.Unlock()
-	rn.settle(a, 0)
+func (v *visit) drop(a *attempt) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.finish(a, 0)
 	a.leave()
 }
 
-// adopt makes a the run's last attempt, in the place of the one before, which was answered as well or was not.
-func (rn *run) adopt(a *attempt, both bool) {
-	rn.mu.Lock()
-	defer rn.mu.Unlock()
-	first := rn.attempt
-	rn.settle(first, 0)
+// adopt makes a the visit's last attempt, in the place of the one before, which was answered as well or was not.
+func (v *visit) adopt(a *attempt, both bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	first := v.attempt
+	v.finish(first, 0)
 	first.leave()
-	rn.attempt = a
-	rn.tried = append(rn.tried, a.m)
-	if asked := askedOf(rn.ctx); asked != nil {
+	v.attempt = a
+	v.tried = append(v.tried, a.m)
+	if asked := askedOf(v.ctx); asked != nil {
 		if !both { // the first one has not said whether it has the file
 			asked.members = slices.DeleteFunc(asked.members, func(m *member) bool { return m == first.m })
 			asked.left = true
 		}
 		asked.add(a.m, asked.left)
 	}
-	if rn.over {
-		rn.settle(a, 0)
+	if v.over {
+		v.finish(a, 0)
 		a.leave()
 	}
 }

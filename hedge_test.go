@@ -55,9 +55,9 @@ func hedgedOf(addr, outcome string) int64 {
 	return u.History.Hedged[outcome].Load()
 }
 
-// hedging runs Caddy before a server that is held and one that does as it is told. New requests go to the held one first: the
+// hedged runs Caddy before a server that is held and one that does as it is told. New requests go to the held one first: the
 // other one has a request that it does not answer.
-func hedging(t *testing.T, second http.HandlerFunc, options string) (s *site, h *heldServer) {
+func hedged(t *testing.T, second http.HandlerFunc, options string) (s *site, h *heldServer) {
 	t.Helper()
 	h = newHeld(t)
 	other := httptest.NewServer(second)
@@ -102,7 +102,7 @@ func TestHedge(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked := make(chan struct{}, 1)
-			s, h := hedging(t, func(w http.ResponseWriter, r *http.Request) {
+			s, h := hedged(t, func(w http.ResponseWriter, r *http.Request) {
 				asked <- struct{}{}
 				if test.second == 0 {
 					panic(http.ErrAbortHandler)
@@ -216,7 +216,7 @@ func TestNoHedgeOfAPage(t *testing.T) {
 
 // While servers have two versions, the one that is slow gets to answer where the faster one has another file.
 func TestHedgeOfTwoVersions(t *testing.T) {
-	s, h := hedging(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "second") }, "")
+	s, h := hedged(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "second") }, "")
 	go func() {
 		<-h.left
 		close(h.release)
@@ -314,7 +314,7 @@ func TestHedgeOfAFileThatIsTheSameEverywhere(t *testing.T) {
 func TestHedgedFileIsEnded(t *testing.T) {
 	ended := make(chan struct{})
 	var second atomic.Value
-	s, _ := hedging(t, func(w http.ResponseWriter, r *http.Request) {
+	s, _ := hedged(t, func(w http.ResponseWriter, r *http.Request) {
 		second.Store(r.Context().Value(http.LocalAddrContextKey).(net.Addr).String())
 		fmt.Fprint(w, "begins")
 		_ = http.NewResponseController(w).Flush()

@@ -8,9 +8,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
 // healthInterval is how long after an upstream was found unhealthy we look again.

@@ -7,8 +7,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 const (

@@ -5,16 +5,10 @@ package caddybokeh
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"regexp"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"weak"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -163,32 +157,50 @@ type Selection struct {
 	// numbers (`num_requests`, passive health checks) count such a request at the first server. At least 100ms. Default: 0, which is off; `bokeh_proxy` sets 1s.
 	HedgeAfter caddy.Duration `json:"hedge_after,omitempty"`
 
+	surroundings
+	keys
+	ownPool
+	proxy
+
+	pacers pacers
+}
+
+// surroundings are where a policy is.
+type surroundings struct {
 	logger   *zap.Logger
 	table    *ledger
 	node     *node
-	members  *members
-	lifetime time.Duration // of a session without a socket
-	givesIDs bool          // whether a stamp may be a session's id
-	ring     *atomic.Pointer[stamp.Keyring]
-	keyed    <-chan struct{}                         // closed when the storage was looked at for the key; nil where the config has it
 	raise    func(event string, data map[string]any) // nil in tests
+	unloaded <-chan struct{}                         // closed when the config is replaced; nil in tests
+}
+
+// keys are what a policy signs stamps with.
+type keys struct {
+	ring     *atomic.Pointer[stamp.Keyring]
+	keyed    <-chan struct{} // closed when the storage was looked at for the key; nil where the config has it
+	givesIDs bool            // whether a stamp may be a session's id
+}
+
+// ownPool is what a policy knows of its upstreams, and of their sessions.
+type ownPool struct {
+	members  *members
 	healthy  func(*reverseproxy.Upstream) bool
+	static   reverseproxy.UpstreamPool       // the handler's own pool, if it is the same for every request
+	fallback reverseproxy.UpstreamPool       // of the config, for when discovery fails
+	index    atomic.Pointer[index]           // of the static pool
+	offered  atomic.Pointer[admission.Offer] // to the one who waited last
+	owner    *owner                          // by which its sessions are known from those of other policies
+	lifetime time.Duration                   // of a session without a socket
+}
 
-	patience    time.Duration                   // of the handler: how long it goes on looking for an upstream
-	tryInterval time.Duration                   // between two times that it looks
-	pause       time.Duration                   // the first one of an upstream that fails, before it is tried again
-	unloaded    <-chan struct{}                 // closed when the config is replaced; nil in tests
-	static      reverseproxy.UpstreamPool       // the handler's own pool, if it is the same for every request
-	index       atomic.Pointer[index]           // of the static pool
-	owner       *owner                          // by which its sessions are known from those of other policies
-	offered     atomic.Pointer[admission.Offer] // to the one who waited last
-	fallback    reverseproxy.UpstreamPool       // of the config, for when discovery fails
-
-	pacers pacers
-
-	watches   bool                        // whether each run hears of its answer
-	hedges    bool                        // whether a file may be asked of a second server
-	transport *reverseproxy.HTTPTransport // made by this policy for its handler, which had none; or nil
+// proxy is what a policy knows of its reverse proxy.
+type proxy struct {
+	patience    time.Duration               // how long it goes on looking for an upstream
+	tryInterval time.Duration               // between two times that it looks
+	pause       time.Duration               // the first one of an upstream that fails, before it is tried again
+	watches     bool                        // whether each visit hears of its answer
+	hedges      bool                        // whether a file may be asked of a second server
+	transport   *reverseproxy.HTTPTransport // made by this policy for its handler, which had none; or nil
 }
 
 // thisLedger is the one table of this process. It outlives configs, because sessions do: a reload
@@ -263,37 +275,6 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	s.join(thisNode(), ctx.Storage())
-	return nil
-}
-
-// innermost returns the closest parent of a type. A reverse proxy may stand in the answers of another one.
-func innermost[T caddy.Module](ctx caddy.Context) (parent T, ok bool) {
-	for _, m := range slices.Backward(ctx.Modules()) {
-		if parent, ok = m.(T); ok {
-			return parent, true
-		}
-	}
-	return parent, false
-}
-
-// whenStopped lets f be called when all servers of a config have stopped. Its storage is in use until then; it may be
-// closed before the Cleanup of a policy, for modules are cleaned up in any order.
-func whenStopped(app *caddyhttp.App, f func()) {
-	for _, srv := range app.Servers {
-		srv.RegisterOnStop(func(context.Context) error {
-			f()
-			return nil
-		})
-		return // when Caddy calls the first of these, all have stopped
-	}
-}
-
-// whenStarted is called when Caddy has started a config. It is a struct because Caddy logs it in JSON.
-type whenStarted struct{ call func() }
-
-// Handle implements caddyevents.Handler.
-func (w whenStarted) Handle(context.Context, caddy.Event) error {
-	w.call()
 	return nil
 }
 
@@ -385,198 +366,6 @@ func (s *Selection) emit(event string, data map[string]any) {
 	if s.raise != nil {
 		s.raise(event, data)
 	}
-}
-
-// placeholder finds one in the JSON of a module's config.
-var placeholder = regexp.MustCompile(`\{[^"{}\s]+\}`)
-
-// knowPool learns what there is to know of the handler's upstreams before the first request.
-func (s *Selection) knowPool(h *reverseproxy.Handler) {
-	s.members.attach(h.Upstreams)
-	if h.LoadBalancing != nil {
-		s.patience = time.Duration(h.LoadBalancing.TryDuration)
-		s.tryInterval = time.Duration(h.LoadBalancing.TryInterval)
-		if h.LoadBalancing.TryDuration > 0 || h.LoadBalancing.Retries > 0 {
-			s.pause = breaker.QuickBackoff
-		}
-	}
-	if h.DynamicUpstreamsRaw != nil || h.DynamicUpstreams != nil {
-		s.fallback = h.Upstreams
-		if isShared(h.DynamicUpstreamsRaw) {
-			src := s.table.holdSource(string(h.DynamicUpstreamsRaw))
-			s.members.discoverBy(src)
-			s.owner.source = src
-		}
-		return
-	}
-	for _, u := range h.Upstreams {
-		if hasPlaceholder(u.Dial) {
-			return
-		}
-	}
-	s.static = h.Upstreams
-	s.owner.static = make(map[string]bool)
-	for _, u := range h.Upstreams {
-		s.owner.static[upstreamName(u.Dial)] = true
-	}
-}
-
-// warnOfStrangers says so where an address on the drain line is none of the handler's.
-func (s *Selection) warnOfStrangers(h *reverseproxy.Handler) {
-	names := make(map[string]bool)
-	for _, u := range h.Upstreams {
-		names[upstreamName(u.Dial)] = true
-	}
-	for _, addr := range s.Drain {
-		if !names[upstreamName(addr)] {
-			s.logger.Warn("drain names an upstream that is none of this reverse_proxy's (compare the addresses, unless it is a discovered one)",
-				zap.String("upstream", addr))
-		}
-	}
-}
-
-// warnOfBuffers says so where the proxy waits for the end of an answer before it hands it on, and so of a websocket.
-func (s *Selection) warnOfBuffers(h *reverseproxy.Handler) {
-	if h.ResponseBuffers != 0 {
-		s.logger.Warn("response_buffers holds up websockets for ever, so every page stays empty (take that line off)")
-	}
-}
-
-// warnedOf is the app of the config whose routes were last looked at.
-var warnedOf atomic.Value // of weak.Pointer[caddyhttp.App]
-
-// isFirstOf says whether this is the first policy of an app. That one sees the routes of all servers, so once will do.
-func isFirstOf(app *caddyhttp.App) bool {
-	this := weak.Make(app)
-	return warnedOf.Swap(this) != this
-}
-
-// warnOfHeaderLimit says so where a websocket with a large token would be refused.
-func (s *Selection) warnOfHeaderLimit(app *caddyhttp.App) {
-	var small []string
-	for _, srv := range app.Servers {
-		if srv.MaxHeaderBytes < tokenHeaderBytes && holdsPolicy(srv) {
-			small = append(small, strings.Join(srv.Listen, " "))
-		}
-	}
-	if len(small) == 0 {
-		return
-	}
-	s.logger.Warn("server takes less header than a Bokeh websocket may need, which grows with the visitor's cookies;"+
-		" such a visitor sees an empty page (set max_header_size 64KB in the servers option)",
-		zap.Strings("listening_on", small),
-		zap.Int("wanted_bytes", tokenHeaderBytes))
-}
-
-// policyName finds policies like this in the JSON of routes. Caddy throws that away as it
-// provisions them, but a policy is provisioned before its own route is thrown away.
-var policyName = regexp.MustCompile(`"policy"\s*:\s*"bokeh"`)
-
-func holdsPolicy(srv *caddyhttp.Server) bool {
-	routes := slices.Clone(srv.Routes)
-	if srv.Errors != nil {
-		routes = append(routes, srv.Errors.Routes...)
-	}
-	for _, named := range srv.NamedRoutes {
-		routes = append(routes, *named)
-	}
-	for _, route := range routes {
-		if slices.ContainsFunc(route.HandlersRaw, func(raw json.RawMessage) bool { return policyName.Match(raw) }) {
-			return true
-		}
-	}
-	return false
-}
-
-// Validate checks s.
-func (s *Selection) Validate() error {
-	if err := checkSessionIDs(s.SessionIDs); err != nil {
-		return err
-	}
-	if err := checkLifetime("unused_session_lifetime", time.Duration(s.UnusedSessionLifetime)); err != nil {
-		return err
-	}
-	if err := checkLifetime("check_unused_sessions", time.Duration(s.CheckUnusedSessions)); err != nil {
-		return err
-	}
-	if s.MaxSessions < 0 {
-		return fmt.Errorf("invalid max_sessions %d: it is at least 1, or 0 for no limit", s.MaxSessions)
-	}
-	if s.GroupBy != "" {
-		if err := checkGroupBy(s.GroupBy); err != nil {
-			return err
-		}
-	}
-	if s.Cookie != "" {
-		if err := checkCookie(s.Cookie); err != nil {
-			return err
-		}
-	}
-	if s.HedgeAfter != 0 {
-		if err := checkHedgeAfter(time.Duration(s.HedgeAfter)); err != nil {
-			return err
-		}
-	}
-	for _, addr := range s.Drain {
-		if err := checkDrain(addr); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// checkSessionIDs, checkLifetime, checkGroupBy, checkHedgeAfter and checkDrain are here and in the Caddyfile, which can say the line.
-func checkSessionIDs(v string) error {
-	switch v {
-	case sessionIDsUnsigned, sessionIDsSigned, sessionIDsExternalSigned:
-		return nil
-	}
-	return fmt.Errorf("invalid session_ids %q: it is one of %s", v,
-		strings.Join([]string{sessionIDsUnsigned, sessionIDsSigned, sessionIDsExternalSigned}, ", "))
-}
-
-func checkLifetime(option string, d time.Duration) error {
-	switch {
-	case d < time.Second:
-		return fmt.Errorf("invalid %s %v: it is at least 1s; Bokeh's flag counts milliseconds, here write 15s for 15000", option, d)
-	case d > maxLifetime:
-		return fmt.Errorf("invalid %s %v: it is at most %v", option, d, maxLifetime)
-	}
-	return nil
-}
-
-// checkGroupBy returns an error unless v is one placeholder. With more text, all sessions that have no value would be
-// one group.
-func checkGroupBy(v string) error {
-	if placeholder.FindString(v) != v {
-		return fmt.Errorf("invalid group_by %q: it is one placeholder and nothing else, as in {http.auth.user.id}", v)
-	}
-	return nil
-}
-
-// checkHedgeAfter keeps it above what usual answers take, or every file would be asked for twice.
-func checkHedgeAfter(d time.Duration) error {
-	if d < shortestHedge {
-		return fmt.Errorf("invalid hedge_after %v: it is at least %v, or off", d, shortestHedge)
-	}
-	return nil
-}
-
-func checkDrain(addr string) error {
-	parsed, err := caddy.ParseNetworkAddress(addr)
-	switch {
-	case addr == "":
-		return errors.New(`drain "": it names no upstream`)
-	case len(addr) > maxAddress:
-		return fmt.Errorf("drain: an address of %d bytes names no upstream: it has at most %d", len(addr), maxAddress)
-	case hasPlaceholder(addr):
-		return fmt.Errorf("drain %s: an upstream whose address depends on the request cannot be named", addr)
-	case err != nil:
-		return fmt.Errorf("drain %q: %w", addr, err)
-	case parsed.PortRangeSize() != 1:
-		return fmt.Errorf("drain %q: in JSON an address has exactly one port", addr)
-	}
-	return nil
 }
 
 // Cleanup lets go of the upstreams that s knows. After a Provision that failed it knows none.

@@ -26,29 +26,29 @@ type repeatable struct{ s *Selection }
 
 // MatchWithError implements caddyhttp.RequestMatcherWithError.
 func (m repeatable) MatchWithError(r *http.Request) (bool, error) {
-	rn, ok := r.Context().Value(runKey(m)).(*run)
-	return ok && rn.isForFile(r), nil
+	v, ok := r.Context().Value(visitKey(m)).(*visit)
+	return ok && v.isForFile(r), nil
 }
 
-// isForFile says whether the run's request is for a file and no app, whatever its headers say.
-func (rn *run) isForFile(r *http.Request) bool {
-	return (rn.Kind == bokeh.Other || rn.Kind == bokeh.MaybePage) && isFile(r) && bokeh.HasFileEnding(r.URL.Path) && !rn.isAtApp()
+// isForFile says whether the visit's request is for a file and no app, whatever its headers say.
+func (v *visit) isForFile(r *http.Request) bool {
+	return (v.Kind == bokeh.Other || v.Kind == bokeh.MaybePage) && isFile(r) && bokeh.HasFileEnding(r.URL.Path) && !v.isAtApp()
 }
 
 // noAnswer takes note that the last attempt has ended with an error, and returns that in such a form that the reverse proxy takes it for
 // one of a dial only where nothing can have reached a server. Where a connection breaks that was kept, Go sends what it may once more on a new one, and tells of that alone.
-func (rn *run) noAnswer(err error) error {
-	rn.mu.Lock()
-	defer rn.mu.Unlock()
-	rn.attempt.leave() // until the next attempt it is nobody's
-	if rn.cut {
+func (v *visit) noAnswer(err error) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.attempt.leave() // until the next attempt it is nobody's
+	if v.cut {
 		return errCut
 	}
 	_, atDial := errors.AsType[reverseproxy.DialError](err)
 	switch {
-	case atDial && rn.attempt.connected:
+	case atDial && v.attempt.connected:
 		return errors.New(err.Error())
-	case rn.attempt.noTLS && !rn.attempt.connected:
+	case v.attempt.noTLS && !v.attempt.connected:
 		return reverseproxy.NewDialError(err) // Caddy does not know that nothing was sent
 	}
 	return err

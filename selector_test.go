@@ -50,7 +50,8 @@ func newTestSelection(pool reverseproxy.UpstreamPool) *Selection {
 
 // newTestSelectionWith returns a policy of another config of the same process.
 func newTestSelectionWith(t *ledger, pool reverseproxy.UpstreamPool) *Selection {
-	s := &Selection{logger: zap.NewNop(), ring: new(atomic.Pointer[stamp.Keyring])}
+	s := new(Selection)
+	s.logger, s.ring = zap.NewNop(), new(atomic.Pointer[stamp.Keyring])
 	s.setDefaults()
 	s.ring.Store(&bokehtest.Ring)
 	s.attach(t)
@@ -97,7 +98,7 @@ func (r *request) choose(pool reverseproxy.UpstreamPool) (addr, why string) {
 }
 
 // run returns what the policy knows of the request.
-func (r *request) run() *run { return r.s.run(r.Request) }
+func (r *request) run() *visit { return r.s.visit(r.Request) }
 
 // answer plays the rest of an attempt that the upstream answers, and ends the request.
 func (r *request) answer(status int) {
@@ -844,7 +845,7 @@ func TestStatusOfAnEarlierHandler(t *testing.T) {
 		r.refuse()
 		r.end()
 		synctest.Wait()
-		wantTally(t, "failed", s.index.Load().all[0].member.Upstream, tally{})
+		wantTally(t, "failed", s.index.Load().all[0].Upstream, tally{})
 	})
 }
 

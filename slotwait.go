@@ -14,106 +14,114 @@ import (
 // healthy or been taken back meanwhile, of which the queue does not hear.
 const waitSlice = time.Second
 
-// isCapped says whether max_sessions holds for a run: it does for new sessions alone, and not for those
-// that somebody else has named, which every node sends to the same upstream.
-func (rn *run) isCapped() bool {
-	return rn.s.MaxSessions > 0 && rn.Kind == bokeh.Page && (rn.tier || rn.ID == "" && rn.Stamp == "")
+// slotWait is how a visit waits for a slot.
+type slotWait struct {
+	waiter     *admission.Waiter // nil as long as it has waited for none
+	queuedAt   time.Duration     // since when it waits, on the table's clock
+	waited     time.Duration     // until it had one
+	lastChance bool              // its patience is over, so it takes a slot where it may fail
 }
 
-// room is which of the candidates take a run's new session.
+// isCapped says whether max_sessions holds for a visit: it does for new sessions alone, and not for those
+// that somebody else has named, which every node sends to the same upstream.
+func (v *visit) isCapped() bool {
+	return v.s.MaxSessions > 0 && v.Kind == bokeh.Page && (v.tier || v.ID == "" && v.Stamp == "")
+}
+
+// room is which of the candidates take a visit's new session.
 type room struct {
-	rn *run
+	v  *visit
 	cs *candidates
 
 	looked  bool // whether all may fail
 	allFail bool
 }
 
-func (rn *run) room(cs *candidates) *room { return &room{rn: rn, cs: cs} }
+func (v *visit) room(cs *candidates) *room { return &room{v: v, cs: cs} }
 
 // isFor says whether c takes the session. Whoever may still wait for a slot need not take one at an upstream that fails.
 func (r *room) isFor(c *candidate) bool {
-	rn := r.rn
-	if !rn.isCapped() || !r.cs.takesNew(c) {
+	v := r.v
+	if !v.isCapped() || !r.cs.takesNew(c) {
 		return r.cs.takesNew(c)
 	}
-	return (!rn.avoids(c.member, r.cs.now) || rn.lastChance || r.isWhereAllFail()) &&
-		rn.s.table.Waiting.Admits(rn.waiter, &c.Slots, int64(rn.s.MaxSessions), r.cs.now)
+	return (!v.avoids(c.member, r.cs.now) || v.lastChance || r.isWhereAllFail()) &&
+		v.s.table.Waiting.Admits(v.waiter, &c.Slots, int64(v.s.MaxSessions), r.cs.now)
 }
 
 // isWhereAllFail says whether the session has nowhere to go but where it may fail. That is asked for every upstream that may.
 func (r *room) isWhereAllFail() bool {
 	if !r.looked {
 		r.looked = true
-		r.allFail = r.cs.allThatTake(func(c *candidate) bool { return r.rn.avoids(c.member, r.cs.now) })
+		r.allFail = r.cs.allThatTake(func(c *candidate) bool { return r.v.avoids(c.member, r.cs.now) })
 	}
 	return r.allFail
 }
 
-// isOver says whether this run's session is one too many where it is counted. Two who come at once may
+// isOver says whether this visit's session is one too many where it is counted. Two who come at once may
 // both give way; the queue sees to who takes the slot.
-func (rn *run) isOver() bool {
-	counted := rn.attempt.load // nothing, if the client has gone
-	return rn.isCapped() && counted.IsCounted() && counted.At().Slots.Taken(int64(rn.s.MaxSessions)) > int64(rn.s.MaxSessions)
+func (v *visit) isOver() bool {
+	counted := v.attempt.load // nothing, if the client has gone
+	return v.isCapped() && counted.IsCounted() && counted.At().Slots.Taken(int64(v.s.MaxSessions)) > int64(v.s.MaxSessions)
 }
 
-// isFull says whether it is for max_sessions alone that nobody takes this run's new session.
-func (rn *run) isFull(cs *candidates) bool { return rn.isCapped() && cs.any(cs.takesNew) }
+// isFull says whether it is for max_sessions alone that nobody takes this visit's new session.
+func (v *visit) isFull(cs *candidates) bool { return v.isCapped() && cs.any(cs.takesNew) }
 
 // waitForSlot waits for a slot as long as the handler has patience, and says whether there may be one.
 // Where upstreams are discovered it gives up from time to time, so that they are looked for; but not
 // when the config has been unloaded, for then nobody would ask again.
-func (rn *run) waitForSlot(ctx context.Context, cs *candidates) bool {
-	left := rn.begun + rn.s.patience - rn.s.table.Now()
-	if left <= 0 && rn.isCapped() && !rn.lastChance {
-		rn.lastChance = true
+func (v *visit) waitForSlot(ctx context.Context, cs *candidates) bool {
+	left := v.startedAt + v.s.patience - v.s.table.Now()
+	if left <= 0 && v.isCapped() && !v.lastChance {
+		v.lastChance = true
 		return true
 	}
 	if left <= 0 {
-		rn.leaveQueue()
+		v.leaveQueue()
 		return false
 	}
-	if !rn.isFull(cs) || !rn.enterQueue(cs) {
+	if !v.isFull(cs) || !v.enterQueue(cs) {
 		return false
 	}
-	room, limit := rn.room(cs), int64(rn.s.MaxSessions)
+	room, limit := v.room(cs), int64(v.s.MaxSessions)
 	if cs.any(func(c *candidate) bool { return c.Slots.Taken(limit) < limit && room.isFor(c) }) {
 		return true // it became free before we were in the queue
 	}
 	timer := time.NewTimer(min(left, waitSlice))
 	defer timer.Stop()
 	select {
-	case <-rn.waiter.Turn():
+	case <-v.waiter.Turn():
 		return true
 	case <-ctx.Done():
 		return false
 	case <-timer.C:
 	}
-	return rn.s.static != nil || rn.s.isUnloaded()
+	return v.s.static != nil || v.s.isUnloaded()
 }
 
-// enterQueue says whether this run waits in the queue. There is none for a request that
+// enterQueue says whether this visit waits in the queue. There is none for a request that
 // has ended.
-func (rn *run) enterQueue(cs *candidates) bool {
-	rn.mu.Lock()
-	defer rn.mu.Unlock()
-	if rn.over {
+func (v *visit) enterQueue(cs *candidates) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.over {
 		return false
 	}
-	now := rn.s.table.Now()
-	if rn.waiter == nil {
-		rn.queuedAt = now
-		rn.waiter = admission.NewWaiter(rn.begun, rn.s.tryInterval+2*waitSlice)
+	now := v.s.table.Now()
+	if v.waiter == nil {
+		v.queuedAt = now
+		v.waiter = admission.NewWaiter(v.startedAt, v.s.tryInterval+2*waitSlice)
 	}
-	rn.s.table.Waiting.Enter(rn.waiter, rn.s, int64(rn.s.MaxSessions), rn.s.offer(cs), now)
-	rn.s.tellFull(len(cs.all))
+	v.s.table.Waiting.Enter(v.waiter, v.s, int64(v.s.MaxSessions), v.s.offer(cs), now)
+	v.s.tellFull(len(cs.all))
 	return true
 }
 
-// leaveQueue takes the run out of the queue.
-func (rn *run) leaveQueue() {
-	if rn.waiter != nil {
-		rn.s.table.Waiting.Leave(rn.waiter, rn.s.table.Now())
+// leaveQueue takes the visit out of the queue.
+func (v *visit) leaveQueue() {
+	if v.waiter != nil {
+		v.s.table.Waiting.Leave(v.waiter, v.s.table.Now())
 	}
 }
 

@@ -38,7 +38,7 @@ func (r *request) proxied(pool reverseproxy.UpstreamPool) (addr string, header h
 		if u := r.s.Select(pool, r.Request, w); u != nil {
 			return u.Dial, w.Header()
 		}
-		if r.s.table.Now()-r.run().begun >= r.s.patience || r.Context().Err() != nil {
+		if r.s.table.Now()-r.run().startedAt >= r.s.patience || r.Context().Err() != nil {
 			return "", w.Header()
 		}
 	}

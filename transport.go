@@ -1,4 +1,4 @@
-// This file holds the transport of a reverse proxy as a policy watches it: each run hears of its answer before the proxy does.
+// This file holds the transport of a reverse proxy as a policy watches it: each visit hears of its answer before the proxy does.
 
 package caddybokeh
 
@@ -19,19 +19,19 @@ type watchedTransport struct {
 
 // RoundTrip implements http.RoundTripper.
 func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	rn, ok := r.Context().Value(runKey{t.s}).(*run)
+	v, ok := r.Context().Value(visitKey{t.s}).(*visit)
 	if !ok {
 		return t.HTTPTransport.RoundTrip(r)
 	}
 	send := t.HTTPTransport.RoundTrip
-	if rn.mayHedge {
-		send = func(r *http.Request) (*http.Response, error) { return t.roundTripHedged(rn, r) }
+	if v.mayHedge {
+		send = func(r *http.Request) (*http.Response, error) { return t.roundTripHedged(v, r) }
 	}
 	res, err := send(r)
 	if err != nil {
-		return nil, rn.noAnswer(err)
+		return nil, v.noAnswer(err)
 	}
-	rn.hasAnswer(res)
+	v.hasAnswer(res)
 	return res, nil
 }
 

@@ -1,0 +1,269 @@
+// This file holds an attempt: one upstream tried by a visit, and what its connection tells.
+
+package caddybokeh
+
+import (
+	"crypto/tls"
+	"net/http"
+	"net/http/httptrace"
+	"slices"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+)
+
+// attempt is one upstream tried by a visit. The hooks of its connection may be called long after
+// the next attempt has begun. What is below the first line may change; the visit's mu guards that.
+type attempt struct {
+	m         *member
+	startedAt time.Duration // on the table's clock
+	peers     []candidate   // m, and those of its pool
+	unwell    bool          // none of them was well
+	stamp     string        // that a GET was sent with, if it was
+	asID      bool          // it was sent as the session's id
+
+	address  string // of m, as the reverse proxy has it
+	probes   bool   // it tries whether its upstream is well again
+	finished bool
+	work
+	connection
+	answer
+}
+
+// work is what an attempt asks of its upstream, until it is over.
+type work struct {
+	ahead    int64 // pages that the upstream had to build before this one
+	question sessions.Question
+	load     sessions.Load
+	count    func() sessions.Load // when its body has come to its end; nil if that was done, or is not to be
+	open     sessions.OpenRequest
+}
+
+// connection is how an attempt has reached its upstream.
+type connection struct {
+	connected bool   // the request went out on a connection
+	noTLS     bool   // a TLS handshake has failed
+	hostname  string // that was looked up last
+	addrs     int    // that it has, 0 if it needed no look-up
+	failures  int    // of dials
+	dialErr   error  // of the last dial that failed, while none has succeeded
+}
+
+// answer is what came of an attempt.
+type answer struct {
+	answered bool          // a first byte has come
+	status   int           // of the answer, 0 if it has none or came by a transport that is not watched
+	noPage   bool          // the answer to a page request is none
+	refused  bool          // the server closes the websocket that it has just opened
+	took     time.Duration // the upstream, to build the page
+}
+
+// try begins an attempt at the upstream that was picked: it counts it, stamps a page, and listens.
+func (v *visit) try(r *http.Request, cs *candidates, p pick) {
+	m := p.member
+	v.tried = append(v.tried, m)
+	if asked := askedOf(v.ctx); asked != nil && p.decision == decisionShared {
+		asked.members = append(asked.members, m)
+		asked.left = cs.any(v.unasked(cs))
+	}
+	a := &attempt{m: m, startedAt: cs.now, probes: p.probes, peers: cs.all, unwell: p.unwell}
+	if v.repl != nil && v.attempt != nil {
+		v.repl.Delete(placeholderStatus) // is the last attempt's
+	}
+	t, k := v.s.table, v.entry
+	v.shown = v.ID
+	switch v.Kind {
+	case bokeh.Page:
+		a.stamp = v.newStamp(m)
+		a.asID = v.s.stampIsID(v, m)
+		v.stampRequest(r, a.stamp, a.asID)
+		if v.ID == "" {
+			k, v.shown = t.Key(a.stamp), a.stamp
+		}
+		v.begin(a, func() sessions.Load { return t.BeginPage(k, m.Upstream, v.terms) })
+	case bokeh.Socket:
+		page := k
+		if v.Stamp != "" && v.Stamp != v.ID {
+			page = t.Key(v.Stamp)
+		}
+		v.begin(a, func() sessions.Load { return t.BeginSocket(k, page, m.Upstream, v.terms) })
+		v.awaitAnswer(a)
+	case bokeh.MaybePage:
+		// Beside the id it cannot be refused. To a draining upstream a session must not come back.
+		if !m.Drain.On() {
+			a.stamp = v.newStamp(m)
+		}
+		v.stampRequest(r, a.stamp, false)
+		v.begin(a, nil)
+	case bokeh.Other:
+		v.begin(a, nil)
+	}
+	if v.mayHedge {
+		v.pool = cs.from
+		v.mayHedge = !slices.ContainsFunc(v.pool, func(u *reverseproxy.Upstream) bool { return hasPlaceholder(u.Dial) })
+	}
+	*r = *r.WithContext(httptrace.WithClientTrace(v.ctx, v.trace(a)))
+}
+
+// begin makes a the visit's attempt and counts its load, unless the client has gone already.
+func (v *visit) begin(a *attempt, count func() sessions.Load) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.attempt = a
+	v.nobody = ""
+	a.finished = v.over
+	if v.over {
+		if a.probes {
+			a.m.Breaker.EndProbe(a.startedAt)
+		}
+		return
+	}
+	a.open.Of = v
+	a.m.Drain.Requests.Add(&a.open)
+	if !v.hasBody {
+		a.m.Unanswered.Ask(&a.question, a.startedAt)
+	}
+	switch {
+	case count == nil:
+	case v.body.whole:
+		a.weigh(count)
+	default:
+		a.count = count
+	}
+}
+
+// weigh counts the load of an attempt.
+func (a *attempt) weigh(count func() sessions.Load) {
+	a.ahead, a.count = a.m.Backlog(), nil
+	a.load = count()
+	a.m.LeftPages.AskedAgain(a.load.Key())
+}
+
+// leave takes note that the upstream is not asked any more.
+func (a *attempt) leave() { a.m.Drain.Requests.Remove(&a.open) }
+
+// trace listens to the connection that an attempt takes or makes. That is the only way to hear
+// of a failed dial where nothing is retried.
+func (v *visit) trace(a *attempt) *httptrace.ClientTrace {
+	return &httptrace.ClientTrace{
+		ConnectDone:          func(_, _ string, err error) { v.dialed(a, err) },
+		DNSStart:             func(info httptrace.DNSStartInfo) { v.looksUp(a, info.Host) },
+		DNSDone:              func(info httptrace.DNSDoneInfo) { v.lookedUp(a, info) },
+		TLSHandshakeDone:     func(_ tls.ConnectionState, err error) { v.shookHands(a, err) },
+		GotConn:              func(httptrace.GotConnInfo) { v.connected(a) },
+		GotFirstResponseByte: func() { v.firstByteCame(a) },
+	}
+}
+
+// looksUp takes note of the name that is looked up: that of the upstream, or of a proxy on the way to it.
+func (v *visit) looksUp(a *attempt, host string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	a.hostname = host
+}
+
+// lookedUp takes note of the addresses of the upstream's name.
+func (v *visit) lookedUp(a *attempt, info httptrace.DNSDoneInfo) {
+	if info.Err != nil {
+		v.dialed(a, info.Err)
+		return
+	}
+	v.mu.Lock()
+	a.addrs = len(info.Addrs)
+	host := a.hostname
+	v.mu.Unlock()
+	if isHostOf(a.m.Name, host) {
+		v.s.lookedUp(a.m, info.Addrs)
+	}
+}
+
+// dialed takes note of a connection made, or not made. A name may have several addresses, of
+// which one that takes the connection is enough. When all have failed the next request must know
+// at once; where not all are tried, it is known when the attempt is settled.
+func (v *visit) dialed(a *attempt, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	a.dialErr = err
+	defer v.tellBreaker(a.m, err)
+	if err == nil {
+		a.m.Dialed(a.startedAt, v.s.table.Now(), v.s.pause, nil)
+		return
+	}
+	if a.failures++; a.failures >= a.addrs && !a.finished {
+		a.m.Dialed(a.startedAt, v.s.table.Now(), v.s.pause, err)
+	}
+}
+
+// shookHands takes note of the end of a TLS handshake.
+func (v *visit) shookHands(a *attempt, err error) {
+	a.m.shookHands(v.s.table.Now(), err)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	a.noTLS = err != nil
+}
+
+// connected takes note of a connection that the request goes out on.
+func (v *visit) connected(a *attempt) {
+	v.dialed(a, nil)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	a.connected = true
+	v.leaveQueue()
+	if v.repl != nil && a.address == "" {
+		a.address, _ = v.repl.GetString(placeholderUpstream)
+	}
+}
+
+// firstByteCame takes note of the first byte of an answer. Of a page it says nothing where the answer itself is seen: it may be
+// that of an informational one, as 103 Early Hints, which is no page yet.
+func (v *visit) firstByteCame(a *attempt) {
+	if v.Kind == bokeh.Page && v.s.watches {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.isAnswered(a)
+}
+
+// isAnswered takes note of an answer to an attempt: a page is built. v.mu is locked.
+func (v *visit) isAnswered(a *attempt) {
+	if a.answered || a.finished {
+		return
+	}
+	a.answered = true
+	now := v.s.table.Now()
+	a.m.Unanswered.Answered(&a.question, now)
+	a.m.LeftPages.Outlived(a.startedAt)
+	if a.count != nil {
+		a.weigh(a.count)
+	}
+	switch v.Kind {
+	case bokeh.Page:
+		a.load.PageBuilt()
+		a.took = a.m.ServiceTime(a.startedAt, now)
+		if a.probes { // what comes after this may take long
+			a.probes = false
+			a.m.Breaker.EndProbe(a.startedAt)
+		}
+	case bokeh.Socket:
+		a.m.Drain.Requests.Opened(&a.open)
+		if !v.s.watches { // or the answer says whether it is open
+			a.load.SocketOpened()
+		}
+	case bokeh.MaybePage, bokeh.Other: // weigh nothing
+	}
+}
+
+// hasAnswer takes note of the answer to the last attempt.
+func (v *visit) hasAnswer(res *http.Response) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.isAnswered(v.attempt)
+	v.attempt.status = res.StatusCode
+	v.learn(v.attempt, res)
+	v.listen(v.attempt, res)
+	v.setCookie(v.attempt, res)
+}
