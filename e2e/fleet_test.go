@@ -52,6 +52,7 @@ type fleet struct {
 	python  stack.Python // of the servers
 	last    stack.Python // of the last of them
 	servers []*stack.Bokeh
+	program string // of Caddy
 	caddy   *stack.Caddy
 	home    string
 	runs    string // the file that the apps write to
@@ -85,7 +86,7 @@ func start(t *testing.T, p plan) *fleet {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	f := &fleet{t: t, plan: p, python: python, last: last, servers: make([]*stack.Bokeh, n), home: dir, runs: filepath.Join(dir, "runs"), port: ports[n], admin: ports[n+1]}
+	f := &fleet{t: t, plan: p, python: python, last: last, servers: make([]*stack.Bokeh, n), program: kit.caddy, home: dir, runs: filepath.Join(dir, "runs"), port: ports[n], admin: ports[n+1]}
 	f.front = newFront(t, fmt.Sprint("127.0.0.1:", f.port))
 	var wg sync.WaitGroup
 	for i := range n {
@@ -194,7 +195,7 @@ func (f *fleet) startServer(i, port int) {
 func (f *fleet) startCaddy() {
 	f.t.Helper()
 	c, err := stack.StartCaddy(stack.CaddyConfig{
-		Program: kit.caddy, Caddyfile: f.caddyfile(), Home: f.home, Env: f.plan.env,
+		Program: f.program, Caddyfile: f.caddyfile(), Home: f.home, Env: f.plan.env,
 		Admin: fmt.Sprint("localhost:", f.admin),
 	})
 	if err != nil {
@@ -228,12 +229,18 @@ func (f *fleet) reachable() error {
 // another starts another Caddy in front of the same servers. The storage is the same if the plan says so.
 func (f *fleet) another() *fleet {
 	f.t.Helper()
+	return f.anotherOf(f.program)
+}
+
+// anotherOf does the same with another program.
+func (f *fleet) anotherOf(program string) *fleet {
+	f.t.Helper()
 	ports, err := stack.FreePorts(2)
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	g := *f
-	g.others = nil
+	g.others, g.program = nil, program
 	g.home, g.port, g.admin = f.t.TempDir(), ports[0], ports[1]
 	g.front = newFront(f.t, fmt.Sprint("127.0.0.1:", g.port))
 	g.startCaddy()

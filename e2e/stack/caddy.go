@@ -3,28 +3,82 @@
 package stack
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
 // BuildCaddy builds Caddy from the project, without C as xcaddy does, and returns the program.
 func BuildCaddy(ctx context.Context, root string) (string, error) {
 	program := filepath.Join(root, ".build", "caddy")
+	return program, build(ctx, root, program)
+}
+
+// build builds Caddy from a folder with the project's files.
+func build(ctx context.Context, folder, program string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", program, "./cmd/caddy")
-	cmd.Dir = root
+	cmd.Dir = folder
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
-			return "", errors.New("go is missing, which builds Caddy")
+			return errors.New("go is missing, which builds Caddy")
 		}
-		return "", failure(ctx, "cannot build Caddy", out)
+		return failure(ctx, "cannot build Caddy", out)
 	}
-	return program, nil
+	return nil
+}
+
+// NoHistoryError says that the project's history does not have a commit here.
+type NoHistoryError struct {
+	commit, why string
+}
+
+func (e *NoHistoryError) Error() string {
+	return fmt.Sprintf("the git history here does not have commit %.7s (%s); clone the whole of it, with git", e.commit, e.why)
+}
+
+// BuildCaddyOf builds Caddy as it was at a commit, unless that was done before, and returns the program. Where the history does not have
+// the commit, the error is a NoHistoryError.
+func BuildCaddyOf(ctx context.Context, root, commit string) (string, error) {
+	program := filepath.Join(root, ".build", "caddy-"+commit)
+	unlock, err := lock(program + ".lock")
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if _, err := os.Stat(program); err == nil {
+		return program, nil
+	}
+	git := exec.CommandContext(ctx, "git", "cat-file", "-e", commit+"^{commit}")
+	git.Dir = root
+	if out, err := git.CombinedOutput(); err != nil {
+		return "", &NoHistoryError{commit, strings.TrimSpace(cmp.Or(string(out), err.Error()))}
+	}
+	tree, err := os.MkdirTemp("", "caddy-bokeh")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tree)
+	archive := filepath.Join(tree, "files.tar")
+	for _, unpack := range [][]string{{"git", "archive", "--output", archive, commit}, {"tar", "-x", "-f", archive, "-C", tree}} {
+		cmd := exec.CommandContext(ctx, unpack[0], unpack[1:]...)
+		cmd.Dir = root
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", failure(ctx, "cannot unpack the files of "+commit, append(out, err.Error()...))
+		}
+	}
+	// Half a program, of a build that was interrupted, is not taken for one.
+	if err := build(ctx, tree, program+".new"); err != nil {
+		return "", err
+	}
+	return program, os.Rename(program+".new", program)
 }
 
 // Caddy is a running Caddy.
