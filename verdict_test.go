@@ -1,0 +1,416 @@
+// This file tests the verdict "drained" against each thing that another node may say, or not say.
+
+package caddybokeh
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+)
+
+// puppet is another node that says what a test wants. It tells of u0 only.
+type puppet struct {
+	a     *caddyNode // that hears it
+	r     report
+	quiet bool // it does not report
+}
+
+// newPuppet returns a node as another one is that has long been up, and has nothing to say against an upstream that drains.
+func newPuppet(a *caddyNode) *puppet {
+	return &puppet{a: a, r: report{
+		Node: "0123456789abcdef", Host: "puppet", Settles: testLifetime, Settled: true,
+		Upstreams: map[string]account{u0: {InPool: true, Draining: true}},
+	}}
+}
+
+// account changes what it says of u0.
+func (p *puppet) account(change func(a *account)) {
+	a := p.r.Upstreams[u0]
+	change(&a)
+	p.r.Upstreams[u0] = a
+}
+
+// markID returns the id of the mark that a has of u0.
+func (p *puppet) markID() string {
+	p.a.mu.Lock()
+	defer p.a.mu.Unlock()
+	return p.a.markOf(p.a.s.members.get(u0).Upstream).id()
+}
+
+// hears returns what the node says that it has read, which is the last report of a.
+func (p *puppet) hears() map[string]uint64 {
+	last, err := loadRecord[report](context.Background(), p.a.door.door(), nodeKey(p.a.name))
+	if err != nil {
+		return nil
+	}
+	return map[string]uint64{p.a.name: last.Seq}
+}
+
+// reports makes its next report, which says of what it has heard what is given.
+func (p *puppet) reports(heard map[string]uint64) {
+	p.a.t.Helper()
+	if p.quiet {
+		return
+	}
+	p.r.Seq++
+	r := p.r
+	r.Heard = heard
+	if err := storeRecord(p.a.t.Context(), p.a.door.door(), nodeKey(r.Node), &r); err != nil {
+		p.a.t.Fatal(err)
+	}
+}
+
+// pass lets time pass, in which the node reports each second that it has read the mark of u0 and the reports of a. It does all
+// that it should but for what each changes before it reports.
+func (p *puppet) pass(d time.Duration, each ...func(p *puppet)) {
+	p.a.t.Helper()
+	for range d / time.Second {
+		heard := p.hears()
+		p.account(func(a *account) { a.Mark = p.markID() })
+		for _, change := range each {
+			change(p)
+		}
+		if p.r.Heard != nil { // it says something else
+			heard = p.r.Heard
+		}
+		p.reports(heard)
+		pass(time.Second)
+	}
+}
+
+// says returns the change of the account of u0.
+func says(change func(a *account)) func(p *puppet) {
+	return func(p *puppet) { p.account(change) }
+}
+
+// judged is a node that has been up for long and another one that is heard of, which says nothing against it.
+func judged(t *testing.T) (a *caddyNode, p *puppet) {
+	t.Helper()
+	a = startNodeOn(t, "a", newVault().door(), testPool(3))
+	p = newPuppet(a)
+	p.pass(time.Minute)
+	return a, p
+}
+
+// peerFaults are what a node may say against a verdict, and what is told of it. What is certain is the end of a verdict that was
+// passed before; all else is no reason to take back what was certain.
+var peerFaults = map[string]struct {
+	each    func(p *puppet)
+	why     string
+	certain bool
+}{
+	"it has not read the mark":        {says(func(a *account) { a.Mark = "" }), "it has not said that it has read the mark", true},
+	"it has read another one":         {says(func(a *account) { a.Mark = "another" }), "it has not said that it has read the mark", true},
+	"a page is being built there":     {says(func(a *account) { a.Sessions.Building = 1 }), "it has 1 session", true},
+	"a page waits there":              {says(func(a *account) { a.Sessions.Waiting = 1 }), "it has 1 session", true},
+	"somebody is connected there":     {says(func(a *account) { a.Sessions.Connected = 2 }), "it has 2 sessions", true},
+	"a session is unused there":       {says(func(a *account) { a.Sessions.Unused = 1 }), "it has 1 session", true},
+	"it was closed a moment ago":      {says(func(a *account) { a.Reopened = true }), "it was closed there until a moment ago", true},
+	"sessions come and go unseen":     {says(func(a *account) { a.Begun++ }), "it must say so once more", true},
+	"it has just started":             {func(p *puppet) { p.r.Settled = false }, "it has just started", false},
+	"it is not heard of":              {func(p *puppet) { p.quiet = true }, "it has not reported for", false},
+	"it has heard nothing":            {func(p *puppet) { p.r.Heard = map[string]uint64{} }, "it must say so once more", false},
+	"it has heard what nobody said":   {func(p *puppet) { p.r.Heard = map[string]uint64{p.a.name: 1 << 60} }, "it must say so once more", false},
+	"it has heard what was said then": {func(p *puppet) { p.r.Heard = map[string]uint64{p.a.name: 3} }, "it must say so once more", false},
+}
+
+// Nothing is called drained while another node says anything against it, and it is as soon as it does not.
+func TestDrainedNotAgainstAnotherNode(t *testing.T) {
+	for name, tc := range peerFaults {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, p := judged(t)
+				a.drain(u0)
+				p.pass(2*time.Minute, tc.each)
+				a.wantWait(u0, tc.why, "while it says so")
+				p.r, p.quiet = newPuppet(a).r, false
+				p.r.Seq = 1 << 20
+				p.pass(10 * time.Second)
+				a.wantDrained(u0, true, "when it does not any more")
+			})
+		})
+	}
+}
+
+// What was certain stays so while a node is late or young, and ends when one shows that a session may be there.
+func TestDrainedUntilItIsNot(t *testing.T) {
+	for name, tc := range peerFaults {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, p := judged(t)
+				a.drain(u0)
+				p.pass(20 * time.Second)
+				a.wantDrained(u0, true, "at first")
+				p.pass(2*time.Minute, tc.each)
+				a.wantDrained(u0, !tc.certain, "later")
+			})
+		})
+	}
+}
+
+// A session that has been there is not overlooked though it has ended by the time that its node reports. The verdict is passed anew.
+func TestSessionSinceItWasDrained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, p := judged(t)
+		a.drain(u0)
+		p.pass(20 * time.Second)
+		a.wantDrained(u0, true, "at first")
+		heard := p.hears()
+		p.account(func(a *account) { a.Begun++ })
+		p.reports(heard)
+		pass(4 * time.Second)
+		a.wantWait(u0, "it must say so once more", "after a session that nobody has seen")
+		p.pass(10 * time.Second)
+		a.wantDrained(u0, true, "when it has said so once more")
+	})
+}
+
+// Where a config drains, all nodes must drain that have the upstream in a pool, or may have.
+func TestDrainedByConfig(t *testing.T) {
+	for name, tc := range map[string]struct {
+		each func(p *puppet)
+		why  string // or nothing, if it is drained
+	}{
+		"it drains":                     {func(*puppet) {}, ""},
+		"it does not":                   {says(func(a *account) { a.Draining = false }), "its config does not drain the upstream"},
+		"it does not have it":           {says(func(a *account) { *a = account{} }), ""},
+		"it may have it":                {func(p *puppet) { p.r.Unsure, p.r.Upstreams = true, map[string]account{} }, "it may have the upstream in a pool that it does not know yet"},
+		"it may have it, and drains it": {func(p *puppet) { p.r.Unsure = true; p.account(func(a *account) { a.InPool = false }) }, ""},
+		"it has a session":              {says(func(a *account) { *a = account{Sessions: api.Counts{Connected: 1}} }), "it has 1 session"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, p := judged(t)
+				u := a.s.members.get(u0)
+				u.Drain.AddConfigs(1)
+				p.pass(20*time.Second, tc.each)
+				if tc.why == "" {
+					a.wantDrained(u0, true, "after 20 s")
+				} else {
+					a.wantWait(u0, tc.why, "after 20 s")
+				}
+				u.Drain.AddConfigs(-1)
+			})
+		})
+	}
+}
+
+// To sessions of a node that is gone browsers come back for as long as it has said, or as this one says if that is longer.
+func TestGoneNodeHasSettled(t *testing.T) {
+	for name, tc := range map[string]struct{ settles, want time.Duration }{
+		"as long":  {testLifetime, testLifetime},
+		"for less": {time.Second, testLifetime},
+		"for more": {2 * time.Minute, 2 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, p := judged(t)
+				p.r.Settles = tc.settles
+				p.account(func(a *account) { a.Sessions.Connected = 1 })
+				a.drain(u0)
+				p.pass(20 * time.Second)
+				a.wantWait(u0, "it has 1 session", "while it is there")
+				if err := a.giveUp(t.Context(), p.r.Node, false); err != nil {
+					t.Fatal(err)
+				}
+				pass(tc.want - 2*time.Second)
+				a.wantWait(u0, "it is gone; browsers may come back", "before that time is over")
+				pass(10 * time.Second)
+				a.wantDrained(u0, true, "after that")
+			})
+		})
+	}
+}
+
+// An upstream that is of one machine alone is no business of a node on another one.
+func TestNodesThatAreConcerned(t *testing.T) {
+	for name, tc := range map[string]struct {
+		host string
+		want bool // whether the upstream is drained though that node has not read the mark
+	}{
+		"of the same machine":          {hostname(), false},
+		"of another machine":           {"another", true},
+		"of which nothing can be read": {"", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const local = "127.0.0.1:5006"
+				pool := testPool(3)
+				pool[0].Dial = local
+				a := startNodeOn(t, hostname(), newVault().door(), pool)
+				p := newPuppet(a)
+				p.r.Host, p.r.Upstreams = tc.host, map[string]account{}
+				reports := func(times int) {
+					for range times {
+						p.reports(p.hears())
+						pass(time.Second)
+					}
+				}
+				reports(60)
+				if err := a.say(t.Context(), a.s.members.get(local).Shared, word{state: stateDraining}); err != nil {
+					t.Fatal(err)
+				}
+				reports(30)
+				if tc.want {
+					a.wantDrained(local, true, "after half a minute")
+				} else {
+					a.wantWait(local, "it has not said that it has read the mark", "after half a minute")
+				}
+			})
+		})
+	}
+}
+
+// It is told once that an upstream is drained, not again because its node was not heard of for a while, and again when a session has been there.
+func TestDrainedIsToldOnceAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, p := judged(t)
+		want := func(when string, times int) {
+			t.Helper()
+			if got := a.logs.FilterMessageSnippet("upstream is drained").Len(); got != times {
+				t.Errorf("%s: it was told %d times, want %d", when, got, times)
+			}
+		}
+		a.drain(u0)
+		p.pass(time.Minute)
+		want("drained", 1)
+		a.door.fail(context.DeadlineExceeded)
+		pass(20 * time.Second)
+		a.wantDrained(u0, false, "while the storage fails")
+		a.door.fail(nil)
+		p.pass(20 * time.Second)
+		a.wantDrained(u0, true, "when it is well again")
+		want("the storage was away", 1)
+		p.account(func(a *account) { a.Begun++ })
+		p.pass(20 * time.Second)
+		a.wantDrained(u0, true, "after another session")
+		want("another session was there", 2)
+	})
+}
+
+// That an upstream is long empty is logged once an hour.
+func TestLongDrained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		a.drain(u0)
+		for hours, within := range []time.Duration{30 * time.Minute, time.Hour, time.Hour, time.Hour} {
+			pass(within)
+			if got := a.logs.FilterMessageSnippet("has been drained for long").Len(); got != hours {
+				t.Errorf("after %d hours it was logged %d times", hours, got)
+			}
+		}
+	})
+}
+
+// lame is a storage that stops doing one thing.
+type lame struct {
+	*door
+	readOnly atomic.Bool
+	hides    atomic.Pointer[string] // a key that it does not list
+}
+
+func (l *lame) Store(ctx context.Context, key string, value []byte) error {
+	if l.readOnly.Load() {
+		return errors.New("read-only file system")
+	}
+	return l.door.Store(ctx, key, value)
+}
+
+func (l *lame) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
+	keys, err := l.door.List(ctx, prefix, recursive)
+	if hidden := l.hides.Load(); hidden != nil {
+		keys = slices.DeleteFunc(keys, func(key string) bool { return key == *hidden })
+	}
+	return keys, err
+}
+
+// startLame starts a node whose storage may stop doing one thing.
+func startLame(t *testing.T) (*caddyNode, *lame) {
+	t.Helper()
+	l := &lame{door: newVault().door()}
+	c := makeNode(t, l, newTestSelection(testPool(3)), testPool(3))
+	c.door = l.door
+	c.s.join(c.node, l)
+	return c, l
+}
+
+// What this node knows by itself is the end of a verdict: that a session is there, and that the storage is not to be trusted.
+func TestDrainedNotAgainstItself(t *testing.T) {
+	for name, tc := range map[string]struct {
+		then func(a *caddyNode, l *lame)
+		why  string
+	}{
+		"a session":                {func(a *caddyNode, _ *lame) { a.s.members.get(u0).Slots.Sessions.Add(1) }, "it has 1 session"},
+		"the storage is away":      {func(_ *caddyNode, l *lame) { l.fail(errors.New("no route to host")) }, "it cannot read the storage"},
+		"the storage is read-only": {func(_ *caddyNode, l *lame) { l.readOnly.Store(true) }, "it cannot write to the storage"},
+		"its report is not listed": {func(a *caddyNode, l *lame) { l.hides.Store(new(nodeKey(a.name))) }, "it does not find its own report in the storage"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, l := startLame(t)
+				pass(time.Minute)
+				a.drain(u0)
+				pass(20 * time.Second)
+				a.wantDrained(u0, true, "at first")
+				tc.then(a, l)
+				pass(30 * time.Second)
+				a.wantWait(u0, tc.why, "later")
+			})
+		})
+	}
+}
+
+// Where a node has never found its own report, it may have found none of others either.
+func TestReportWasNeverListed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, l := startLame(t)
+		l.hides.Store(new(nodeKey(a.name)))
+		pass(time.Minute)
+		a.drain(u0)
+		pass(time.Minute)
+		a.wantWait(u0, "it does not find its own report in the storage", "after a minute")
+	})
+}
+
+// A node that has just started says nothing of an upstream, nor is anything told of one whose mark is new.
+func TestDrainedNotForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		a.drain(u0)
+		pass(testLifetime - 2*nodePause)
+		a.wantWait(u0, "it has just started; browsers may come back for another", "before it is up for so long")
+		pass(10 * time.Second)
+		a.wantDrained(u0, true, "after that")
+		a.drain("u1:80")
+		pass(markRest - time.Second)
+		a.wantWait("u1:80", "the mark is new", "before every node that is starting has read it")
+		pass(6 * time.Second)
+		a.wantDrained("u1:80", true, "after that")
+	})
+}
+
+// The end of a verdict is known where requests are sent: what holds that an upstream is empty does not outlive what was read.
+func TestEmptyIsNotForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		pass(time.Minute)
+		a.drain(u0)
+		pass(20 * time.Second)
+		d := &a.s.members.get(u0).Drain
+		if !d.IsEmpty(a.s.table.Now()) {
+			t.Fatal("it is not empty")
+		}
+		release := a.door.hang()
+		defer release()
+		pass(staleAfter + 2*nodePause)
+		if d.IsEmpty(a.s.table.Now()) || d.HasEnded(a.s.table.Now()) {
+			t.Error("it is empty though nothing was read for longer than that holds")
+		}
+	})
+}
