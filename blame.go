@@ -12,18 +12,9 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
-const (
-	// failuresOf is how long a client that has met a failure at an upstream says no more of it by the next ones.
-	failuresOf = 10 * time.Second
-
-	// failuresKept is how long it is known that a client has met one. It is so much longer that no client is new again between two
-	// that count.
-	failuresKept = 6 * failuresOf
-
-	// byChance is how likely so many failures in a row may be, by how often the app fails elsewhere, if they are to
-	// count for nothing. That share is known from the last few pages only, so there has to be room for its being more.
-	byChance = 1e-12
-)
+// byChance is how likely so many failures in a row may be, by how often the app fails elsewhere, if they are to
+// count for nothing. That share is known from the last few pages only, so there has to be room for its being more.
+const byChance = 1e-12
 
 // hasTurn says whether the visit's client has its turn. One whose address Caddy does not know always has.
 func (v *visit) hasTurn(s *sessions.Seldom, every, now time.Duration) bool {
@@ -34,7 +25,7 @@ func (v *visit) hasTurn(s *sessions.Seldom, every, now time.Duration) bool {
 func (v *visit) hasFailed(pool []candidate, but *member, now time.Duration) bool {
 	client := v.clientHash()
 	return slices.ContainsFunc(pool, func(c candidate) bool {
-		_, lately := c.History.Failures.Rests(client, failuresKept, now)
+		_, lately := c.History.Failures.Rests(client, failureTTL, now)
 		return c.member != but && lately
 	})
 }
@@ -77,7 +68,7 @@ func (v *visit) failingApp() sessions.App {
 func (v *visit) blame(a *attempt, now time.Duration) (weighs time.Duration) {
 	m, of := a.m, v.failingApp()
 	// Where pages of an app that works fail for a client nowhere else, that is not its doing, unless it can choose where they go.
-	turn, failsElsewhere := v.hasTurn(&m.History.Failures, failuresOf, now), v.hasFailed(a.peers, m, now)
+	turn, failsElsewhere := v.hasTurn(&m.History.Failures, failureInterval, now), v.hasFailed(a.peers, m, now)
 	ownFault := of != anyAddress && !failsElsewhere && v.hadChoice(a)
 	if v.mayFail || v.blames || !turn && !ownFault || of == anyAddress && v.s.table.Addresses.HasAny() {
 		return 0 // who makes addresses up, or varies one, could have each fail for the first time

@@ -37,14 +37,6 @@ func parseFiles(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	return f, f.UnmarshalCaddyfile(h.Dispenser)
 }
 
-// What bokeh_proxy sets where nothing else is said.
-const (
-	proxyTryDuration      = 5 * time.Second        // a server that has just gone is noticed by nobody
-	proxyTryInterval      = 250 * time.Millisecond // as by Caddy, but to be seen
-	proxyHedgeAfter       = time.Second            // a page waits no longer for a file whose server is busy
-	proxyStreamCloseDelay = 24 * time.Hour         // a reload closes no websocket
-)
-
 // parseProxy sets up a reverse proxy from Caddyfile tokens. Syntax:
 //
 //	bokeh_proxy [<matcher>] <upstreams...> {

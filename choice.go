@@ -217,7 +217,7 @@ func (w weight) less(than weight) bool {
 // lesson returns how long a page took that its upstream is to be judged by, or 0. Only new sessions tell: those whose page names
 // one may go where somebody wants to have them. And each client tells once a second.
 func (v *visit) lesson(a *attempt, now time.Duration) time.Duration {
-	if v.mayFail || !v.hasTurn(&a.m.History.Lessons, time.Second, now) {
+	if v.mayFail || !v.hasTurn(&a.m.History.Lessons, lessonInterval, now) {
 		return 0
 	}
 	return a.took

@@ -22,9 +22,6 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
-// advicePause is how often the same mistake is logged at most.
-const advicePause = time.Minute
-
 // pacer lets something through from time to time.
 type pacer struct {
 	last atomic.Int64 // on the table's clock; 0 if never
@@ -33,7 +30,7 @@ type pacer struct {
 // lets says whether it is time again.
 func (p *pacer) lets(now time.Duration) bool {
 	last := p.last.Load()
-	return (last == 0 || now-time.Duration(last) > advicePause) && p.last.CompareAndSwap(last, int64(now))
+	return (last == 0 || now-time.Duration(last) > adviceInterval) && p.last.CompareAndSwap(last, int64(now))
 }
 
 // hostPacer lets something through from time to time for each host. Anybody can send any, so there are not many.
@@ -49,7 +46,7 @@ const maxPacedHosts = 8
 func (p *hostPacer) lets(host string, now time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	maps.DeleteFunc(p.last, func(_ string, last time.Duration) bool { return now-last > advicePause })
+	maps.DeleteFunc(p.last, func(_ string, last time.Duration) bool { return now-last > adviceInterval })
 	if _, told := p.last[host]; told || len(p.last) >= maxPacedHosts {
 		return false
 	}
@@ -234,15 +231,12 @@ func (m *member) answeredAs(repl *caddy.Replacer) {
 // runsOn returns what reads the requests of a server, as far as is known.
 func (m *member) runsOn() *software { return cmp.Or(m.software.Load(), unknownSoftware) }
 
-// answerPatience is how long a server may think about a websocket with a longer header before we say what may be wrong.
-const answerPatience = 5 * time.Second
-
 // awaitAnswer watches whether a server answers a websocket that uvicorn may not.
 func (v *visit) awaitAnswer(a *attempt) {
 	if !v.isTooLongFor(a.m.runsOn()) {
 		return
 	}
-	time.AfterFunc(answerPatience, func() {
+	time.AfterFunc(socketAnswerTimeout, func() {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		if a.connected && !a.answered && !a.finished {

@@ -18,41 +18,37 @@ import (
 const (
 	// maxHunts is for how many files of a handler, at a time, further servers are asked. Each asks one server at a time.
 	maxHunts = 8
-	// huntPatience is how long others wait until they may. A page asks for several files at once, and needs all of them.
-	huntPatience = 5 * time.Second
-	// nowhereFor is how long it is believed that no server has a file, after all were asked: or whoever asks for what there is not has
-	// every server asked, each time.
-	nowhereFor = 5 * time.Second
-	// maxNowhere is of how many files that is remembered.
+
+	// maxNowhere is of how many files it is remembered that no server has them.
 	maxNowhere = 1024
 )
 
 // hunts are those of a handler.
 type hunts struct {
-	places chan struct{}
-	seed   maphash.Seed
+	slots chan struct{}
+	seed  maphash.Seed
 
 	mu      sync.Mutex           // guards all below
 	nowhere map[uint64]time.Time // the files that no server has, by their hash, and until when that is believed
 }
 
 func newHunts() *hunts {
-	return &hunts{places: make(chan struct{}, maxHunts), seed: maphash.MakeSeed(), nowhere: make(map[uint64]time.Time)}
+	return &hunts{slots: make(chan struct{}, maxHunts), seed: maphash.MakeSeed(), nowhere: make(map[uint64]time.Time)}
 }
 
-// begin waits for a place, and says whether it has one; it must be given back then.
+// begin waits for a slot, and says whether it has one; it must be given back then.
 func (hs *hunts) begin(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, huntPatience)
+	ctx, cancel := context.WithTimeout(ctx, huntTimeout)
 	defer cancel()
 	select {
-	case hs.places <- struct{}{}:
+	case hs.slots <- struct{}{}:
 		return true
 	case <-ctx.Done():
 		return false
 	}
 }
 
-func (hs *hunts) end() { <-hs.places }
+func (hs *hunts) end() { <-hs.slots }
 
 // failed takes note that no server has a file.
 func (hs *hunts) failed(ask fileAsk) {
@@ -61,7 +57,7 @@ func (hs *hunts) failed(ask fileAsk) {
 	if len(hs.nowhere) >= maxNowhere {
 		clear(hs.nowhere) // to ask once more is no harm
 	}
-	hs.nowhere[maphash.Comparable(hs.seed, ask)] = time.Now().Add(nowhereFor)
+	hs.nowhere[maphash.Comparable(hs.seed, ask)] = time.Now().Add(nowhereTTL)
 }
 
 // isNowhere says whether it is known that no server has a file.

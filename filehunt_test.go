@@ -115,7 +115,7 @@ func TestHuntsThatHang(t *testing.T) {
 		}
 		synctest.Wait()
 		begun := time.Now()
-		if w := askFor(t, f, addressOf(aScript), &next); w.Body.String() == aScript || time.Since(begun) != huntPatience {
+		if w := askFor(t, f, addressOf(aScript), &next); w.Body.String() == aScript || time.Since(begun) != huntTimeout {
 			t.Errorf("it took %v: %v", time.Since(begun), w.Header())
 		}
 		all.Wait()
@@ -140,7 +140,7 @@ func TestNoServerHasIt(t *testing.T) {
 		if n := next.asks.Load(); n != 3+9 {
 			t.Errorf("10 visitors have 3 servers asked %d times", n)
 		}
-		time.Sleep(nowhereFor)
+		time.Sleep(nowhereTTL)
 		next.asks.Store(0)
 		askFor(t, f, addressOf(aScript), &next)
 		if n := next.asks.Load(); n != 3 {

@@ -14,9 +14,6 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
-// healthInterval is how long after an upstream was found unhealthy we look again.
-const healthInterval = 5 * time.Second
-
 // member is an upstream as one policy sees it.
 type member struct {
 	*sessions.Upstream

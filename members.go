@@ -12,14 +12,9 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
-const (
-	// memberMemory is how long a policy remembers an upstream that is in no pool of its.
-	memberMemory = 10 * time.Minute
-
-	// maxMembers bounds what a policy remembers where clients can make up addresses, as with a
-	// placeholder of the request in an upstream's address.
-	maxMembers = 4096
-)
+// maxMembers bounds what a policy remembers where clients can make up addresses, as with a
+// placeholder of the request in an upstream's address.
+const maxMembers = 4096
 
 // maxAddress is how long an address may be that a request has made, in bytes. A name of the DNS has 253 at most, the path of a unix
 // socket 107, and a network, a port and a scheme stand beside it: what is longer can be dialed by nobody, and is not to be remembered.
@@ -102,7 +97,7 @@ func (ms *members) add(dial string, now time.Duration) any {
 	case ms.n >= maxMembers:
 		ms.forget(now)
 	case now-ms.swept > time.Minute:
-		ms.forget(now - memberMemory)
+		ms.forget(now - memberTTL)
 	}
 	ms.swept = now
 	ms.byDial.Store(dial, m)

@@ -33,18 +33,6 @@ const (
 	sessionIDsExternalSigned = "external-signed"
 )
 
-// Bokeh's own defaults (bokeh/server/core.py), which Bokeh counts in milliseconds.
-const (
-	defaultUnusedSessionLifetime = 15 * time.Second
-	defaultCheckUnusedSessions   = 17 * time.Second
-)
-
-// maxLifetime bounds both, so that their sum cannot overflow.
-const maxLifetime = 8760 * time.Hour
-
-// shortestHedge bounds hedge_after.
-const shortestHedge = 100 * time.Millisecond
-
 // tokenHeaderBytes is what a server's headers may need: a Bokeh token grows with the cookies of
 // the page request, and travels beside them.
 const tokenHeaderBytes = 64_000

@@ -696,10 +696,10 @@ func TestGoneUpstream(t *testing.T) {
 		if addr, why := newRequest(s, "/app", bokeh.SessionIDHeader, bokehtest.Stamp("u0:80")).choose(rest()); addr == home {
 			t.Errorf("a page with its stamp is %s at %s", why, addr)
 		}
-		time.Sleep(2 * memberMemory)
+		time.Sleep(2 * memberTTL)
 		newRequest(s, "/app").choose(append(rest(), &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: "u9:80"}))
 		if addr, why := newSocket(s, token).choose(rest()); addr != home || why != "bound" {
-			t.Errorf("after %v its own session is %s at %s", 2*memberMemory, why, addr)
+			t.Errorf("after %v its own session is %s at %s", 2*memberTTL, why, addr)
 		}
 		wantTally(t, "still connected", upstreamAt(s.table, home), tally{0, 0, 1, 0})
 		for range 10 {
@@ -944,7 +944,7 @@ func TestMembersAreBounded(t *testing.T) {
 		if _, ok := s.members.byDial.Load(kept[0].Dial); !ok {
 			t.Error("the upstream of the config was forgotten")
 		}
-		time.Sleep(memberMemory + time.Minute)
+		time.Sleep(memberTTL + time.Minute)
 		s.members.get("one-more:80")
 		if _, n := s.table.Size(); n != 2 {
 			t.Errorf("after a while %d upstreams are known, want 2", n)

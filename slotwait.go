@@ -10,10 +10,6 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 )
 
-// waitSlice is how long a visit waits before it looks again: an upstream may have joined, become
-// healthy or been taken back meanwhile, of which the queue does not hear.
-const waitSlice = time.Second
-
 // slotWait is how a visit waits for a slot.
 type slotWait struct {
 	waiter     *admission.Waiter // nil as long as it has waited for none
@@ -88,7 +84,7 @@ func (v *visit) waitForSlot(ctx context.Context, cs *candidates) bool {
 	if cs.any(func(c *candidate) bool { return c.Slots.Taken(limit) < limit && room.isFor(c) }) {
 		return true // it became free before we were in the queue
 	}
-	timer := time.NewTimer(min(left, waitSlice))
+	timer := time.NewTimer(min(left, slotInterval))
 	defer timer.Stop()
 	select {
 	case <-v.waiter.Turn():
@@ -111,7 +107,7 @@ func (v *visit) enterQueue(cs *candidates) bool {
 	now := v.s.table.Now()
 	if v.waiter == nil {
 		v.queuedAt = now
-		v.waiter = admission.NewWaiter(v.startedAt, v.s.tryInterval+2*waitSlice)
+		v.waiter = admission.NewWaiter(v.startedAt, v.s.tryInterval+2*slotInterval)
 	}
 	v.s.table.Waiting.Enter(v.waiter, v.s, int64(v.s.MaxSessions), v.s.offer(cs), now)
 	v.s.tellFull(len(cs.all))

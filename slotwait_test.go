@@ -392,7 +392,7 @@ func TestLineAtRandom(t *testing.T) {
 					idle = time.Time{}
 				case idle.IsZero():
 					idle = time.Now()
-				case time.Since(idle) > waitSlice: // by then they look again for what they are not told of
+				case time.Since(idle) > slotInterval: // by then they look again for what they are not told of
 					t.Errorf("seed %d: %d visits wait while there are %d places", seed, waiting, free)
 				}
 			}
@@ -691,7 +691,7 @@ func TestNewPlacesAreTheLines(t *testing.T) {
 			addr, _ := waits.proxied(pool)
 			addrs <- addr
 		}()
-		time.Sleep(20*time.Second + waitSlice/2)
+		time.Sleep(20*time.Second + slotInterval/2)
 		m.Drain.AddConfigs(-1)
 		if addr, _ := comes.choose(pool); addr != "" {
 			t.Errorf("who has just come gets %s", addr)

@@ -155,7 +155,7 @@ func (src *source) found(pool reverseproxy.UpstreamPool, cs []candidate, now tim
 			joined = append(joined, m)
 		}
 	}
-	maps.DeleteFunc(src.left, func(name string, s sighted) bool { return now-s.last > memberMemory && src.t.SessionsAt(name) == 0 })
+	maps.DeleteFunc(src.left, func(name string, s sighted) bool { return now-s.last > memberTTL && src.t.SessionsAt(name) == 0 })
 	for _, dial := range before.dials {
 		if name := upstreamName(dial); !next.names[name] {
 			src.left[name] = sighted{dial, time.Duration(src.lastAt.Load())}

@@ -299,7 +299,7 @@ func (k *keeper) tell(err error) {
 		return
 	}
 	k.failures++
-	if k.told || k.read.Load() && k.failures < 2 || !k.toldAt.IsZero() && time.Since(k.toldAt) < advicePause {
+	if k.told || k.read.Load() && k.failures < 2 || !k.toldAt.IsZero() && time.Since(k.toldAt) < adviceInterval {
 		return
 	}
 	k.told, k.toldAt = true, time.Now()

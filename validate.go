@@ -83,8 +83,8 @@ func checkGroupBy(v string) error {
 
 // checkHedgeAfter keeps it above what usual answers take, or every file would be asked for twice.
 func checkHedgeAfter(d time.Duration) error {
-	if d < shortestHedge {
-		return fmt.Errorf("invalid hedge_after %v: it is at least %v, or off", d, shortestHedge)
+	if d < minHedgeAfter {
+		return fmt.Errorf("invalid hedge_after %v: it is at least %v, or off", d, minHedgeAfter)
 	}
 	return nil
 }
