@@ -8,9 +8,9 @@
 # (--timeout 8h, --grace-period 8h). If a step fails, the script stops there: that server stays draining, and the
 # others are not touched.
 #
-# A server that is back takes visitors when health checks have seen it, and until then the next one may be the last that
-# does. The script waits for that, but no longer than a minute: one that caddy bokeh status never shows as healthy under
-# the address as it is written here only costs that minute.
+# A server that is back takes visitors when health checks have seen it. Until then the next server may be the last that takes
+# visitors. So the script waits until caddy bokeh status shows the address, as it is written here, as ready and healthy. It
+# waits no longer than a minute.
 set -eu -o pipefail
 restart=${1:?usage: rolling-restart.sh <restart command> <address>...}
 shift
