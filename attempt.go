@@ -4,12 +4,14 @@ package caddybokeh
 
 import (
 	"crypto/tls"
+	"errors"
 	"net/http"
 	"net/http/httptrace"
 	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
@@ -65,7 +67,7 @@ type answer struct {
 func (v *visit) try(r *http.Request, cs *candidates, p pick) {
 	m := p.member
 	v.tried = append(v.tried, m)
-	if asked := askedOf(v.ctx); asked != nil && p.decision == decisionShared {
+	if asked := v.asked; asked != nil && p.decision == decisionShared {
 		asked.members = append(asked.members, m)
 		asked.left = cs.any(v.unasked(cs))
 	}
@@ -77,7 +79,7 @@ func (v *visit) try(r *http.Request, cs *candidates, p pick) {
 	v.shown = v.ID
 	switch v.Kind {
 	case bokeh.Page:
-		a.stamp = v.newStamp(m)
+		a.stamp = m.stamp(v.ring)
 		a.asID = v.s.stampIsID(v, m)
 		v.stampRequest(r, a.stamp, a.asID)
 		if v.ID == "" {
@@ -90,11 +92,10 @@ func (v *visit) try(r *http.Request, cs *candidates, p pick) {
 			page = t.Key(v.Stamp)
 		}
 		v.begin(a, func() sessions.Load { return t.BeginSocket(k, page, m.Upstream, v.terms) })
-		v.awaitAnswer(a)
 	case bokeh.MaybePage:
 		// Beside the id it cannot be refused. To a draining upstream a session must not come back.
 		if !m.Drain.On() {
-			a.stamp = v.newStamp(m)
+			a.stamp = m.stamp(v.ring)
 		}
 		v.stampRequest(r, a.stamp, false)
 		v.begin(a, nil)
@@ -106,6 +107,9 @@ func (v *visit) try(r *http.Request, cs *candidates, p pick) {
 		v.mayHedge = !slices.ContainsFunc(v.pool, func(u *reverseproxy.Upstream) bool { return hasPlaceholder(u.Dial) })
 	}
 	*r = *r.WithContext(httptrace.WithClientTrace(v.ctx, v.trace(a)))
+	if v.Kind == bokeh.Socket {
+		v.awaitAnswer(a)
+	}
 }
 
 // begin makes a the visit's attempt and counts its load, unless the client has gone already.
@@ -195,6 +199,24 @@ func (v *visit) dialed(a *attempt, err error) {
 	if a.failures++; a.failures >= a.addrs && !a.finished {
 		a.m.Dialed(a.startedAt, v.s.table.Now(), v.s.pause, err)
 	}
+}
+
+// tellBreaker logs once that an upstream has begun to fail, and once that it is well again. The error is that of its last
+// connection, if that failed.
+func (v *visit) tellBreaker(m *member, err error) {
+	tripped, changed := m.Breaker.Changed()
+	if !changed {
+		return
+	}
+	if !tripped {
+		v.s.logger.Info("upstream is well again", zap.String("upstream", m.Name))
+		return
+	}
+	if err == nil {
+		err = errors.New("page requests are answered with 5xx, or not at all")
+	}
+	v.s.logger.Warn("upstream fails; new sessions go elsewhere as long as another one is well, and a visit tries it from time to time"+
+		" (look at that server; when it is back nothing needs to be done here)", zap.String("upstream", m.Name), zap.Error(err))
 }
 
 // shookHands takes note of the end of a TLS handshake.

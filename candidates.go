@@ -216,3 +216,21 @@ func (cs *candidates) allThatTake(is func(*candidate) bool) bool {
 
 // isFull says whether u has a limit of requests and has reached it.
 func isFull(u *reverseproxy.Upstream) bool { return u.Host != nil && u.Full() }
+
+// isUnloaded says whether the config has been replaced.
+func (s *Selection) isUnloaded() bool {
+	select {
+	case <-s.unloaded:
+		return true
+	default:
+		return false
+	}
+}
+
+// poolVaries says whether the upstreams depend on the request.
+func (s *Selection) poolVaries() bool { return s.static == nil && s.members.source == nil }
+
+// failing says whether the last connection to m could not be made, not long ago.
+func (m *member) failing(now time.Duration) bool {
+	return m.IsFailing(now) || m.IsSilent(now) || m.noTLS.JustNow(now)
+}

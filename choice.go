@@ -3,14 +3,17 @@
 package caddybokeh
 
 import (
+	"encoding/base64"
 	"encoding/binary"
 	"math/rand/v2"
+	"path"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // pick is what a choice comes to. Making it changes nothing.
@@ -22,9 +25,6 @@ type pick struct {
 	unwell     bool       // none of those that take new sessions is well
 	startsOver bool       // all have been tried, so it starts over
 }
-
-// begins says whether a session begins with the pick.
-func (p pick) begins() bool { return p.decision == decisionNew || p.decision == decisionMoved }
 
 // choose picks the upstream for this attempt, by where the visit's session is bound.
 func (v *visit) choose(cs *candidates, home *candidate) pick {
@@ -102,6 +102,11 @@ func (v *visit) avoids(m *member, now time.Duration) bool {
 	return m.troubled(now) || v.mayFail && m.Breaker.Tripped()
 }
 
+// troubled says whether new sessions should go elsewhere, as long as there is another upstream.
+func (m *member) troubled(now time.Duration) bool {
+	return m.Breaker.Blocks(now) || m.noTLS.JustNow(now)
+}
+
 // wait weighs what this visit's new session would wait for at m. Sessions whose websocket has not come in time ask for nothing.
 func (v *visit) wait(m *member, now time.Duration) weight {
 	w := weight{queue: m.Backlog(), load: m.Slots.Holding()}
@@ -112,6 +117,30 @@ func (v *visit) wait(m *member, now time.Duration) weight {
 		w.trouble = 1
 	}
 	return w
+}
+
+// ofItsBrowser returns the upstream where the browser's newest page is, if that is well and takes new
+// sessions, or nil. A tag cannot be guessed, so nobody names an upstream that he was not given. A page goes where it is
+// ready first; but what may be one, under a path that has never been a page's, is more likely a link to what a page has made.
+func (v *visit) ofItsBrowser(cs *candidates) *candidate {
+	if v.cookie == "" || v.Kind == bokeh.Page && (bokeh.IsEmbedded(path.Base(v.path)) || v.isAtApp()) {
+		return nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(v.cookie)
+	if err != nil || len(raw) != stamp.TagLen {
+		return nil
+	}
+	room := v.room(cs)
+	for _, k := range *v.ring {
+		c := cs.named(k, stamp.Tag(raw))
+		if c == nil || c.gone {
+			continue
+		}
+		if room.isFor(c) && !c.Breaker.Tripped() && !v.avoids(c.member, cs.now) && !slices.Contains(v.tried, c.member) {
+			return c
+		}
+	}
+	return nil
 }
 
 // ofItsGroup returns the upstream for a new session of this visit's group, or nil if it is in
@@ -134,6 +163,36 @@ func (v *visit) ofItsGroup(cs *candidates) *candidate {
 	})
 }
 
+// room is which of the candidates take a visit's new session.
+type room struct {
+	v  *visit
+	cs *candidates
+
+	looked  bool // whether all may fail
+	allFail bool
+}
+
+func (v *visit) room(cs *candidates) *room { return &room{v: v, cs: cs} }
+
+// isFor says whether c takes the session. Whoever may still wait for a slot need not take one at an upstream that fails.
+func (r *room) isFor(c *candidate) bool {
+	v := r.v
+	if !v.isCapped() || !r.cs.takesNew(c) {
+		return r.cs.takesNew(c)
+	}
+	return (!v.avoids(c.member, r.cs.now) || v.lastChance || r.isWhereAllFail()) &&
+		v.s.table.Waiting.Admits(v.waiter, &c.Slots, int64(v.s.MaxSessions), r.cs.now)
+}
+
+// isWhereAllFail says whether the session has nowhere to go but where it may fail. That is asked for every upstream that may.
+func (r *room) isWhereAllFail() bool {
+	if !r.looked {
+		r.looked = true
+		r.allFail = r.cs.allThatTake(func(c *candidate) bool { return r.v.avoids(c.member, r.cs.now) })
+	}
+	return r.allFail
+}
+
 // shared picks an upstream for what any server answers. One that is stalled gets nothing as long as
 // there is another one; else the fewest pages being built decide, then how much is unanswered. The files of
 // extensions are known to a server only once it has built a page. One that was asked for a file already, and does not
@@ -141,7 +200,7 @@ func (v *visit) ofItsGroup(cs *candidates) *candidate {
 func (v *visit) shared(cs *candidates) pick {
 	ease := func(m *member) weight { return v.ease(m, cs.now) }
 	p := v.untried(cs, v.unasked(cs), ease)
-	if p.candidate == nil && askedOf(v.ctx) != nil {
+	if p.candidate == nil && v.asked != nil {
 		p.candidate = cs.least(cs.takesShared, ease)
 	}
 	p.decision = decisionShared
@@ -150,8 +209,7 @@ func (v *visit) shared(cs *candidates) pick {
 
 // unasked returns what says whether an upstream may be asked for what any server answers, and was not asked for it yet.
 func (v *visit) unasked(cs *candidates) func(*candidate) bool {
-	asked := askedOf(v.ctx)
-	return func(c *candidate) bool { return cs.takesShared(c) && !asked.has(c.member) }
+	return func(c *candidate) bool { return cs.takesShared(c) && !v.asked.has(c.member) }
 }
 
 // ease weighs how soon m answers this visit's shared request.

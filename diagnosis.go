@@ -4,7 +4,6 @@ package caddybokeh
 
 import (
 	"cmp"
-	"errors"
 	"maps"
 	"net"
 	"net/http"
@@ -84,24 +83,6 @@ func (s *Selection) examine(r *http.Request, v *visit) {
 	}
 }
 
-// tellBreaker logs once that an upstream has begun to fail, and once that it is well again. The error is that of its last
-// connection, if that failed.
-func (v *visit) tellBreaker(m *member, err error) {
-	tripped, changed := m.Breaker.Changed()
-	if !changed {
-		return
-	}
-	if !tripped {
-		v.s.logger.Info("upstream is well again", zap.String("upstream", m.Name))
-		return
-	}
-	if err == nil {
-		err = errors.New("page requests are answered with 5xx, or not at all")
-	}
-	v.s.logger.Warn("upstream fails; new sessions go elsewhere as long as another one is well, and a visit tries it from time to time"+
-		" (look at that server; when it is back nothing needs to be done here)", zap.String("upstream", m.Name), zap.Error(err))
-}
-
 // tellFull logs that visits have to wait for a place.
 func (s *Selection) tellFull(upstreams int) {
 	now := s.table.Now()
@@ -159,18 +140,6 @@ func (s *Selection) refuseAddress(upstream string, size int) {
 			" (somebody tries what the site takes; bound what the placeholder may be, as with a host matcher or a map)",
 			zap.String("upstream", upstream), zap.Int("bytes", size), zap.Int("most", maxAddress))
 	}
-}
-
-// headerSize returns how many bytes the header of r took, and how many its longest line, about.
-func headerSize(r *http.Request) (all, longest int) {
-	all = len(r.RequestURI)
-	for name, values := range r.Header {
-		for _, v := range values {
-			line := len(name) + len(": \r\n") + len(v)
-			all, longest = all+line, max(longest, line)
-		}
-	}
-	return all, longest
 }
 
 // plainHeader is what servers take of a header, in bytes: Twisted, which reads requests for Daphne, takes no more at all,

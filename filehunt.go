@@ -105,12 +105,6 @@ type askedUpstreams struct {
 	vary    bool // others may come to other upstreams with the same address
 }
 
-// askedOf returns the upstreams that were asked for what r asks for, or nil if nobody wants to know.
-func askedOf(ctx context.Context) *askedUpstreams {
-	a, _ := ctx.Value(askedKey{}).(*askedUpstreams)
-	return a
-}
-
 // add takes note that m is asked, and whether another one could be.
 func (a *askedUpstreams) add(m *member, left bool) {
 	a.members = append(a.members, m)

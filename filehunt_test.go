@@ -34,7 +34,7 @@ type huntedServers struct {
 func (s *huntedServers) ServeHTTP(w http.ResponseWriter, r *http.Request) error {
 	s.asks.Add(1)
 	i := 0
-	if asked := askedOf(r.Context()); asked != nil {
+	if asked, ok := r.Context().Value(askedKey{}).(*askedUpstreams); ok {
 		i = len(asked.members)
 		asked.members = append(asked.members, nil)
 		asked.left = len(asked.members) < len(s.answers)

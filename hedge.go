@@ -249,7 +249,7 @@ func (v *visit) adopt(a *attempt, both bool) {
 	first.leave()
 	v.attempt = a
 	v.tried = append(v.tried, a.m)
-	if asked := askedOf(v.ctx); asked != nil {
+	if asked := v.asked; asked != nil {
 		if !both { // the first one has not said whether it has the file
 			asked.members = slices.DeleteFunc(asked.members, func(m *member) bool { return m == first.m })
 			asked.left = true

@@ -104,28 +104,3 @@ func (v *visit) elsewhere(cs *candidates, home *candidate) *candidate {
 	}
 	return cs.first(v.ID, may)
 }
-
-// depart does what a pick says of the upstreams before, whether or not it has found another one: a session that leaves one is over there,
-// and where all have been tried the visit starts over.
-func (v *visit) depart(cs *candidates, p pick) {
-	if p.startsOver {
-		v.tried = v.tried[:0]
-	}
-	if p.from == nil {
-		return
-	}
-	t, u := v.s.table, p.from.Upstream
-	if p.candidate != nil && !v.left {
-		v.left = true
-		reason := cs.whyLost(p.from)
-		u.History.Moved.Add(reason)
-		v.s.node.happened(eventMoved, map[string]any{
-			"from": u.Name, "to": p.Name, "reason": reason, "session": v.ring.Redact(v.ID).String(),
-		})
-	}
-	t.Move(v.entry, u)
-	u.Drain.Remember(v.entry)
-	if v.Stamp != "" && v.Stamp != v.ID {
-		t.Move(t.Key(v.Stamp), u)
-	}
-}

@@ -25,9 +25,6 @@ type outgoing struct {
 	shown    string      // the session's id as far as it is known, for the hash that may be shown
 }
 
-// newStamp makes a stamp that names m.
-func (v *visit) newStamp(m *member) string { return (*v.ring)[0].Stamp(m.keyedBy(v.ring).tags[0]) }
-
 // stampRequest puts the stamp on a GET, as the session's id or beside it, or takes off that of the last attempt. Where there
 // are header operations Caddy copies the headers of every attempt from the map that r had at the
 // first; where there are none it sends what r has.

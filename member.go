@@ -31,16 +31,6 @@ type member struct {
 	software  atomic.Pointer[software]              // that answered its last page; nil before the first
 }
 
-// failing says whether the last connection to m could not be made, not long ago.
-func (m *member) failing(now time.Duration) bool {
-	return m.IsFailing(now) || m.IsSilent(now) || m.noTLS.JustNow(now)
-}
-
-// troubled says whether new sessions should go elsewhere, as long as there is another upstream.
-func (m *member) troubled(now time.Duration) bool {
-	return m.Breaker.Blocks(now) || m.noTLS.JustNow(now)
-}
-
 // unreachable says whether the last connection to m could not be made, however long ago.
 func (m *member) unreachable() bool {
 	return m.IsUnreachable() || m.noTLS.Was()
@@ -87,6 +77,9 @@ func (m *member) keyedBy(ring *stamp.Keyring) *keyed {
 	m.keyed.Store(x)
 	return x
 }
+
+// stamp makes a stamp that names m.
+func (m *member) stamp(ring *stamp.Keyring) string { return (*ring)[0].Stamp(m.keyedBy(ring).tags[0]) }
 
 // watch looks at an unhealthy member until it is healthy: requests may come seldom, and it may be
 // up and down again between two of them.

@@ -320,19 +320,6 @@ func (s *Selection) knowsPool() bool {
 	return s.static != nil || len(s.members.source.lastFound().dials) > 0
 }
 
-// poolVaries says whether the upstreams depend on the request.
-func (s *Selection) poolVaries() bool { return s.static == nil && s.members.source == nil }
-
-// isUnloaded says whether the config has been replaced.
-func (s *Selection) isUnloaded() bool {
-	select {
-	case <-s.unloaded:
-		return true
-	default:
-		return false
-	}
-}
-
 // stampKeys returns the keys of the stamps; none until the storage was looked at for them, for what signs until then may not
 // be what will.
 func (s *Selection) stampKeys() stamp.Keyring {

@@ -22,6 +22,9 @@ const (
 	decisionShared decision = "shared" // any upstream answers this
 )
 
+// begins says whether a session begins with it.
+func (d decision) begins() bool { return d == decisionNew || d == decisionMoved }
+
 // decisions are all that there are.
 var decisions = []string{string(decisionBound), string(decisionNew), string(decisionMoved), string(decisionShared)}
 
@@ -54,41 +57,68 @@ const (
 
 // Select returns the upstream for r, or nil if there is none.
 func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	run := s.visit(r)
-	run.failed()
-	run.receive(r)
-	cs := s.candidates(pool, run)
-	s.discovered(pool, cs)
-	for ; ; cs = s.candidates(pool, run) {
-		p := run.choose(cs, run.home(cs))
-		run.depart(cs, p)
-		if p.candidate == nil && run.waitForSlot(r.Context(), cs) {
+	v := s.visit(r)
+	v.receive(r)
+	cs := s.candidates(pool, v)
+	if cs.index == nil {
+		s.discovered(pool, cs)
+	}
+	for ; ; cs = s.candidates(pool, v) {
+		p := v.choose(cs, v.home(cs))
+		v.depart(cs, p)
+		if p.candidate == nil && v.waitForSlot(r.Context(), cs) {
 			continue
 		}
 		if p.candidate == nil {
-			run.foundNobody(r.Context(), cs, w)
+			v.foundNobody(r.Context(), cs, w)
 			return nil
 		}
 		if p.probes && !p.Breaker.BeginProbe(cs.now) {
 			continue // another visit tries it already, so it weighs more now than it did
 		}
-		run.sayWhenToComeBack(w, false)
-		run.try(r, cs, p)
+		begins := p.decision.begins()
+		v.sayWhenToComeBack(w, false)
+		v.try(r, cs, p)
 		// Whoever drains an upstream marks it and then counts; we count and then look for the mark.
 		// So one of us sees the other. It is the same with what another visit counts.
-		if run.isOver() {
-			run.failed()
-			run.tried = run.tried[:len(run.tried)-1]
+		if v.isOver() {
+			v.failed()
+			v.tried = v.tried[:len(v.tried)-1]
 			continue // with another look, or it would look free where the upstream was forgotten meanwhile
 		}
-		if p.begins() && p.Drain.On() || p.Drain.IsClosed() {
-			run.failed()
+		if begins && p.Drain.On() || p.Drain.IsClosed() {
+			v.failed()
 			continue
 		}
-		run.served()
-		run.tell(p.member, p.decision)
-		run.handedOn = true
+		v.served()
+		v.tell(p.member, p.decision)
+		v.handedOn = true
 		return p.upstream
+	}
+}
+
+// depart does what a pick says of the upstreams before, whether or not it has found another one: a session that leaves one is over there,
+// and where all have been tried the visit starts over.
+func (v *visit) depart(cs *candidates, p pick) {
+	if p.startsOver {
+		v.tried = v.tried[:0]
+	}
+	if p.from == nil {
+		return
+	}
+	t, u := v.s.table, p.from.Upstream
+	if p.candidate != nil && !v.left {
+		v.left = true
+		reason := cs.whyLost(p.from)
+		u.History.Moved.Add(reason)
+		v.s.node.happened(eventMoved, map[string]any{
+			"from": u.Name, "to": p.Name, "reason": reason, "session": v.ring.Redact(v.ID).String(),
+		})
+	}
+	t.Move(v.entry, u)
+	u.Drain.Remember(v.entry)
+	if v.Stamp != "" && v.Stamp != v.ID {
+		t.Move(t.Key(v.Stamp), u)
 	}
 }
 
@@ -138,17 +168,6 @@ func (v *visit) sayWhenToComeBack(w http.ResponseWriter, turnedAway bool) {
 	case v.turnedAway:
 		w.Header().Del("Retry-After")
 		v.turnedAway = false
-	}
-}
-
-// served takes note that the visit has an upstream. Who only tries one that has failed stays in the queue
-// until it takes the connection.
-func (v *visit) served() {
-	if v.waiter != nil && v.waited == 0 {
-		v.waited = v.s.table.Now() - v.queuedAt
-	}
-	if !v.attempt.probes {
-		v.leaveQueue()
 	}
 }
 

@@ -98,7 +98,12 @@ func (r *request) choose(pool reverseproxy.UpstreamPool) (addr, why string) {
 }
 
 // run returns what the policy knows of the request.
-func (r *request) run() *visit { return r.s.visit(r.Request) }
+func (r *request) run() *visit {
+	if v, ok := r.Context().Value(visitKey{r.s}).(*visit); ok {
+		return v
+	}
+	return r.s.visit(r.Request)
+}
 
 // answer plays the rest of an attempt that the upstream answers, and ends the request.
 func (r *request) answer(status int) {

@@ -24,36 +24,6 @@ func (v *visit) isCapped() bool {
 	return v.s.MaxSessions > 0 && v.Kind == bokeh.Page && (v.tier || v.ID == "" && v.Stamp == "")
 }
 
-// room is which of the candidates take a visit's new session.
-type room struct {
-	v  *visit
-	cs *candidates
-
-	looked  bool // whether all may fail
-	allFail bool
-}
-
-func (v *visit) room(cs *candidates) *room { return &room{v: v, cs: cs} }
-
-// isFor says whether c takes the session. Whoever may still wait for a slot need not take one at an upstream that fails.
-func (r *room) isFor(c *candidate) bool {
-	v := r.v
-	if !v.isCapped() || !r.cs.takesNew(c) {
-		return r.cs.takesNew(c)
-	}
-	return (!v.avoids(c.member, r.cs.now) || v.lastChance || r.isWhereAllFail()) &&
-		v.s.table.Waiting.Admits(v.waiter, &c.Slots, int64(v.s.MaxSessions), r.cs.now)
-}
-
-// isWhereAllFail says whether the session has nowhere to go but where it may fail. That is asked for every upstream that may.
-func (r *room) isWhereAllFail() bool {
-	if !r.looked {
-		r.looked = true
-		r.allFail = r.cs.allThatTake(func(c *candidate) bool { return r.v.avoids(c.member, r.cs.now) })
-	}
-	return r.allFail
-}
-
 // isOver says whether this visit's session is one too many where it is counted. Two who come at once may
 // both give way; the queue sees to who takes the slot.
 func (v *visit) isOver() bool {
@@ -112,6 +82,17 @@ func (v *visit) enterQueue(cs *candidates) bool {
 	v.s.table.Waiting.Enter(v.waiter, v.s, int64(v.s.MaxSessions), v.s.offer(cs), now)
 	v.s.tellFull(len(cs.all))
 	return true
+}
+
+// served takes note that the visit has an upstream. Who only tries one that has failed stays in the queue
+// until it takes the connection.
+func (v *visit) served() {
+	if v.waiter != nil && v.waited == 0 {
+		v.waited = v.s.table.Now() - v.queuedAt
+	}
+	if !v.attempt.probes {
+		v.leaveQueue()
+	}
 }
 
 // leaveQueue takes the visit out of the queue.

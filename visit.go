@@ -58,6 +58,8 @@ type facts struct {
 	odd        bool          // it has a body or a long header
 	headerSize int           // of a websocket, in bytes
 	longest    int           // line of that header, in bytes
+
+	asked *askedUpstreams // for the content that it asks for, which is the same wherever it is; nil if nobody wants to know
 }
 
 // findings are what the attempts and the pools have told of a visit.
@@ -80,14 +82,16 @@ type progress struct {
 	over    bool
 }
 
-// visit returns the visit that r is part of; the first Select for a request in a handler begins it.
+// visit returns the visit that r is part of. The first Select for a request in a handler begins it; any further one
+// means that the attempt before has failed.
 func (s *Selection) visit(r *http.Request) *visit {
 	if v, ok := r.Context().Value(visitKey{s}).(*visit); ok {
+		v.failed()
 		return v
 	}
 	v := s.newVisit(r)
-	v.readFacts(r)
 	v.takeOver(r)
+	v.readFacts(r)
 	// The request's context ends when its handler returns, upgraded or not, and by panic too.
 	context.AfterFunc(r.Context(), v.end)
 	v.ctx, v.hangUp = context.WithCancel(context.WithValue(r.Context(), visitKey{s}, v))
@@ -111,6 +115,7 @@ func (s *Selection) newVisit(r *http.Request) *visit {
 	if v.ID != "" {
 		v.entry = s.table.Key(v.ID)
 	}
+	v.asked, _ = r.Context().Value(askedKey{}).(*askedUpstreams)
 	path, port := appPath(r.URL.Path), portOf(r)
 	v.terms = sessions.Terms{Lifetime: s.lifetime, App: s.table.App(plainHost(r.Host), port, path), Path: s.table.App("", port, path), Owner: s.owner}
 	v.Kind = v.kindAt(r)
@@ -118,19 +123,21 @@ func (s *Selection) newVisit(r *http.Request) *visit {
 	if v.Unknown {
 		s.unknownStamp(v.Kind)
 	}
-	if asked := askedOf(r.Context()); asked != nil && s.poolVaries() {
-		asked.vary = true
-	}
 	return v
 }
 
 // readFacts reads what else matters of a request, and takes off what its server is not to see.
 func (v *visit) readFacts(r *http.Request) {
 	v.client, _ = caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	v.readCookie(r)
+	if v.s.Cookie != "" {
+		v.readCookie(r)
+	}
+	if v.asked != nil && v.s.poolVaries() {
+		v.asked.vary = true
+	}
 	// A websocket over HTTP/2 has the unknown length of the CONNECT that it was, and no body.
 	v.hasBody = bokeh.BringsBody(r) && (r.ProtoMajor < 2 || !bokeh.IsWebsocket(r.Header))
-	v.mayHedge = v.s.hedges && v.isShared(r.Context()) && isFile(r) && !v.isAtApp()
+	v.mayHedge = v.isShared() && v.s.hedges && isFile(r) && !v.isAtApp()
 	switch v.Kind {
 	case bokeh.Page:
 		size, _ := headerSize(r)
@@ -209,15 +216,15 @@ func appPath(path string) string {
 
 // isShared says whether any server may answer the visit: nothing in it names a session, or the server of one, or its content is the same
 // wherever it is.
-func (v *visit) isShared(ctx context.Context) bool {
-	return (v.Kind == bokeh.Other || v.Kind == bokeh.MaybePage) && (askedOf(ctx) != nil || v.ID == "" && v.Stamp == "" && v.cookie == "")
+func (v *visit) isShared() bool {
+	return v.isForAnyServer() || v.isNoVisit() && v.ID == "" && v.Stamp == "" && v.cookie == ""
 }
-
-// isForAnyServer says whether the content that the visit asks for is the same wherever it is.
-func (v *visit) isForAnyServer() bool { return v.isNoVisit() && askedOf(v.ctx) != nil }
 
 // isNoVisit says whether the visit asks for neither a page nor a websocket.
 func (v *visit) isNoVisit() bool { return v.Kind == bokeh.Other || v.Kind == bokeh.MaybePage }
+
+// isForAnyServer says whether the content that the visit asks for is the same wherever it is.
+func (v *visit) isForAnyServer() bool { return v.isNoVisit() && v.asked != nil }
 
 // failed settles the last attempt when another one is asked for.
 func (v *visit) failed() {
@@ -255,4 +262,16 @@ func (v *visit) CutOff() {
 	v.mu.Unlock()
 	v.hangUp()
 	v.end()
+}
+
+// headerSize returns how many bytes the header of r took, and how many its longest line, about.
+func headerSize(r *http.Request) (all, longest int) {
+	all = len(r.RequestURI)
+	for name, values := range r.Header {
+		for _, v := range values {
+			line := len(name) + len(": \r\n") + len(v)
+			all, longest = all+line, max(longest, line)
+		}
+	}
+	return all, longest
 }
