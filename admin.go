@@ -588,10 +588,7 @@ func apiError(status int, format string, args ...any) error {
 
 // storageError is what an operator hears when the storage fails.
 func storageError(err error) error {
-	if said, ok := errors.AsType[caddy.APIError](err); ok && !errors.Is(err, errUnsure) {
-		return said
-	}
-	if errors.Is(err, api.ErrNoPolicy) {
+	if isRefused(err) && !errors.Is(err, errUnsure) || errors.Is(err, api.ErrNoPolicy) {
 		return apiError(http.StatusConflict, "%v", err)
 	}
 	if errors.Is(err, errUnsure) {

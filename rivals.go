@@ -6,11 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"time"
-
-	"github.com/caddyserver/caddy/v2"
 )
 
 // A storage has no compare-and-swap. So whoever drains an upstream looks twice whether another one takes new sessions: before
@@ -37,12 +34,21 @@ const (
 )
 
 // errTakenBack is that of a drain that somebody took back before it was certain that it can stand.
-var errTakenBack = apiError(http.StatusConflict, "the drain was taken back while it was being said, by an operator or because no other upstream takes new sessions")
+var errTakenBack = errors.New("the drain was taken back while it was being said, by an operator or because no other upstream takes new sessions")
 
-// lastError is what an operator hears who drains the last upstream.
-func lastError(name string) error {
-	return apiError(http.StatusConflict, "%s is the last upstream of a reverse_proxy that takes new sessions: the others drain, are unhealthy, or"+
-		" refused the last connection (add another one, take a drain back, or force it with --force or ?force=true)", name)
+// lastUpstreamError is what an operator hears who drains the last upstream.
+type lastUpstreamError struct{ name string }
+
+// Error implements error.
+func (e lastUpstreamError) Error() string {
+	return e.name + " is the last upstream of a reverse_proxy that takes new sessions: the others drain, are unhealthy, or" +
+		" refused the last connection (add another one, take a drain back, or force it with --force or ?force=true)"
+}
+
+// isRefused says whether a drain is refused for what else is drained, and not because the storage fails.
+func isRefused(err error) bool {
+	_, last := errors.AsType[lastUpstreamError](err)
+	return last || errors.Is(err, errTakenBack)
 }
 
 // turn waits until nobody drains the named upstream who may take that back, and returns what lets the next one.
@@ -136,7 +142,7 @@ func (n *node) settle(ctx context.Context, name string, m *mark, began bool) err
 		case len(l.missed) > 0:
 			return l.whyMissed()
 		case late || n.isLast(name, m, nil):
-			return lastError(name)
+			return lastUpstreamError{name}
 		}
 	}
 }
@@ -271,7 +277,7 @@ func (n *node) withdraw(ctx context.Context, m, before *mark, why error) error {
 	if err := storeAgain(ctx, sh.st, back); err != nil {
 		return fmt.Errorf("%w, and what it may have written is taken back as soon as it answers: %s: %w", errUnsure, why.Error(), err)
 	}
-	if _, ok := errors.AsType[caddy.APIError](why); !ok {
+	if !isRefused(why) {
 		return errors.New("the drain was taken back: " + why.Error())
 	}
 	return why

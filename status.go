@@ -183,7 +183,7 @@ func (n *node) claim(name string, force bool) error {
 	md := n.marked[sharedNameAt(name, n.host)]
 	drains := md != nil && md.drains()
 	if !force && !drains && n.last(name, nil, nil) {
-		return lastError(name)
+		return lastUpstreamError{name}
 	}
 	n.pending[name]++
 	return nil
