@@ -15,15 +15,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
-	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
-	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 func init() {
@@ -58,7 +57,7 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 
 // Provision ends what waits at the API of the config before: a reload is not held up.
 func (adminAPI) Provision(caddy.Context) error {
-	thisNode().interrupt()
+	thisNode().Interrupt()
 	return nil
 }
 
@@ -88,7 +87,7 @@ func (adminAPI) serveUpstreams(w http.ResponseWriter, r *http.Request) error {
 	if err := allow(r, nil, http.MethodGet); err != nil {
 		return err
 	}
-	return respond(w, http.StatusOK, thisNode().upstreams())
+	return respond(w, http.StatusOK, thisNode().Upstreams())
 }
 
 // serveUpstream tells of one, at once or when it is drained.
@@ -106,8 +105,8 @@ func (adminAPI) serveUpstream(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	var st *api.Upstream
-	drained, err := n.await(r.Context(), patience, func() (bool, error) {
-		if st, err = n.upstream(address); err != nil || patience == 0 {
+	drained, err := n.Await(r.Context(), patience, func() (bool, error) {
+		if st, err = upstreamMeant(n, address); err != nil || patience == 0 {
 			return true, err
 		}
 		if st.Drain == nil && st.State != api.StateUnknown {
@@ -117,7 +116,7 @@ func (adminAPI) serveUpstream(w http.ResponseWriter, r *http.Request) error {
 		return st.State == api.StateDrained, nil
 	})
 	if err != nil {
-		return err
+		return waitError(err)
 	}
 	return respond(w, inTime(drained), st)
 }
@@ -134,12 +133,12 @@ func (adminAPI) serveThisNode(w http.ResponseWriter, r *http.Request) error {
 	}
 	n := thisNode()
 	var st api.Node
-	empty, err := n.await(r.Context(), patience, func() (bool, error) {
-		st = n.status()
-		return patience == 0 || st.Sessions.AtWork() == 0 && n.mayBeKilled(), nil
+	empty, err := n.Await(r.Context(), patience, func() (bool, error) {
+		st = n.Self()
+		return patience == 0 || st.Sessions.AtWork() == 0 && n.MayBeKilled(), nil
 	})
 	if err != nil {
-		return err
+		return waitError(err)
 	}
 	return respond(w, inTime(empty), st)
 }
@@ -157,6 +156,14 @@ func patienceOf(r *http.Request) (time.Duration, error) {
 	return patience, nil
 }
 
+// waitError is what an operator hears who waits in vain.
+func waitError(err error) error {
+	if errors.Is(err, cluster.ErrInterrupted) {
+		return apiError(http.StatusServiceUnavailable, "%v", err)
+	}
+	return err
+}
+
 // inTime is the status of an answer that was waited for.
 func inTime(so bool) int {
 	if so {
@@ -164,38 +171,6 @@ func inTime(so bool) int {
 	}
 	return http.StatusGatewayTimeout
 }
-
-// await waits until something is so, and says whether it is. It gives up when the time is over, when
-// the client goes, and with an error when Caddy loads a config or ends.
-func (n *node) await(ctx context.Context, patience time.Duration, so func() (bool, error)) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	for {
-		news, interrupted := n.listen()
-		if yes, err := so(); yes || err != nil {
-			return yes, err
-		}
-		select {
-		case <-news:
-		case <-interrupted:
-			return false, errInterrupted
-		case <-ctx.Done():
-			return so()
-		}
-	}
-}
-
-// mayBeKilled says whether the others know that this process may be killed, if it is about to end: else
-// they would take it for cut off. They are told when somebody asks. A storage that cannot be written to
-// is not waited for.
-func (n *node) mayBeKilled() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.awaited = n.t.Now()
-	return !n.exiting() || !n.known || n.parted || n.unheard != 0
-}
-
-var errInterrupted = apiError(http.StatusServiceUnavailable, "Caddy is loading a config, or ends; ask again")
 
 // serveDraining lets an upstream drain, or takes that back.
 func (adminAPI) serveDraining(w http.ResponseWriter, r *http.Request) error {
@@ -219,15 +194,16 @@ func (adminAPI) serveDraining(w http.ResponseWriter, r *http.Request) error {
 	if err := readBody(w, r, &body); err != nil {
 		return err
 	}
-	said, err := body.word(r.Method, n.signature())
+	said, err := body.word(r.Method, signature(n))
 	if err != nil {
 		return err
 	}
+	said.Force = force
 	var st *api.Upstream
 	if r.Method == http.MethodPut {
-		st, err = n.drain(r.Context(), address, said, force)
+		st, err = drain(r.Context(), n, address, said)
 	} else {
-		st, err = n.undrain(r.Context(), address, said)
+		st, err = undrain(r.Context(), n, address, said)
 	}
 	if err != nil {
 		return err
@@ -267,124 +243,56 @@ func (d *duration) UnmarshalJSON(text []byte) error {
 }
 
 // word returns what a request with the body says.
-func (b drainBody) word(method, by string) (word, error) {
-	w := word{state: stateDraining, by: by, reason: b.Reason, grace: (*time.Duration)(b.GracePeriod), span: (*time.Duration)(b.Span)}
+func (b drainBody) word(method, by string) (cluster.DrainRequest, error) {
+	w := cluster.DrainRequest{State: api.StateDraining, By: by, Reason: b.Reason, Grace: (*time.Duration)(b.GracePeriod), Span: (*time.Duration)(b.Span)}
 	switch {
-	case len(w.reason) > maxText:
-		return w, apiError(http.StatusBadRequest, "the reason has %d bytes; it has at most %d", len(w.reason), maxText)
-	case printable.Text(w.reason) != w.reason:
-		return w, apiError(http.StatusBadRequest, "malformed reason %q: it is text in one line, without characters that steer a terminal", w.reason)
-	case method == http.MethodDelete && (w.grace != nil || w.span != nil):
+	case len(w.Reason) > cluster.MaxReason:
+		return w, apiError(http.StatusBadRequest, "the reason has %d bytes; it has at most %d", len(w.Reason), cluster.MaxReason)
+	case printable.Text(w.Reason) != w.Reason:
+		return w, apiError(http.StatusBadRequest, "malformed reason %q: it is text in one line, without characters that steer a terminal", w.Reason)
+	case method == http.MethodDelete && (w.Grace != nil || w.Span != nil):
 		return w, apiError(http.StatusBadRequest, "what is taken back has no grace_period and no span")
 	case method == http.MethodDelete:
-		w.state = stateReady
-	case w.grace != nil && (*w.grace < 0 || *w.grace > maxLifetime):
-		return w, apiError(http.StatusBadRequest, "malformed grace_period: it is a duration like 30m, from 0 (never) to %v", maxLifetime)
-	case w.span != nil && (*w.span <= 0 || *w.span > maxLifetime):
-		return w, apiError(http.StatusBadRequest, "malformed span: it is a duration above zero, like 30s, up to %v", maxLifetime)
+		w.State = api.StateReady
+	case w.Grace != nil && (*w.Grace < 0 || *w.Grace > cluster.MaxLifetime):
+		return w, apiError(http.StatusBadRequest, "malformed grace_period: it is a duration like 30m, from 0 (never) to %v", cluster.MaxLifetime)
+	case w.Span != nil && (*w.Span <= 0 || *w.Span > cluster.MaxLifetime):
+		return w, apiError(http.StatusBadRequest, "malformed span: it is a duration above zero, like 30s, up to %v", cluster.MaxLifetime)
 	}
 	return w, nil
 }
 
-// drain marks an upstream as draining. Unless forced it must be known, and another one must take new
-// sessions.
-func (n *node) drain(ctx context.Context, address string, said word, force bool) (*api.Upstream, error) {
+// drain marks an upstream as draining. Unless forced it must be known, and another one must take new sessions.
+func drain(ctx context.Context, n *cluster.Cluster, address string, said cluster.DrainRequest) (*api.Upstream, error) {
 	if len(address) > maxAddress {
 		return nil, apiError(http.StatusBadRequest, "an address of %d bytes names no upstream: it has at most %d", len(address), maxAddress)
 	}
 	names := spellings(address)
 	name := names[len(names)-1]
-	if st, err := n.upstream(address); err == nil {
+	if st, err := upstreamMeant(n, address); err == nil {
 		name = st.Address
-	} else if !force {
+	} else if !said.Force {
 		return nil, apiError(http.StatusNotFound, "%v (?force=true drains it all the same)", err)
 	}
-	if n.here(sharedNameAt(name, n.host)) != name || printable.Text(name) != name {
-		return nil, apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
+	if printable.Text(name) != name {
+		return nil, noAddress(address)
 	}
-	drain := n.drainUnlessLast
-	if force {
-		drain = n.drainByForce
-	}
-	if err := drain(ctx, name, said); err != nil {
+	switch err := n.SetDrain(ctx, name, said); {
+	case errors.Is(err, cluster.ErrNoName):
+		return nil, noAddress(address)
+	case err != nil:
 		return nil, storageError(err)
 	}
-	return n.upstream(name)
+	return upstreamMeant(n, name)
 }
 
-// drainByForce marks the named upstream as draining, whatever else there is.
-func (n *node) drainByForce(ctx context.Context, name string, said word) error {
-	if err := n.claim(name, true); err != nil {
-		return err
-	}
-	defer n.unclaim(name)
-	return n.say(ctx, sharedNameAt(name, n.host), said)
-}
-
-// drainUnlessLast marks the named upstream as draining if another one takes new sessions.
-func (n *node) drainUnlessLast(ctx context.Context, name string, said word) error {
-	done, err := n.turn(ctx, name)
-	if err != nil {
-		return err
-	}
-	defer done()
-	n.readMarks(ctx)
-	n.redial(ctx)
-	if err := n.claim(name, false); err != nil {
-		return err
-	}
-	defer n.unclaim(name)
-	return n.sayUnlessLast(ctx, name, said)
-}
-
-// redial tries to reach the upstreams that could not be reached when they were dialed last: they may have been
-// started since, and nobody have visited. It is tried for a second.
-func (n *node) redial(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, redialWait)
-	defer cancel()
-	var all sync.WaitGroup
-	for u := range n.unreachable() {
-		network, host, port, err := caddy.SplitNetworkAddress(u.Name)
-		if err != nil {
-			continue
-		}
-		address := host
-		if port != "" {
-			network, address = cmp.Or(network, "tcp"), net.JoinHostPort(host, port)
-		}
-		all.Go(func() {
-			conn, err := new(net.Dialer).DialContext(ctx, network, address)
-			if err != nil {
-				return
-			}
-			conn.Close()
-			u.Dialed(0, n.t.Now(), breaker.Backoff, nil)
-		})
-	}
-	all.Wait()
-}
-
-// redialWait is how long that may take.
-const redialWait = time.Second
-
-// unreachable returns the upstreams that could not be reached when they were dialed last.
-func (n *node) unreachable() map[*sessions.Upstream]bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	found := make(map[*sessions.Upstream]bool)
-	n.eachPool(func(p pool) {
-		p.each(func(m *member, inPool bool) {
-			if inPool && m.IsUnreachable() {
-				found[m.Upstream] = true
-			}
-		})
-	})
-	return found
+func noAddress(address string) error {
+	return apiError(http.StatusBadRequest, "%q is no address of an upstream", address)
 }
 
 // undrain takes a drain back. What a config drains it cannot.
-func (n *node) undrain(ctx context.Context, address string, said word) (*api.Upstream, error) {
-	st, err := n.upstream(address)
+func undrain(ctx context.Context, n *cluster.Cluster, address string, said cluster.DrainRequest) (*api.Upstream, error) {
+	st, err := upstreamMeant(n, address)
 	switch {
 	case err != nil:
 		return nil, err
@@ -395,10 +303,10 @@ func (n *node) undrain(ctx context.Context, address string, said word) (*api.Ups
 		}
 		return nil, apiError(http.StatusConflict, "%s drains by this Caddy's config%s: take it off the drain line of its bokeh_proxy or lb_policy bokeh, and reload%s", st.Address, marked, then)
 	}
-	if err := n.say(ctx, sharedNameAt(st.Address, n.host), said); err != nil {
+	if err := n.SetDrain(ctx, st.Address, said); err != nil {
 		return nil, storageError(err)
 	}
-	if after, err := n.upstream(st.Address); err == nil {
+	if after, err := upstreamMeant(n, st.Address); err == nil {
 		return after, nil
 	}
 	// Nothing else knew of it.
@@ -406,15 +314,17 @@ func (n *node) undrain(ctx context.Context, address string, said word) (*api.Ups
 	return st, nil
 }
 
-// signature is what marks say they were made by.
-func (n *node) signature() string { return "admin API of node " + n.name + " on " + n.host }
+// signature is what drains say they were made by.
+func signature(n *cluster.Cluster) string {
+	return "admin API of node " + n.Name() + " on " + hostname()
+}
 
 // serveNodes tells of the nodes.
 func (adminAPI) serveNodes(w http.ResponseWriter, r *http.Request) error {
 	if err := allow(r, nil, http.MethodGet); err != nil {
 		return err
 	}
-	return respond(w, http.StatusOK, thisNode().nodes())
+	return respond(w, http.StatusOK, thisNode().Nodes())
 }
 
 // serveNode lets an operator say that a node is dead.
@@ -431,17 +341,17 @@ func (adminAPI) serveNode(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	n := thisNode()
-	switch err := n.giveUp(r.Context(), name, force); {
-	case errors.Is(err, errUnknownNode):
+	switch err := n.RemoveNode(r.Context(), name, force); {
+	case errors.Is(err, cluster.ErrUnknownNode):
 		var known []string
-		for _, st := range n.nodes()[1:] {
+		for _, st := range n.Nodes()[1:] {
 			known = append(known, st.Node)
 		}
 		return apiError(http.StatusNotFound, "no other node is named %q; known are: %s", name, cmp.Or(strings.Join(known, ", "), "none"))
 	case err != nil:
 		return storageError(err)
 	}
-	return respond(w, http.StatusOK, n.nodes())
+	return respond(w, http.StatusOK, n.Nodes())
 }
 
 // serveCheck tries the storage of the config that runs.
@@ -453,19 +363,19 @@ func (adminAPI) serveCheck(w http.ResponseWriter, r *http.Request) error {
 	if running.Context == nil {
 		return apiError(http.StatusServiceUnavailable, "no config is running, so there is no storage to try")
 	}
-	return respond(w, http.StatusOK, checkStorage(r.Context(), running.Storage()))
+	return respond(w, http.StatusOK, cluster.CheckStorage(r.Context(), running.Storage(), caddy.GetModuleID(running.Storage())))
 }
 
-// upstream returns what there is to tell of the upstream that an operator means by an address.
-func (n *node) upstream(address string) (*api.Upstream, error) {
-	all := n.upstreams()
+// upstreamMeant returns what there is to tell of the upstream that an operator means by an address.
+func upstreamMeant(n *cluster.Cluster, address string) (*api.Upstream, error) {
+	all := n.Upstreams()
 	for _, name := range spellings(address) {
 		if i := slices.IndexFunc(all, func(st *api.Upstream) bool { return st.Address == name }); i >= 0 {
 			return all[i], nil
 		}
 	}
 	if len(all) == 0 {
-		return nil, apiError(http.StatusNotFound, "no upstream %q is known, nor any other: %v", address, n.whyNone())
+		return nil, apiError(http.StatusNotFound, "no upstream %q is known, nor any other: %v", address, whyNone(n))
 	}
 	known := make([]string, len(all))
 	for i, st := range all {
@@ -486,8 +396,8 @@ func portsAgree(a, b string) bool {
 }
 
 // whyNone says why no upstream is known.
-func (n *node) whyNone() error {
-	if _, err := n.storage(); err != nil {
+func whyNone(n *cluster.Cluster) error {
+	if err := n.Active(); err != nil {
 		return err
 	}
 	return api.ErrNoneYet
@@ -501,25 +411,6 @@ func spellings(address string) []string {
 		names = append(names, upstreamName("unix//"+path))
 	}
 	return names
-}
-
-// listen returns what is closed when something may have changed, and what is closed when nobody
-// should wait here any longer.
-func (n *node) listen() (news, interrupted <-chan struct{}) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.news, n.interrupted
-}
-
-// interrupt ends all waiting.
-func (n *node) interrupt() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ending {
-		return
-	}
-	close(n.interrupted)
-	n.interrupted = make(chan struct{})
 }
 
 // allow refuses methods and parameters that a route does not have.
@@ -588,10 +479,11 @@ func apiError(status int, format string, args ...any) error {
 
 // storageError is what an operator hears when the storage fails.
 func storageError(err error) error {
-	if isRefused(err) && !errors.Is(err, errUnsure) || errors.Is(err, api.ErrNoPolicy) {
+	_, refused := errors.AsType[cluster.RefusedError](err)
+	if refused && !errors.Is(err, cluster.ErrUnsure) || errors.Is(err, api.ErrNoPolicy) {
 		return apiError(http.StatusConflict, "%v", err)
 	}
-	if errors.Is(err, errUnsure) {
+	if errors.Is(err, cluster.ErrUnsure) {
 		return apiError(http.StatusServiceUnavailable, "nothing has changed yet, and it is not known whether it will: %v (ask for the status later)", err)
 	}
 	return apiError(http.StatusServiceUnavailable, "nothing has changed, for the storage fails: %v", err)

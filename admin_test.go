@@ -24,14 +24,18 @@ import (
 	"runtime/pprof"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable/printabletest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
@@ -116,12 +120,13 @@ func (a *administered) status(addr string) api.Upstream {
 	return st
 }
 
-// settleNow lets the node of this process be up for long enough that no browser comes back any more.
-func settleNow() {
-	n := thisNode()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.start -= time.Hour
+// settle lets the node of this process be up for so long that no browser comes back any more.
+func settle() {
+	thisNode = sync.OnceValue(func() *cluster.Cluster {
+		conf := processConfig()
+		conf.StartedAt = -time.Hour
+		return cluster.New(context.Background(), conf)
+	})
 }
 
 // shortLived are the lines that make sessions end soon.
@@ -130,14 +135,13 @@ const shortLived = "unused_session_lifetime 1s\n check_unused_sessions 1s\n"
 func TestAdminDrains(t *testing.T) {
 	a1, a2 := newBokeh(t, ""), newBokeh(t, "")
 	a := administer(t, "reverse_proxy "+a1.addr()+" "+a2.addr()+" {\n lb_policy bokeh {\n"+shortLived+"}\n}")
-	settleNow()
 	_, w := a.visit()
 	home := a1
 	if w.server == a2.addr() {
 		home = a2
 	}
 	st := a.status(home.addr())
-	if st.State != stateReady || st.Total != 1 || st.Sessions.Connected != 1 || !st.Healthy || st.NumRequests != 1 || st.Oldest <= 0 || len(st.Nodes) != 1 {
+	if st.State != api.StateReady || st.Total != 1 || st.Sessions.Connected != 1 || !st.Healthy || st.NumRequests != 1 || st.Oldest <= 0 || len(st.Nodes) != 1 {
 		t.Errorf("before: %+v", st)
 	}
 	a.want(200, `"state":"draining"`, "PUT", "/bokeh/draining/"+home.addr(), `{"reason":"new version"}`)
@@ -215,11 +219,11 @@ func TestAdminRefuses(t *testing.T) {
 		a.want(c.status, c.text, c.method, c.path, c.body)
 	}
 	for _, b := range []*bokehServer{b1, b2} {
-		if st := a.status(b.addr()); st.State != stateReady {
+		if st := a.status(b.addr()); st.State != api.StateReady {
 			t.Errorf("after what was refused %s is %s", b.addr(), st.State)
 		}
 	}
-	if st := a.status(configured.addr()); st.State == stateReady || st.Drain == nil || !st.Drain.Config || st.Drain.Marked ||
+	if st := a.status(configured.addr()); st.State == api.StateReady || st.Drain == nil || !st.Drain.Config || st.Drain.Marked ||
 		st.Drain.Since == nil || time.Since(*st.Drain.Since) > time.Minute {
 		t.Errorf("drained by config: %+v", st)
 	}
@@ -286,7 +290,7 @@ func TestMarkOutlivesConfigs(t *testing.T) {
 				t.Errorf("%s: a new session went to the draining upstream", when)
 			}
 		}
-		if st := a.status(b1.addr()); st.State != stateDraining {
+		if st := a.status(b1.addr()); st.State != api.StateDraining {
 			t.Errorf("%s: it is %s", when, st.State)
 		}
 	}
@@ -323,7 +327,7 @@ func TestWaitEnds(t *testing.T) {
 	a.want(200, "draining", "PUT", "/bokeh/draining/"+b1.addr(), "")
 	for what, end := range map[string]func(){
 		"a reload": func() { a.reload(handlers) },
-		"the end":  func() { thisNode().exit() },
+		"the end":  func() { thisNode().Close() },
 	} {
 		done := make(chan string, 1)
 		go func() {
@@ -363,7 +367,7 @@ func TestWaitEndsWithItsClient(t *testing.T) {
 		if err := pprof.Lookup("goroutine").WriteTo(&all, 1); err != nil {
 			t.Fatal(err)
 		}
-		return strings.Contains(all.String(), "(*node).await")
+		return strings.Contains(all.String(), "(*Cluster).Await")
 	}
 	for _, path := range []string{"/bokeh/upstreams/" + w.server, "/bokeh/node"} {
 		ctx, leave := context.WithCancel(t.Context())
@@ -400,14 +404,16 @@ func TestUnixUpstreamInAPath(t *testing.T) {
 func BenchmarkStatus(b *testing.B) {
 	ups := testPool(1000)
 	s := newTestSelection(ups)
-	n := newNode(s.table.Table, noStorage, zap.NewNop())
-	n.shares = []*share{{pools: []pool{s}}}
+	n := cluster.New(b.Context(), testConfig(s.table.Table, noStorage, zap.NewNop()))
+	d := clustertest.NewVault().Door()
+	b.Cleanup(d.Hang()) // it reads and writes nothing meanwhile
+	n.Attach(policyOf{s}, d)
 	for i := range 100_000 {
 		u := s.members.get(ups[i%len(ups)].Dial).Upstream
 		s.table.BeginPage(s.table.Key(fmt.Sprint(i)), u, sessions.Terms{Lifetime: time.Hour})
 	}
 	for b.Loop() {
-		if got := len(n.upstreams()); got != len(ups) {
+		if got := len(n.Upstreams()); got != len(ups) {
 			b.Fatal(got, " upstreams")
 		}
 	}
@@ -547,7 +553,6 @@ func newClientCert(t *testing.T) tls.Certificate {
 func TestHostileReason(t *testing.T) {
 	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
 	a := administer(t, "reverse_proxy "+b1.addr()+" "+b2.addr()+" {\n lb_policy bokeh\n}")
-	settleNow()
 	body := func(reason string) string {
 		text, _ := json.Marshal(drainBody{Reason: reason})
 		return string(text)
@@ -557,16 +562,22 @@ func TestHostileReason(t *testing.T) {
 		a.want(400, "steer a terminal", "DELETE", "/bokeh/draining/"+b1.addr(), body("x"+string(c)))
 		printabletest.Check(t, "an error", a.want(400, "no address", "PUT", "/bokeh/draining/"+url.PathEscape("x"+string(c)+":1")+"?force=true", ""))
 	}
-	a.want(400, "the reason has 1001 bytes", "PUT", "/bokeh/draining/"+b1.addr(), body(strings.Repeat("x", maxText+1)))
+	a.want(400, "the reason has 1001 bytes", "PUT", "/bokeh/draining/"+b1.addr(), body(strings.Repeat("x", 1001)))
 	a.begin("drain", b1.addr(), "--reason", "x\x1b[2J").end(1, `malformed reason \"x\\x1b[2J\"`)
-	if st := a.status(b1.addr()); st.State != stateReady {
+	if st := a.status(b1.addr()); st.State != api.StateReady {
 		t.Errorf("after what was refused it is %s", st.State)
 	}
-	a.want(200, "neue Version", "PUT", "/bokeh/draining/"+b1.addr(), body(strings.Repeat("x", maxText-13)+" neue Version"))
+	a.want(200, "neue Version", "PUT", "/bokeh/draining/"+b1.addr(), body(strings.Repeat("x", 1000-13)+" neue Version"))
 
 	shared := sharedName(b2.addr())
-	evil := &mark{ID: "1", Said: 1, Upstream: shared, State: printabletest.Hostile, Since: time.Now(), By: printabletest.Hostile, Reason: printabletest.Hostile, Written: time.Now()}
-	if err := storeRecord(t.Context(), runningStorage(), markKey(shared), evil); err != nil {
+	evil, err := json.Marshal(map[string]any{
+		"id": "1", "said": 1, "upstream": shared, "state": printabletest.Hostile, "since": time.Now(), "by": printabletest.Hostile,
+		"reason": printabletest.Hostile, "written": time.Now(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := runningStorage().Store(t.Context(), clustertest.DrainKey(shared), evil); err != nil {
 		t.Fatal(err)
 	}
 	soon(t, "read what is in the storage", func() bool { return a.status(b2.addr()).Drain != nil })
@@ -578,5 +589,16 @@ func TestHostileReason(t *testing.T) {
 		c := a.begin(args...)
 		c.end(0, b2.addr())
 		printabletest.Check(t, args[0], c.output())
+	}
+}
+
+// An operator's reason is as long as all nodes read it.
+func TestLongReason(t *testing.T) {
+	long, fits := strings.Repeat("x", 1001), strings.Repeat("x", 1000)
+	if _, err := (drainBody{Reason: long}).word(http.MethodPut, ""); err == nil || !strings.Contains(err.Error(), "at most 1000") {
+		t.Error(err)
+	}
+	if _, err := (drainBody{Reason: fits}).word(http.MethodPut, ""); err != nil {
+		t.Error(err)
 	}
 }

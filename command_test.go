@@ -20,6 +20,7 @@ import (
 	"github.com/caddyserver/certmagic"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 )
 
 // asCaddy in the environment makes the test's program a Caddy with this module, see TestMain.
@@ -82,7 +83,6 @@ func TestCommands(t *testing.T) {
 	handlers := fmt.Sprintf("reverse_proxy %s %s %s {\n lb_policy bokeh {\n"+shortLived+"drain %s\n}\nstream_close_delay 1h\n}",
 		b1.addr(), b2.addr(), configured.addr(), configured.addr())
 	a := administer(t, handlers)
-	settleNow()
 	_, w := a.visit()
 	home := w.server
 
@@ -103,11 +103,11 @@ func TestCommands(t *testing.T) {
 	a.begin("drain", home, "--wait", "--timeout", "3").end(1, "malformed --timeout")
 	a.begin("drain", home, "--grace-period", "3").end(1, "malformed --grace-period")
 	a.begin("undrain", configured.addr()).end(1, "drain line")
-	if st := a.status(home); st.State != stateReady {
+	if st := a.status(home); st.State != api.StateReady {
 		t.Errorf("after what failed it is %s", st.State)
 	}
 	a.begin("drain", home, "127.0.0.1:1").end(1, "known are: 127.0.0.1:")
-	if st := a.status(home); st.State != stateReady {
+	if st := a.status(home); st.State != api.StateReady {
 		t.Errorf("with a typo in another address it is %s", st.State)
 	}
 	a.begin("drain", home).end(0, home+" is draining, with 1 session")
@@ -132,7 +132,7 @@ func TestCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.end(130, "the drain stays on")
-	if st := a.status(home); st.State != stateDraining {
+	if st := a.status(home); st.State != api.StateDraining {
 		t.Errorf("after an interrupted wait it is %s", st.State)
 	}
 
@@ -207,7 +207,7 @@ func TestCommandThatChecksTheStorage(t *testing.T) {
 	a := administer(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n}")
 	c := a.begin("storage-check")
 	c.end(0, "storage: *certmagic.FileStorage")
-	for _, text := range []string{"asked without a slash", "delete", thisNode().name + " on " + thisNode().host, "(this one)"} {
+	for _, text := range []string{"asked without a slash", "delete", thisNode().Name() + " on " + hostname(), "(this one)"} {
 		if !strings.Contains(c.output(), text) {
 			t.Errorf("%q is missing in %s", text, c.output())
 		}
@@ -217,7 +217,7 @@ func TestCommandThatChecksTheStorage(t *testing.T) {
 
 	// Nothing can be stored where a file is in the place of the folder.
 	dir := runningStorage().(*certmagic.FileStorage).Path
-	check := filepath.Join(dir, filepath.FromSlash(checkFolder))
+	check := filepath.Join(dir, filepath.FromSlash("caddy-bokeh/check/"))
 	if err := errors.Join(os.RemoveAll(check), os.WriteFile(check, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
@@ -240,17 +240,17 @@ func TestStatusTellsOfTheStorage(t *testing.T) {
 	b := newBokeh(t, "")
 	a := administer(t, "reverse_proxy "+b.addr()+" {\n lb_policy bokeh\n}")
 	st := runningStorage()
-	if err := st.Store(t.Context(), nodeKey("feedfeed"), []byte("{bro")); err != nil {
+	if err := st.Store(t.Context(), clustertest.NodeKey("feedfeed"), []byte("{bro")); err != nil {
 		t.Fatal(err)
 	}
 	told := func() bool { return strings.Contains(a.want(200, "", "GET", "/bokeh/nodes", ""), "feedfeed") }
 	soon(t, "told that a record is broken", told)
 	c := a.begin("status")
-	c.end(0, "a record that is broken: delete it): reading "+nodeKey("feedfeed"))
+	c.end(0, "a record that is broken: delete it): reading "+clustertest.NodeKey("feedfeed"))
 	if !strings.Contains(c.output(), b.addr()) {
 		t.Errorf("the table is missing: %s", c.output())
 	}
-	if err := st.Delete(t.Context(), nodeKey("feedfeed")); err != nil {
+	if err := st.Delete(t.Context(), clustertest.NodeKey("feedfeed")); err != nil {
 		t.Fatal(err)
 	}
 	soon(t, "well again", func() bool { return !told() })
@@ -285,7 +285,6 @@ func TestDrainWhileCaddyRestarts(t *testing.T) {
 	b1, b2 := newBokeh(t, ""), newBokeh(t, "")
 	handlers := fmt.Sprintf("reverse_proxy %s %s {\n lb_policy bokeh {\n"+shortLived+"}\n}", b1.addr(), b2.addr())
 	a := administer(t, handlers)
-	settleNow()
 	next := a.api + "2"
 	drain := []string{"drain", b1.addr(), "--address", next}
 	a.begin(drain...).end(1, "no Caddy answers")

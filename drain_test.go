@@ -20,6 +20,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -322,22 +323,22 @@ func TestDrainOfAStrangerIsWarnedOf(t *testing.T) {
 // An upstream that a reload takes out of every pool keeps its sessions until they end, and gets no other.
 func TestUpstreamGoneByReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
-		a := startNodeOn(t, "a", v.door(), testPool(3))
+		v := clustertest.NewVault()
+		a := startCaddyOn(t, "a", v.Door(), testPool(3))
 		token := a.visitAt(u0)
 		_, hangUp := a.socket(token)
 		others := testPool(3)[1:]
 		reload := func(pool reverseproxy.UpstreamPool) {
 			t.Helper()
 			s := newTestSelectionWith(a.s.table, pool)
-			s.join(a.node, a.door)
+			s.join(a.Cluster, a.door)
 			if err := a.s.Cleanup(); err != nil {
 				t.Fatal(err)
 			}
 			a.s, a.pool = s, pool
 		}
 		state := func() string {
-			st, err := a.upstream(u0)
+			st, err := upstreamMeant(a.Cluster, u0)
 			if err != nil {
 				return "unknown"
 			}
@@ -373,7 +374,7 @@ func TestUpstreamGoneByReload(t *testing.T) {
 		}
 		// It comes back with its count.
 		reload(testPool(3))
-		if st, err := a.upstream(u0); err != nil || st.State != stateReady || st.Total != 1 {
+		if st, err := upstreamMeant(a.Cluster, u0); err != nil || st.State != api.StateReady || st.Total != 1 {
 			t.Errorf("back: %+v %v", st, err)
 		}
 		reload(others)

@@ -2,7 +2,11 @@
 
 package caddybokeh
 
-import "time"
+import (
+	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+)
 
 // What the options say where the config does not: Bokeh's own defaults (bokeh/server/core.py), which Bokeh counts in milliseconds; and what
 // they may say.
@@ -10,7 +14,7 @@ const (
 	defaultUnusedSessionLifetime = 15 * time.Second
 	defaultCheckUnusedSessions   = 17 * time.Second
 
-	maxLifetime   = 8760 * time.Hour // of both, so that their sum cannot overflow
+	maxLifetime   = cluster.MaxLifetime // of both, so that their sum cannot overflow
 	minHedgeAfter = 100 * time.Millisecond
 )
 

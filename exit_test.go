@@ -5,6 +5,7 @@ package caddybokeh
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/certmagic"
@@ -23,6 +25,8 @@ import (
 func init() {
 	caddy.RegisterModule(new(closingStorage))
 }
+
+var errStorageClosed = errors.New("the client is closed")
 
 // closingStorage is a storage in files, which is closed when its config ends: as the client of a database is.
 type closingStorage struct {
@@ -57,28 +61,28 @@ func (s *closingStorage) CertMagicStorage() (certmagic.Storage, error) { return 
 
 func (s *closingStorage) Store(ctx context.Context, key string, value []byte) error {
 	if s.closed.Load() {
-		return errClosed
+		return errStorageClosed
 	}
 	return s.files.Store(ctx, key, value)
 }
 
 func (s *closingStorage) Load(ctx context.Context, key string) ([]byte, error) {
 	if s.closed.Load() {
-		return nil, errClosed
+		return nil, errStorageClosed
 	}
 	return s.files.Load(ctx, key)
 }
 
 func (s *closingStorage) Delete(ctx context.Context, key string) error {
 	if s.closed.Load() {
-		return errClosed
+		return errStorageClosed
 	}
 	return s.files.Delete(ctx, key)
 }
 
 func (s *closingStorage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
 	if s.closed.Load() {
-		return nil, errClosed
+		return nil, errStorageClosed
 	}
 	return s.files.List(ctx, prefix, recursive)
 }
@@ -155,9 +159,17 @@ func TestFarewellAtExit(t *testing.T) {
 }
 
 // reportsIn returns the reports in a storage of files.
-func reportsIn(t *testing.T, dir string) (reports []report) {
+// nodeReport is what is read here of what a node reports.
+type nodeReport struct {
+	Seq  uint64
+	Left bool
+
+	Sessions api.Counts
+}
+
+func reportsIn(t *testing.T, dir string) (reports []nodeReport) {
 	t.Helper()
-	names, err := filepath.Glob(filepath.Join(dir, filepath.FromSlash(nodesFolder), "*.json"))
+	names, err := filepath.Glob(filepath.Join(dir, filepath.FromSlash("caddy-bokeh/nodes"), "*.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +178,7 @@ func reportsIn(t *testing.T, dir string) (reports []report) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var r report
+		var r nodeReport
 		if err := json.Unmarshal(text, &r); err != nil {
 			t.Fatal(err)
 		}
@@ -192,7 +204,7 @@ func TestConfigWithoutAPolicyInCaddy(t *testing.T) {
 		now := reportsIn(t, dir)
 		return len(now) == 1 && now[0].Seq > before[0].Seq
 	})
-	if st := n.status(); st.Storage != "" || st.Sessions.All() != 1 {
+	if st := n.Self(); st.Storage != "" || st.Sessions.All() != 1 {
 		t.Errorf("it tells of itself: %+v", st)
 	}
 	w.Close()

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
@@ -16,7 +18,7 @@ import (
 // metrics are read from the table when Prometheus asks. So no reload can make them drift, and what is
 // told of an upstream ends when the upstream is forgotten.
 type metrics struct {
-	n *node
+	n *cluster.Cluster
 	l *ledger
 }
 
@@ -72,8 +74,8 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	now := m.n.t.Now()
-	m.n.t.Each(func(u *sessions.Upstream) {
+	now := m.n.Table.Now()
+	m.n.Table.Each(func(u *sessions.Upstream) {
 		label := labelOf(u.Name)
 		for s, name := range stateNames {
 			gauge(descSessions, float64(u.Count(s)), label, name)
@@ -98,14 +100,14 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for reason, n := range m.l.nobody {
 		counter(descNobody, n.Load(), reason)
 	}
-	for operation, n := range m.n.storageErrors {
+	for operation, n := range m.n.StorageErrors() {
 		counter(descStorage, n.Load(), operation)
 	}
 	for kind, n := range m.l.unknownStamps {
 		counter(descUnknown, n.Load(), kind)
 	}
-	gauge(descWaiting, float64(m.n.t.Waiting.Len(now)))
-	gauge(descKeys, asFloat(m.n.keysAgree()))
+	gauge(descWaiting, float64(m.n.Table.Waiting.Len(now)))
+	gauge(descKeys, asFloat(m.n.KeysAgree()))
 }
 
 // labelOf returns the label of an upstream: its name, or that in quotes where it would steer a terminal or is no text, which is a

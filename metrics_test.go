@@ -3,6 +3,7 @@
 package caddybokeh
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,9 +12,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 )
 
@@ -53,7 +58,6 @@ func TestMetrics(t *testing.T) {
 	other := newBokeh(t, "")
 	handlers := fmt.Sprintf("handle /other* {\n reverse_proxy %s {\n lb_policy bokeh\n}\n}\n reverse_proxy %%s {\n lb_policy bokeh\n stream_close_delay 1h\n}", other.addr())
 	a := administer(t, fmt.Sprintf(handlers, b1.addr()+" "+b2.addr()))
-	settleNow()
 	_, w := a.visit()
 	a.get("/static/js/bokeh.js")
 	of := func(name, labels string) string {
@@ -115,17 +119,13 @@ func TestLabels(t *testing.T) {
 	}
 }
 
-// A mark of an upstream whose name would steer a terminal is of no use, and nobody writes one.
-func TestMarkOfAnEscapeSequence(t *testing.T) {
-	m := poisoned("x")
-	m.Upstream = "\x1b]0;owned\a\u009b2J"
-	if err := m.check(); err == nil {
-		t.Error("it is read")
-	}
-	n := newNode(newLedger().Table, nil, nil)
-	n.t.Hold(m.Upstream)
+// Nobody drains an upstream whose name would steer a terminal.
+func TestDrainOfAnEscapeSequence(t *testing.T) {
+	l, name := newLedger(), "\x1b]0;owned\a\u009b2J"
+	n := cluster.New(context.Background(), testConfig(l.Table, nil, nil))
+	l.Hold(name)
 	for _, force := range []bool{false, true} {
-		if _, err := n.drain(t.Context(), m.Upstream, word{state: stateDraining}, force); err == nil {
+		if _, err := drain(t.Context(), n, name, cluster.DrainRequest{State: api.StateDraining, Force: force}); err == nil {
 			t.Errorf("it is written, by force: %v", force)
 		}
 	}
@@ -134,9 +134,9 @@ func TestMarkOfAnEscapeSequence(t *testing.T) {
 // A client that makes up an address which is no text does not end the metrics.
 func TestMetricsOfStrangeNames(t *testing.T) {
 	l := newLedger()
-	n := newNode(l.Table, noStorage, zap.NewNop())
-	n.t.Hold("unix//run/\xff.sock")
-	n.t.Hold("unix//run/\xfe.sock")
+	n := cluster.New(context.Background(), testConfig(l.Table, noStorage, zap.NewNop()))
+	l.Hold("unix//run/\xff.sock")
+	l.Hold("unix//run/\xfe.sock")
 	registry := prometheus.NewPedanticRegistry()
 	if err := registerOnce(registry, metrics{n, l}); err != nil {
 		t.Fatal(err)
@@ -149,7 +149,7 @@ func TestMetricsOfStrangeNames(t *testing.T) {
 // What the metrics count of sessions that move, and of pages whose socket never comes.
 func TestMetricsOfTroubles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := startNode(t, newVault())
+		a := startCaddy(t, clustertest.NewVault())
 		_ = a.visitAt(u0) // and its socket never comes
 		token := a.visitAt(u0)
 		_, hangUp := a.socket(token)
@@ -164,7 +164,7 @@ func TestMetricsOfTroubles(t *testing.T) {
 		}
 		r.end()
 		hangUp()
-		a.door.fail(errors.New("disk full"))
+		a.door.Fail(errors.New("disk full"))
 		pass(5 * time.Second)
 		u := a.s.members.get(u0)
 		if got := u.History.Moved[movedUnreachable].Load(); got != 1 {
@@ -173,12 +173,12 @@ func TestMetricsOfTroubles(t *testing.T) {
 		if got := u.History.Silent.Load(); got < 1 {
 			t.Errorf("%d pages are counted without a socket", got)
 		}
-		if a.storageErrors["list"].Load() == 0 {
+		if a.StorageErrors()["list"].Load() == 0 {
 			t.Error("no storage error is counted")
 		}
 		registry := prometheus.NewPedanticRegistry()
 		for range 2 {
-			if err := registerOnce(registry, metrics{a.node, a.s.table}); err != nil {
+			if err := registerOnce(registry, metrics{a.Cluster, a.s.table}); err != nil {
 				t.Fatal(err)
 			}
 		}

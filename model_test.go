@@ -10,8 +10,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -19,7 +22,7 @@ import (
 type fleetModel struct {
 	t     *testing.T
 	rnd   *rand.Rand
-	v     *vault
+	v     *clustertest.Vault
 	nodes []*modelNode
 	docs  []*document
 	mark  map[string]time.Time // when a drain was said, by upstream
@@ -31,7 +34,7 @@ type fleetModel struct {
 
 // modelNode is a node, and what the model knows of it.
 type modelNode struct {
-	*caddyNode
+	*fleetNode
 	hears time.Time // since when its storage is well; zero if it is not
 	open  map[*modelSocket]bool
 }
@@ -66,9 +69,9 @@ func (f *fleetModel) fail(format string, args ...any) {
 }
 
 func (f *fleetModel) start() {
-	n := &modelNode{caddyNode: startNode(f.t, f.v), hears: time.Now(), open: map[*modelSocket]bool{}}
+	n := &modelNode{fleetNode: startCaddy(f.t, f.v), hears: time.Now(), open: map[*modelSocket]bool{}}
 	f.nodes = append(f.nodes, n)
-	f.say("start %s", n.name)
+	f.say("start %s", n.Name())
 }
 
 func (f *fleetModel) node() *modelNode { return f.nodes[f.rnd.IntN(len(f.nodes))] }
@@ -93,12 +96,12 @@ func (f *fleetModel) page() {
 			return
 		}
 	}
-	f.say("page through %s at %s", n.name, addr)
+	f.say("page through %s at %s", n.Name(), addr)
 	if n.s.members.get(addr).Drain.On() {
-		f.fail("a new session went to %s, which drains, through %s", addr, n.name)
+		f.fail("a new session went to %s, which drains, through %s", addr, n.Name())
 	}
 	if since := f.mark[addr]; !since.IsZero() && !n.hears.IsZero() && time.Since(since) > 5*time.Second && time.Since(n.hears) > 5*time.Second {
-		f.fail("node %s has not heard for %v that %s drains", n.name, time.Since(since), addr)
+		f.fail("node %s has not heard for %v that %s drains", n.Name(), time.Since(since), addr)
 	}
 	r.answer(200)
 	synctest.Wait()
@@ -125,9 +128,9 @@ func (f *fleetModel) socket() {
 		}
 	}
 	addr, hangUp := n.socket(d.token)
-	f.say("socket through %s at %s", n.name, addr)
+	f.say("socket through %s at %s", n.Name(), addr)
 	if addr != d.at {
-		f.fail("a session that lives at %s went to %q through %s", d.at, addr, n.name)
+		f.fail("a session that lives at %s went to %q through %s", d.at, addr, n.Name())
 	}
 	d.sockets++
 	n.open[&modelSocket{d, hangUp}] = true
@@ -144,7 +147,7 @@ func (n *modelNode) close(s *modelSocket) {
 func (f *fleetModel) hangUp() {
 	n := f.node()
 	for s := range n.open {
-		f.say("close a socket through %s", n.name)
+		f.say("close a socket through %s", n.Name())
 		n.close(s)
 		return
 	}
@@ -153,17 +156,17 @@ func (f *fleetModel) hangUp() {
 // drain says that an upstream drains, or that it does not.
 func (f *fleetModel) drain() {
 	n, u := f.node(), f.upstream()
-	w := word{state: stateDraining}
+	w := cluster.DrainRequest{State: api.StateDraining}
 	if f.rnd.IntN(3) == 0 {
-		w.state = stateReady
+		w.State = api.StateReady
 	}
-	err := n.say(f.t.Context(), u, w)
-	f.say("%s %s through %s: %v", w.state, u, n.name, err)
+	err := n.say(u, w)
+	f.say("%s %s through %s: %v", w.State, u, n.Name(), err)
 	switch {
 	case err != nil && !n.hears.IsZero():
 		f.fail("the storage is well, and yet: %v", err)
 	case err != nil:
-	case w.state == stateReady:
+	case w.State == api.StateReady:
 		delete(f.mark, u)
 		f.back[u] = time.Now()
 	case f.mark[u].IsZero():
@@ -180,14 +183,14 @@ func (f *fleetModel) storage() {
 		}
 	}
 	if n.hears.IsZero() {
-		n.door.fail(nil)
+		n.door.Fail(nil)
 		n.hears = time.Now()
-		f.say("the storage of %s is well", n.name)
+		f.say("the storage of %s is well", n.Name())
 		return
 	}
-	n.door.fail(errors.New("disk full"))
+	n.door.Fail(errors.New("disk full"))
 	n.hears = time.Time{}
-	f.say("the storage of %s fails", n.name)
+	f.say("the storage of %s fails", n.Name())
 }
 
 // end ends a node: in good order, or so that an operator has to say that it is dead.
@@ -203,10 +206,10 @@ func (f *fleetModel) end() {
 	for s := range n.open {
 		n.close(s)
 	}
-	f.say("%s is killed", n.name)
+	f.say("%s is killed", n.Name())
 	for _, other := range f.nodes {
 		if !other.hears.IsZero() {
-			if err := other.giveUp(f.t.Context(), n.name, false); err != nil && !errors.Is(err, errUnknownNode) {
+			if err := other.RemoveNode(f.t.Context(), n.Name(), false); err != nil && !errors.Is(err, cluster.ErrUnknownNode) {
 				f.fail("saying that a node is dead: %v", err)
 			}
 			return
@@ -218,15 +221,15 @@ func (f *fleetModel) end() {
 func (f *fleetModel) reload() {
 	n := f.node()
 	s := newTestSelectionWith(n.s.table, n.pool)
-	s.join(n.node, n.door)
+	s.join(n.Cluster, n.door)
 	if f.rnd.IntN(3) == 0 {
 		_ = s.Cleanup()
-		f.say("%s fails to reload", n.name)
+		f.say("%s fails to reload", n.Name())
 		return
 	}
 	_ = n.s.Cleanup()
 	n.s = s
-	f.say("%s reloads", n.name)
+	f.say("%s reloads", n.Name())
 }
 
 // check checks what must always hold.
@@ -239,14 +242,14 @@ func (f *fleetModel) check() {
 		}
 	}
 	for _, n := range f.nodes {
-		for _, st := range n.upstreams() {
+		for _, st := range n.Upstreams() {
 			if st.State == api.StateDrained && len(live) > 0 {
 				f.seen++
 			}
 			// A node that cannot hear that a drain is taken back calls nothing drained after a while.
-			holds := !f.mark[st.Address].IsZero() || time.Since(f.back[st.Address]) > overdueAfter+nodePause
+			holds := !f.mark[st.Address].IsZero() || time.Since(f.back[st.Address]) > 32*time.Second
 			if st.State == api.StateDrained && holds && live[st.Address] > 0 {
-				f.fail("%s calls %s drained, and %d documents live there", n.name, st.Address, live[st.Address])
+				f.fail("%s calls %s drained, and %d documents live there", n.Name(), st.Address, live[st.Address])
 			}
 		}
 		open := map[string]map[*document]bool{}
@@ -259,7 +262,7 @@ func (f *fleetModel) check() {
 		for i := range 3 {
 			addr := fmt.Sprintf("u%d:80", i)
 			if got := n.s.members.get(addr).Count(sessions.Connected); got != int64(len(open[addr])) {
-				f.fail("%s counts %d connected sessions at %s, there are %d", n.name, got, addr, len(open[addr]))
+				f.fail("%s counts %d connected sessions at %s, there are %d", n.Name(), got, addr, len(open[addr]))
 			}
 		}
 	}
@@ -270,7 +273,7 @@ func TestFleetModel(t *testing.T) {
 	for seed := range uint64(40) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := &fleetModel{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), v: newVault(), mark: map[string]time.Time{}, back: map[string]time.Time{}}
+				f := &fleetModel{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), v: clustertest.NewVault(), mark: map[string]time.Time{}, back: map[string]time.Time{}}
 				f.start()
 				f.start()
 				for range 600 {
@@ -312,23 +315,23 @@ func (f *fleetModel) quieten() {
 		for s := range n.open {
 			n.close(s)
 		}
-		n.door.fail(nil)
+		n.door.Fail(nil)
 	}
 	pass(10 * time.Second)
 	alive := map[string]bool{}
 	for _, n := range f.nodes {
-		alive[n.name] = true
+		alive[n.Name()] = true
 	}
-	for _, st := range f.nodes[0].nodes() {
+	for _, st := range f.nodes[0].Nodes() {
 		if !alive[st.Node] {
-			_ = f.nodes[0].giveUp(f.t.Context(), st.Node, false)
+			_ = f.nodes[0].RemoveNode(f.t.Context(), st.Node, false)
 		}
 	}
 	pass(2 * time.Minute)
 	for _, n := range f.nodes {
 		for u := range f.mark {
 			if drained, waits := n.status(u); !drained {
-				f.fail("in the end %s does not call %s drained: %s", n.name, u, waits)
+				f.fail("in the end %s does not call %s drained: %s", n.Name(), u, waits)
 			}
 		}
 	}

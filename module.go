@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -157,7 +159,7 @@ type Selection struct {
 type surroundings struct {
 	logger   *zap.Logger
 	table    *ledger
-	node     *node
+	node     *cluster.Cluster
 	raise    func(event string, data map[string]any) // nil in tests
 	unloaded <-chan struct{}                         // closed when the config is replaced; nil in tests
 }
@@ -196,20 +198,11 @@ type proxy struct {
 var thisLedger = sync.OnceValue(newLedger)
 
 // thisNode is this process among the Caddys that share its storage.
-var thisNode = sync.OnceValue(func() *node {
-	n := newNode(thisLedger().Table, runningStorage, printable.Log(caddy.Log().Named("bokeh")))
-	caddy.OnExit(func(context.Context) { n.exit() }) // the last config may have no policy that does
+var thisNode = sync.OnceValue(func() *cluster.Cluster {
+	n := cluster.New(context.Background(), processConfig())
+	caddy.OnExit(func(context.Context) { n.Close() }) // the last config may have no policy that does
 	return n
 })
-
-// runningStorage returns the storage of the config that runs, or nil if none does.
-func runningStorage() recordStorage {
-	ctx := caddy.ActiveContext()
-	if ctx.Context == nil {
-		return nil
-	}
-	return ctx.Storage()
-}
 
 // CaddyModule returns the Caddy module information.
 func (*Selection) CaddyModule() caddy.ModuleInfo {
@@ -241,7 +234,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if first {
 		s.warnOfHeaderLimit(servers)
 		s.warnOfUnreached(servers)
-		whenStopped(servers, thisNode().serversStopped)
+		whenStopped(servers, thisNode().ServersStopped)
 	}
 	if h, ok := innermost[*reverseproxy.Handler](ctx); ok {
 		s.owner.standIn(servers, h)
@@ -268,9 +261,9 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 
 // join lets the node tell of the upstreams, and waits until it knows which of them are marked, for the first visitor must
 // not be sent to a draining one; and for the key. Both are looked for at the same time.
-func (s *Selection) join(n *node, st recordStorage) {
+func (s *Selection) join(n *cluster.Cluster, st cluster.Storage) {
 	s.node = n
-	<-n.attach(s, st)
+	<-n.Attach(policyOf{s}, st)
 	if s.keyed != nil {
 		<-s.keyed
 	}
@@ -299,55 +292,11 @@ func (s *Selection) attach(t *ledger) {
 	s.givesIDs = s.SessionIDs == sessionIDsUnsigned || s.SessionIDs == sessionIDsSigned && len(s.SecretKey) > 0
 }
 
-// each calls yield with every upstream that s knows, and whether it is in its pool.
-func (s *Selection) each(yield func(m *member, inPool bool)) {
-	src := s.members.source
-	last := src.lastFound()
-	for _, dial := range last.dials {
-		s.members.get(dial) // another policy may have found it
-	}
-	s.members.byDial.Range(func(_, value any) bool {
-		m := value.(*member)
-		// Where the pool depends on the request, m was in it lately, and is forgotten in a while.
-		yield(m, m.static || src == nil || last.names[m.Name])
-		return true
-	})
-}
-
-// knowsPool says whether the upstreams are known. Discovered ones are from the first request on, and
-// where they depend on requests they never all are.
-func (s *Selection) knowsPool() bool {
-	return s.static != nil || len(s.members.source.lastFound().dials) > 0
-}
-
-// stampKeys returns the keys of the stamps; none until the storage was looked at for them, for what signs until then may not
-// be what will.
-func (s *Selection) stampKeys() stamp.Keyring {
-	if s.keyed != nil {
-		select {
-		case <-s.keyed:
-		default:
-			return nil
-		}
-	}
-	return *s.ring.Load()
-}
-
-// settles returns how long a session lives without a socket.
-func (s *Selection) settles() time.Duration { return s.lifetime }
-
-// emit raises an event.
-func (s *Selection) emit(event string, data map[string]any) {
-	if s.raise != nil {
-		s.raise(event, data)
-	}
-}
-
 // Cleanup lets go of the upstreams that s knows. After a Provision that failed it knows none.
 func (s *Selection) Cleanup() error {
 	if s.node != nil {
-		if last := s.node.detach(s); last && caddy.Exiting() {
-			s.node.exit() // where there is no server, or none that could be asked
+		if last := s.node.Detach(policyOf{s}); last && caddy.Exiting() {
+			s.node.Close() // where there is no server, or none that could be asked
 		}
 	}
 	if s.members != nil {

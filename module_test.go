@@ -27,6 +27,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -56,6 +58,7 @@ func TestMain(m *testing.M) {
 		caddycmd.Main()
 		return
 	}
+	settle()
 	os.Exit(m.Run())
 }
 
@@ -666,16 +669,12 @@ func forget(t *testing.T) {
 	fresh, keys := newLedger(), newHeldKeys()
 	thisLedger = func() *ledger { return fresh }
 	held = func() *heldKeys { return keys }
-	thisNode = sync.OnceValue(func() *node {
-		return newNode(fresh.Table, runningStorage, caddy.Log())
+	ctx, kill := context.WithCancel(context.Background())
+	thisNode = sync.OnceValue(func() *cluster.Cluster {
+		return cluster.New(ctx, testConfig(fresh.Table, runningStorage, caddy.Log()))
 	})
 	t.Cleanup(func() {
-		n := thisNode()
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		for _, sh := range n.shares {
-			sh.halt()
-		}
+		kill()
 		thisLedger, held, thisNode = oldSessions, oldKeys, oldNode
 	})
 }

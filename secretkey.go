@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
@@ -65,14 +67,15 @@ func (h *heldKeys) wasStored() bool {
 }
 
 // keeper returns the one of a storage. It ends with the last config that has asked for it.
-func (h *heldKeys) keeper(config context.Context, st storage, patience time.Duration) *keeper {
+func (h *heldKeys) keeper(config context.Context, st cluster.Storage, patience time.Duration) *keeper {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	i := slices.IndexFunc(h.keepers, func(k *keeper) bool { return same(k.st, st) })
+	i := slices.IndexFunc(h.keepers, func(k *keeper) bool { return cluster.Same(k.raw, st) })
 	if i < 0 {
 		i = len(h.keepers)
 		ctx, stop := context.WithCancel(context.Background())
-		k := &keeper{held: h, st: st, silent: newSilences(), patience: patience, stop: stop, answered: make(chan struct{})}
+		k := newKeeper(h, st)
+		k.patience, k.stop = patience, stop
 		k.ring.Store(h.ring)
 		h.keepers = append(h.keepers, k)
 		go k.follow(ctx)
@@ -81,6 +84,11 @@ func (h *heldKeys) keeper(config context.Context, st storage, patience time.Dura
 	k.users++
 	context.AfterFunc(config, func() { h.leave(k) })
 	return k
+}
+
+func newKeeper(h *heldKeys, st cluster.Storage) *keeper {
+	needsAll := func(string) bool { return false }
+	return &keeper{held: h, raw: st, st: cluster.NewPatientStorage(st, needsAll), answered: make(chan struct{})}
 }
 
 // leave ends a keeper that no config needs any more.

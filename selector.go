@@ -111,7 +111,7 @@ func (v *visit) depart(cs *candidates, p pick) {
 		v.left = true
 		reason := cs.whyLost(p.from)
 		u.History.Moved.Add(reason)
-		v.s.node.happened(eventMoved, map[string]any{
+		v.s.node.Publish(eventMoved, map[string]any{
 			"from": u.Name, "to": p.Name, "reason": reason, "session": v.ring.Redact(v.ID).String(),
 		})
 	}

@@ -88,15 +88,15 @@ func TestSourceThatLooksAtTheRequest(t *testing.T) {
 	if addr, _ := newRequest(s, "http://b.test/app").choose(nil); addr != "" {
 		t.Errorf("a site that has no server is served by %s of another site", addr)
 	}
-	if s.knowsPool() {
+	if (policyOf{s}).KnowsPool() {
 		t.Error("all upstreams of its pool are said to be known")
 	}
 	inPool := 0
-	s.each(func(_ *member, in bool) {
-		if in {
+	for _, m := range (policyOf{s}).Pool() {
+		if m.InPool {
 			inPool++
 		}
-	})
+	}
 	if inPool != 2 {
 		t.Errorf("%d of 2 upstreams that were found lately may be in the pool", inPool)
 	}
@@ -378,11 +378,13 @@ func TestReloadWhileDiscoveryFails(t *testing.T) {
 	newRequest(before, "/static/x.js").choose(testPool(3)[1:]) // u0 has left
 	after, other := sourced(tb, sourceA), sourced(tb, sourceB)
 	_ = before.Cleanup()
-	if !after.knowsPool() {
+	if !(policyOf{after}).KnowsPool() {
 		t.Error("before the first request nobody is known")
 	}
 	inPool := map[string]bool{}
-	after.each(func(m *member, in bool) { inPool[m.Name] = in })
+	for _, m := range (policyOf{after}).Pool() {
+		inPool[m.Upstream.Name] = m.InPool
+	}
 	if len(inPool) != 3 || inPool["u0:80"] || !inPool["u1:80"] || !inPool["u2:80"] {
 		t.Errorf("in the pool are %v", inPool)
 	}
@@ -398,7 +400,7 @@ func TestReloadWhileDiscoveryFails(t *testing.T) {
 	if addr, why := newSocket(after, bokehtest.Token(t, bokehtest.Stamp("u0:80"), nil)).choose(nil); addr != "u0:80" || why != "bound" {
 		t.Errorf("a session of a server that had left before is %s at %s", why, addr)
 	}
-	if addr, _ := newRequest(other, "/app").choose(nil); addr != "" || other.knowsPool() {
+	if addr, _ := newRequest(other, "/app").choose(nil); addr != "" || (policyOf{other}).KnowsPool() {
 		t.Errorf("another source serves %q", addr)
 	}
 	_ = after.Cleanup()
@@ -419,7 +421,7 @@ func TestFallbackIsNotDiscovered(t *testing.T) {
 	if addr, _ := newRequest(other, "/app").choose(nil); addr != "" {
 		t.Errorf("another site is served by %s, which only this config names", addr)
 	}
-	if s.knowsPool() {
+	if (policyOf{s}).KnowsPool() {
 		t.Error("the pool is said to be known")
 	}
 }

@@ -13,7 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/caddyserver/certmagic"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+
 	"go.uber.org/zap"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
@@ -21,7 +22,9 @@ import (
 
 const (
 	// storedKey is where Caddy's storage keeps the key. Caddys with a common storage share it.
-	storedKey = folder + "secret_key"
+	storedKey = cluster.Folder + "secret_key"
+
+	maxKey = 64 << 10 // bytes of it
 
 	// storedKeyLock is the lock under which it is written. Some storages keep a lock as the record of the lock's name, so
 	// no record of ours has this name.
@@ -47,14 +50,6 @@ const (
 	keyLockTimeout = 1500 * time.Millisecond
 )
 
-// storage is the part of Caddy's storage that the key needs.
-type storage interface {
-	Lock(ctx context.Context, name string) error
-	Unlock(ctx context.Context, name string) error
-	Store(ctx context.Context, key string, value []byte) error
-	Load(ctx context.Context, key string) ([]byte, error)
-}
-
 // keeper makes the key in one storage that which signs, for all policies of the configs that have this storage.
 //
 // Everybody signs with what is stored, and nobody overwrites that: so all agree one look after the last write. Who finds
@@ -62,8 +57,8 @@ type storage interface {
 // process that has just started does not replace a key by which sessions live.
 type keeper struct {
 	held     *heldKeys
-	st       storage
-	silent   *silences
+	raw      cluster.Storage
+	st       cluster.Storage // the same, which always answers, but for locks
 	patience time.Duration
 	ring     atomic.Pointer[stamp.Keyring]
 	first    sync.Once     // closes answered
@@ -139,7 +134,7 @@ func (k *keeper) load(ctx context.Context) ([]byte, error) {
 	if err := k.tooLarge(ctx); err != nil {
 		return nil, err
 	}
-	record, err := ask(ctx, k.silent, "load", func(ctx context.Context) ([]byte, error) { return k.st.Load(ctx, storedKey) })
+	record, err := k.st.Load(ctx, storedKey)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, errNoKey
@@ -158,16 +153,13 @@ func (k *keeper) load(ctx context.Context) ([]byte, error) {
 // tooLarge returns an error if it is known that the record is larger than a key. Where the storage does not tell that without reading
 // it, the record is let be for a while after it was.
 func (k *keeper) tooLarge(ctx context.Context) error {
-	if !knowsSizes(k.st) {
+	if !cluster.KnowsSizes(k.st) {
 		if k.large != nil && time.Since(k.largeAt) < largeKeyPause {
 			return k.large
 		}
 		return nil
 	}
-	info, err := ask(ctx, k.silent, "stat", func(ctx context.Context) (certmagic.KeyInfo, error) {
-		st, _ := k.st.(statStorage)
-		return st.Stat(ctx, storedKey)
-	})
+	info, err := k.st.Stat(ctx, storedKey)
 	if err == nil && info.Size > maxKey {
 		return keyTooLarge(info.Size)
 	}
@@ -208,7 +200,7 @@ func (k *keeper) put(ctx context.Context, found error) ([]byte, error) {
 		return nil, ctx.Err() // it has not waited to the end
 	}
 	secret := k.secret()
-	if err := act(ctx, k.silent, "store", func(ctx context.Context) error { return k.st.Store(ctx, storedKey, secret) }); err != nil {
+	if err := k.st.Store(ctx, storedKey, secret); err != nil {
 		return nil, fmt.Errorf("storing: %w", err)
 	}
 	if !locked {

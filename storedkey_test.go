@@ -11,6 +11,8 @@ import (
 	"io/fs"
 	"maps"
 	"math/rand/v2"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -19,15 +21,21 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
+	"github.com/caddyserver/certmagic"
 )
 
 // memory is a storage for keys, with the habits of those in use.
 type memory struct {
+	cluster.Storage // what no key needs
+
 	lockIsRecord bool // a lock is the record of its name, and giving it back empties that
 	lockRefuses  bool // Lock fails while somebody has the lock, in place of waiting
 	lockFails    bool // Lock always fails
@@ -392,7 +400,7 @@ func TestStorageFails(t *testing.T) {
 
 // hung is a storage that does not answer.
 type hung struct {
-	storage
+	cluster.Storage
 	release chan struct{}
 }
 
@@ -528,5 +536,55 @@ func TestStoredKeyAnyOrder(t *testing.T) {
 			}
 			time.Sleep(time.Minute) // a lock may come late
 		})
+	}
+}
+
+// A stored key is no gigabyte.
+func TestStoredKeyIsTooLarge(t *testing.T) {
+	v := clustertest.NewVault()
+	v.Values[storedKey] = make([]byte, maxKey+1)
+	d := &keyCounter{Door: v.Door()}
+	k := newKeeper(newHeldKeys(), d)
+	for range 5 {
+		if _, err := k.load(t.Context()); err == nil || errors.Is(err, errNoKey) || !strings.Contains(err.Error(), "delete it") {
+			t.Error(err)
+		}
+	}
+	if d.loads != 1 {
+		t.Errorf("it is loaded %d times at once", d.loads)
+	}
+}
+
+// keyCounter counts how often a value is loaded.
+type keyCounter struct {
+	*clustertest.Door
+	loads int
+}
+
+func (d *keyCounter) Load(ctx context.Context, key string) ([]byte, error) {
+	d.loads++
+	return d.Door.Load(ctx, key)
+}
+
+// A file that seems to be larger than the memory, and takes no room on the disk, is not read for a key.
+func TestStoredKeyIsASparseFile(t *testing.T) {
+	st := &certmagic.FileStorage{Path: t.TempDir()}
+	if err := st.Store(t.Context(), storedKey, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(st.Filename(storedKey), 128<<20); err != nil {
+		t.Skip(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 2 {
+		k := newKeeper(newHeldKeys(), st)
+		if _, err := k.load(t.Context()); err == nil || !strings.Contains(err.Error(), "134217728 bytes") {
+			t.Error(err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if mib := (after.TotalAlloc - before.TotalAlloc) >> 20; mib > 64 {
+		t.Errorf("%d MiB are read", mib)
 	}
 }

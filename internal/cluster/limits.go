@@ -1,6 +1,6 @@
 // This file holds how large records in the storage may be, and what is made of values in them that no Caddy writes.
 
-package caddybokeh
+package cluster
 
 import (
 	"cmp"
@@ -26,16 +26,18 @@ const (
 	maxReport   = 2 << 20  // bytes; an upstream takes 300 of them, so there is room for some 7,000
 	maxAccounts = 8192     // upstreams in a report
 	maxMark     = 512 << 10
-	maxKey      = 64 << 10 // bytes of the stored key
 
-	// maxShared is how long the name of an upstream between nodes may be, in bytes. That of an address may be longer than
-	// the address: what is no text takes more room in lower case.
-	maxShared = 4 * maxAddress
+	// maxShared is how long the name of an upstream between nodes may be, in bytes. An address has 320 at most, and its name may be
+	// longer: what is no text takes more room in lower case.
+	maxShared = 4 * 320
 
-	maxText  = 1000    // bytes of what an operator gives as a reason. Those of versions that took longer ones are cut.
-	maxName  = 256     // bytes of a name or an id in a record
-	maxCount = 1 << 40 // of anything, so that no sum of counts overflows
+	MaxReason = 1000    // bytes of what an operator gives as a reason. Those of versions that took longer ones are cut.
+	maxName   = 256     // bytes of a name or an id in a record
+	maxCount  = 1 << 40 // of anything, so that no sum of counts overflows
 )
+
+// MaxLifetime bounds all times that sessions and drains last, so that no sum of two of them overflows.
+const MaxLifetime = 8760 * time.Hour
 
 // errBroken is a record that cannot be read, or says what no Caddy does.
 var errBroken = errors.New("the record is broken")
@@ -52,10 +54,10 @@ func cut(s string, most int) string {
 }
 
 // size is how many bytes a stored mark may have. Older versions took reasons of 64 KiB, of each byte of which JSON may make six.
-func (*mark) size() int { return maxMark }
+func (*drainRecord) size() int { return maxMark }
 
 // check brings what m says within what can be meant, and returns an error if nothing can.
-func (m *mark) check() error {
+func (m *drainRecord) check() error {
 	switch {
 	case !isID(m.ID):
 		return errors.New("malformed id")
@@ -69,8 +71,8 @@ func (m *mark) check() error {
 	if m.State != stateReady && m.State != stateClosed {
 		m.State = stateDraining
 	}
-	m.By, m.Reason = cut(m.By, maxText), cut(m.Reason, maxText)
-	m.Left, m.Span = min(max(m.Left, 0), maxLifetime), min(max(m.Span, 0), maxLifetime)
+	m.By, m.Reason = cut(m.By, MaxReason), cut(m.Reason, MaxReason)
+	m.Left, m.Span = min(max(m.Left, 0), MaxLifetime), min(max(m.Span, 0), MaxLifetime)
 	m.Since, m.Written = plausible(m.Since), plausible(m.Written)
 	return nil
 }
@@ -88,7 +90,7 @@ func plausible(t time.Time) time.Time {
 //
 // No time is too late to be taken for one. What is plausible depends on a clock, so two nodes, or one at two times, would not agree
 // on which mark is the newer one, and versions before this one ask no clock. What comes after the last time of all is told by its id.
-func (m *mark) comeAfter(before *mark) {
+func (m *drainRecord) comeAfter(before *drainRecord) {
 	switch {
 	case before.Said < m.Said:
 	case before.Said < math.MaxInt64:
@@ -138,7 +140,7 @@ func (r *report) check() error {
 	switch {
 	case r.Node == "" || max(len(r.Node), len(r.Host), len(r.Process.Boot), len(r.Process.Namespace), len(r.Process.Started)) > maxName:
 		return errors.New("malformed name of a node, a host or a process")
-	case r.Settles < 0 || r.Settles > 2*maxLifetime:
+	case r.Settles < 0 || r.Settles > 2*MaxLifetime:
 		return fmt.Errorf("its sessions settle in %v", r.Settles)
 	case len(r.Upstreams) > maxAccounts || len(r.Heard) > maxRecords:
 		return fmt.Errorf("it tells of %d upstreams and %d nodes", len(r.Upstreams), len(r.Heard))

@@ -1,75 +1,121 @@
-// This file holds the node: this Caddy among all that share its storage.
-
-package caddybokeh
+// Package cluster holds what makes this Caddy a node among all that share a storage: the drains that operators ask for, what nodes report of
+// their upstreams, and the verdict that an upstream is certainly empty. It knows nothing of Caddy: what it needs of that comes in as values.
+// Everything exported is safe for concurrent use. Times are on the clock of the table of sessions, which is monotonic.
+//
+// This file holds the cluster as this process sees it.
+package cluster
 
 import (
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
-	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 const (
 	// nodesFolder is where Caddy's storage keeps the reports of the nodes.
-	nodesFolder = folder + "nodes/"
+	nodesFolder = Folder + "nodes/"
 
-	// nodePause is how often a node reads what the others wrote. So a mark holds everywhere within
+	// nodeInterval is how often a node reads what the others wrote. So a mark holds everywhere within
 	// 5 s, if the storage is not slow.
-	nodePause = 2 * time.Second
+	nodeInterval = 2 * time.Second
 
-	// loadPause is the same while the first config is loading: when it runs, the others must know.
-	loadPause = 100 * time.Millisecond
+	// loadInterval is the same while the first config is loading: when it runs, the others must know.
+	loadInterval = 100 * time.Millisecond
 
-	// killRest is how long after it was told so somebody may take to kill a process that is about to end.
-	killRest = 30 * time.Second
+	// killTimeout is how long after it was told so somebody may take to kill a process that is about to end.
+	killTimeout = 30 * time.Second
 
-	// quietPause is how often a node reports while nothing drains.
-	quietPause = 10 * time.Second
+	// reportInterval is how often a node reports while nothing drains.
+	reportInterval = 10 * time.Second
 
-	// operatorWait is how long an operator waits for the storage, and so does the end of the process.
-	operatorWait = 5 * time.Second
+	// attachTimeout is how long a config load waits for the storage.
+	attachTimeout = 5 * time.Second
+
+	// operatorTimeout is how long an operator waits for the storage, and so does the end of the process.
+	operatorTimeout = 5 * time.Second
 )
 
-// pool is what a node needs to know of a policy.
-type pool interface {
-	// each calls yield with every upstream that the policy knows, and whether it is in its pool.
-	each(yield func(m *member, inPool bool))
+// Policy is one by which this Caddy chooses upstreams, as far as nodes tell each other of it. It is told apart from others by ==.
+// All but Emit are called with the node locked, from any goroutine: they return at once, and call nothing of the node.
+type Policy interface {
+	// Pool returns every upstream that the policy knows, in no order. What it returns is the caller's.
+	Pool() []PoolMember
 
-	// knowsPool says whether all upstreams of its pool are known.
-	knowsPool() bool
+	// KnowsPool says whether all upstreams of its pool are among them.
+	KnowsPool() bool
 
-	// stampKeys returns the keys of its stamps, if it has them already.
-	stampKeys() stamp.Keyring
+	// StampKeys returns the fingerprints of the keys of its stamps, that which signs first; none where it has no key yet.
+	StampKeys() []string
 
-	// settles returns how long a session lives without a socket.
-	settles() time.Duration
+	// SessionTTL returns how long a session lives without a websocket.
+	SessionTTL() time.Duration
 
-	// emit raises an event. What subscribes to it runs meanwhile.
-	emit(name string, data map[string]any)
+	// Emit raises an event. It may take its time: what subscribes to the event runs meanwhile.
+	Emit(name string, data map[string]any)
 }
 
-// node is this process among all Caddys that share a storage.
-type node struct {
-	name    string
-	host    string
-	process process
-	t       *sessions.Table
-	start   time.Duration        // when it began, on the table's clock
-	config  func() recordStorage // the storage of the config that runs; nil if none does
-	exiting func() bool          // whether the process is about to end
-	logger  *zap.Logger
+// PoolMember is an upstream as a policy sees it at a moment.
+type PoolMember struct {
+	Upstream    *sessions.Upstream
+	InPool      bool // or it is kept for its sessions
+	Unreachable bool // the last connection that the policy's handler tried to make failed
+
+	// Told says whether the handler has told of it yet. The rest is what it says.
+	Told        bool
+	Healthy     bool // also where nothing was told
+	Full        bool // it has its limit of requests
+	NumRequests int
+	Fails       int
+}
+
+// answers says whether an upstream can be reached, as far as is known.
+func (m *PoolMember) answers() bool { return !m.Unreachable && m.Healthy }
+
+// Config is what a node needs to know of the process that it is, all of it.
+type Config struct {
+	Table   *sessions.Table
+	Host    string  // of this machine. What is its own, as a loopback address, has this in its name between nodes
+	Process Process // that which this is; empty where others shall not look whether it is there
+
+	// StartedAt is when the process began, on the table's clock; 0 for now. Browsers may come back to sessions from before.
+	StartedAt time.Duration
+
+	// SessionTTL is how long a session lives without a websocket while no policy says so.
+	SessionTTL time.Duration
+
+	// SharedName returns the name between nodes of an upstream, of a machine with the given host.
+	SharedName func(name, host string) string
+
+	// Running returns the storage of the config that runs, or nil if none does. It is called with the node locked.
+	Running func() Storage
+
+	// Exiting says whether the process is about to end. It is called with the node locked.
+	Exiting func() bool
+
+	// Dial tries whether the named upstream can be reached, until ctx ends.
+	Dial func(ctx context.Context, name string) error
+
+	Logger *zap.Logger
+}
+
+// Cluster is this process among all Caddys that share a storage.
+type Cluster struct {
+	Config
+	ctx   context.Context
+	name  string        // a random one
+	start time.Duration // when it began, on the table's clock
 
 	storageErrors sessions.Counters // by operation
 	events        chan event
@@ -80,11 +126,11 @@ type node struct {
 	mu       sync.Mutex                     // guards all below
 	shares   []*share                       // the storages of the configs that are loaded
 	used     *share                         // the one in use; nil if there is none
-	marked   map[string]*marked             // what operators have said, by the upstream's name between nodes
+	drains   map[string]*drain              // what operators have said, by the upstream's name between nodes
 	peers    map[string]*peer               // the other nodes, by their keys in the storage
 	verdicts map[*sessions.Upstream]verdict // of the upstreams that drain
 	seq      uint64                         // of the last report
-	settled  time.Duration                  // what settles returned last
+	lastTTL  time.Duration                  // what sessionTTL returned last
 	known    bool                           // others may have read of it
 	reported time.Duration                  // when it last wrote a report, on the table's clock; 0 if one is due
 	reached  bool                           // one was written, or any record read: a storage that hides its errors may seem to be empty
@@ -99,7 +145,7 @@ type node struct {
 	askedTo  string                         // the operation that is under way
 	failure  error                          // why that failed since
 	failing  bool                           // whether that was logged
-	pending  map[string]int                 // upstreams that are just being marked as draining, by name
+	reserved map[string]int                 // upstreams that are just being marked as draining, by name
 	turns    map[string]chan struct{}       // closed when one who drains the upstream of that name has done with it
 	overfull time.Duration                  // when it was logged last that more was written by others than is remembered, on the table's clock; 0 if never
 	said     int                            // how often an operator said something here: what was read before is older
@@ -111,32 +157,33 @@ type node struct {
 
 // share is a storage, and the policies of the configs that use it.
 type share struct {
-	raw     recordStorage
-	st      recordStorage // the same, which always answers, its errors counted
+	raw     Storage
+	st      Storage       // the same, which always answers, its errors counted
 	records *lister       // of it
-	pools   []pool        // the oldest first
+	pools   []Policy      // the oldest first
 	read    chan struct{} // closed when it was read once, has not answered for too long, or nobody waits
 	first   sync.Once     // closes read
 	stop    context.CancelFunc
 
-	pen sync.Mutex // held while a report is written: the last one is that of the end
+	writeMu sync.Mutex // held while a report is written: the last one is that of the end
 
-	live    bool             // a config with it has run: one that is only validated leaves no trace
-	marks   map[string]*mark // as read before the storage was in use
-	wrote   uint64           // the last report that was written to it; 0 if none was
-	missing time.Duration    // since when it does not list that, on the table's clock; 0 if it does, or was not asked
-	trusted bool             // all was read from it once, that among it: what was read of another storage says nothing of this one
+	live      bool                    // a config with it has run: one that is only validated leaves no trace
+	firstRead map[string]*drainRecord // as read before the storage was in use
+	wrote     uint64                  // the last report that was written to it; 0 if none was
+	missing   time.Duration           // since when it does not list that, on the table's clock; 0 if it does, or was not asked
+	trusted   bool                    // all was read from it once, that among it: what was read of another storage says nothing of this one
 }
 
-func newNode(t *sessions.Table, config func() recordStorage, logger *zap.Logger) *node {
-	return &node{
-		name: randomName(), host: hostname(), process: thisProcess(),
-		t: t, start: t.Now(), config: config, exiting: caddy.Exiting, logger: logger,
+// New returns a node that has nothing to tell of yet. When ctx ends, so does all that it does, and the others hear nothing of that:
+// as if the process were killed.
+func New(ctx context.Context, config Config) *Cluster {
+	return &Cluster{
+		Config: config, ctx: ctx, name: randomName(), start: cmp.Or(config.StartedAt, config.Table.Now()),
 		storageErrors: sessions.NewCounters(operations...), events: make(chan event, maxEvents),
-		marked:   make(map[string]*marked),
+		drains:   make(map[string]*drain),
 		peers:    make(map[string]*peer),
 		verdicts: make(map[*sessions.Upstream]verdict),
-		pending:  make(map[string]int),
+		reserved: make(map[string]int),
 		turns:    make(map[string]chan struct{}),
 		news:     make(chan struct{}),
 
@@ -144,23 +191,29 @@ func newNode(t *sessions.Table, config func() recordStorage, logger *zap.Logger)
 	}
 }
 
-// attach makes the node tell of the upstreams of p, through the given storage. What it returns is
-// closed when the marks in that are read, or cannot be within storageWait.
-func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
+// Name returns what others call this node: a random name, another one for each process.
+func (n *Cluster) Name() string { return n.name }
+
+// StorageErrors returns how often the storage has failed, by what was tried: load, list, store, delete.
+func (n *Cluster) StorageErrors() sessions.Counters { return n.storageErrors }
+
+// Attach makes the node tell of the upstreams of p, through the given storage. What it returns is
+// closed when the marks in that are read, or cannot be within attachTimeout.
+func (n *Cluster) Attach(p Policy, st Storage) <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	i := slices.IndexFunc(n.shares, func(sh *share) bool { return same(sh.raw, st) })
+	i := slices.IndexFunc(n.shares, func(sh *share) bool { return Same(sh.raw, st) })
 	if i >= 0 {
 		sh := n.shares[i]
 		sh.pools = append(sh.pools, p)
 		return sh.read
 	}
 	sh := n.share(st)
-	sh.pools = []pool{p}
+	sh.pools = []Policy{p}
 	n.shares = append(n.shares, sh)
-	time.AfterFunc(storageWait, func() {
+	time.AfterFunc(attachTimeout, func() {
 		sh.first.Do(func() {
-			n.tellUnread()
+			n.warnUnread()
 			close(sh.read)
 		})
 	})
@@ -171,21 +224,21 @@ func (n *node) attach(p pool, st recordStorage) <-chan struct{} {
 	return sh.read
 }
 
-// tellUnread logs that a config begins without the marks in its storage.
-func (n *node) tellUnread() {
+// warnUnread logs that a config begins without the marks in its storage.
+func (n *Cluster) warnUnread() {
 	n.mu.Lock()
 	knows := n.knows
 	n.mu.Unlock()
 	if knows {
-		n.logger.Warn("the storage does not answer; the drains that this Caddy knew before the reload go on, but others may not be seen (mend the storage)")
+		n.Logger.Warn("the storage does not answer; the drains that this Caddy knew before the reload go on, but others may not be seen (mend the storage)")
 		return
 	}
-	n.logger.Error("the storage does not answer; upstreams that are marked as draining in what could not be read get new sessions until it does (mend the storage)")
+	n.Logger.Error("the storage does not answer; upstreams that are marked as draining in what could not be read get new sessions until it does (mend the storage)")
 }
 
 // share returns a storage as the node uses it. n.mu is locked.
-func (n *node) share(st recordStorage) *share {
-	counting := countingStorage{newPromptStorage(st, n.isStrange), n.storageErrors, new(sync.Map)}
+func (n *Cluster) share(st Storage) *share {
+	counting := countingStorage{NewPatientStorage(st, n.isStrange), n.storageErrors, new(sync.Map)}
 	records := &lister{st: counting, own: nodeKey(n.name)}
 	if n.used != nil && reflect.TypeOf(n.used.raw) == reflect.TypeOf(st) {
 		records.way.Store(n.used.records.way.Load()) // a reload makes another one of the kind
@@ -195,28 +248,28 @@ func (n *node) share(st recordStorage) *share {
 
 // isStrange says whether this node can do without the record at key: with a report of another one missing, nothing is called drained,
 // and a mark of an upstream that is in no pool here changes nothing here.
-func (n *node) isStrange(key string) bool {
+func (n *Cluster) isStrange(key string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	needed := key == nodeKey(n.name)
-	n.eachPool(func(p pool) {
-		p.each(func(m *member, inPool bool) { needed = needed || inPool && markKey(m.Shared) == key })
-	})
+	for m := range n.members() {
+		needed = needed || m.InPool && drainKey(m.Upstream.Shared) == key
+	}
 	return !needed
 }
 
-// same says whether two storages are one. A storage module may be made of anything.
-func same(a, b any) bool {
+// Same says whether two storages are one. A storage module may be made of anything.
+func Same(a, b any) bool {
 	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.ValueOf(a).Comparable() && a == b
 }
 
-// detach forgets p, and says whether it was the last one. The storage stays in use while there are sessions
+// Detach forgets p, and says whether it was the last one. The storage stays in use while there are sessions
 // to tell of.
-func (n *node) detach(p pool) (last bool) {
+func (n *Cluster) Detach(p Policy) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, sh := range n.shares {
-		sh.pools = slices.DeleteFunc(sh.pools, func(other pool) bool { return other == p })
+		sh.pools = slices.DeleteFunc(sh.pools, func(other Policy) bool { return other == p })
 	}
 	n.follow()
 	return !slices.ContainsFunc(n.shares, func(sh *share) bool { return len(sh.pools) > 0 })
@@ -225,9 +278,9 @@ func (n *node) detach(p pool) (last bool) {
 // follow uses the storage of the config that runs, also if that has no policy: the storage of the one before
 // may be closed. It forgets those that no config has. The config before may last for long, and one that is
 // loading may fail. When Caddy ends, none runs, and all stays as it is. n.mu is locked.
-func (n *node) follow() {
-	next, running := n.used, n.config()
-	i := slices.IndexFunc(n.shares, func(sh *share) bool { return running != nil && same(sh.raw, running) })
+func (n *Cluster) follow() {
+	next, running := n.used, n.Running()
+	i := slices.IndexFunc(n.shares, func(sh *share) bool { return running != nil && Same(sh.raw, running) })
 	switch {
 	case i >= 0:
 		next = n.shares[i]
@@ -248,7 +301,7 @@ func (n *node) follow() {
 }
 
 // prune forgets the storages that no config has, but for the one in use. n.mu is locked.
-func (n *node) prune() {
+func (n *Cluster) prune() {
 	n.shares = slices.DeleteFunc(n.shares, func(sh *share) bool {
 		over := len(sh.pools) == 0 && sh != n.used
 		if over {
@@ -259,15 +312,15 @@ func (n *node) prune() {
 }
 
 // use begins to read and write a storage. n.mu is locked.
-func (n *node) use(sh *share) {
+func (n *Cluster) use(sh *share) {
 	if n.used != nil {
 		n.used.halt()
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(n.ctx)
 	n.used, sh.stop = sh, cancel
 	n.reported, n.parted, n.unheard = 0, false, 0 // nothing is there of this node yet
 	n.asked = 0
-	n.take(sh, sh.marks, false, false, nil)
+	n.mergeRecords(sh, sh.firstRead, false, false, nil)
 	go n.keepUp(ctx, sh)
 	go n.keepTime(ctx, sh)
 	go n.raise(ctx)
@@ -281,26 +334,26 @@ func (sh *share) halt() {
 }
 
 // look reads the marks in a storage that will be in use when its config runs.
-func (n *node) look(sh *share) {
-	for !sh.wasRead() {
-		marks, err := n.loadMarks(context.Background(), sh)
+func (n *Cluster) look(sh *share) {
+	for !sh.wasRead() && n.ctx.Err() == nil {
+		marks, err := n.loadDrainRecords(n.ctx, sh)
 		n.mu.Lock()
-		sh.marks = marks
+		sh.firstRead = marks
 		n.mu.Unlock()
 		if err == nil {
 			sh.first.Do(func() { close(sh.read) })
 			return
 		}
-		time.Sleep(loadPause)
+		time.Sleep(loadInterval)
 	}
 }
 
 // watch uses a storage as soon as its config runs.
-func (n *node) watch(sh *share) {
+func (n *Cluster) watch(sh *share) {
 	for {
-		time.Sleep(loadPause)
+		time.Sleep(loadInterval)
 		n.mu.Lock()
-		over := len(sh.pools) == 0
+		over := len(sh.pools) == 0 || n.ctx.Err() != nil
 		if !over {
 			n.follow()
 			over = n.used == sh
@@ -323,7 +376,7 @@ func (sh *share) wasRead() bool {
 }
 
 // keepUp reads what the others say and reports, until ctx ends.
-func (n *node) keepUp(ctx context.Context, sh *share) {
+func (n *Cluster) keepUp(ctx context.Context, sh *share) {
 	for {
 		if n.exchange(ctx, sh) {
 			sh.first.Do(func() { close(sh.read) })
@@ -341,7 +394,7 @@ func (n *node) keepUp(ctx context.Context, sh *share) {
 
 // keepTime does what the clock alone brings, until ctx ends: a storage that hangs holds up nothing
 // else.
-func (n *node) keepTime(ctx context.Context, sh *share) {
+func (n *Cluster) keepTime(ctx context.Context, sh *share) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -353,45 +406,45 @@ func (n *node) keepTime(ctx context.Context, sh *share) {
 			n.follow()
 		}
 		if ctx.Err() == nil {
-			now := n.t.Now()
+			now := n.Table.Now()
 			n.closeDue(now)
 			n.noticeHang(sh, now)
 			n.judgeAll(now)
-			n.tell()
+			n.notify()
 		}
 		n.mu.Unlock()
 	}
 }
 
 // pause returns how long the node rests now.
-func (n *node) pause(sh *share) time.Duration {
+func (n *Cluster) pause(sh *share) time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	switch {
 	case !sh.live || !sh.wasRead():
-		return loadPause
+		return loadInterval
 	case n.listed == 0 && sh.wrote != 0 && sh.missing == 0:
-		return loadPause // its report is written, and was not looked for yet
+		return loadInterval // its report is written, and was not looked for yet
 	}
-	return nodePause
+	return nodeInterval
 }
 
 // exchange reads the marks and what the other nodes report, and then reports in turn: so whoever
 // finds its own report heard in another one knows that the other one was made later. It says whether
 // all marks were read.
-func (n *node) exchange(ctx context.Context, sh *share) bool {
+func (n *Cluster) exchange(ctx context.Context, sh *share) bool {
 	n.mu.Lock()
 	if ctx.Err() == nil { // what has been halted does not begin anew
 		n.follow()
 	}
-	said, began := n.said, n.t.Now()
+	said, began := n.said, n.Table.Now()
 	if ctx.Err() != nil {
 		n.mu.Unlock()
 		return false // another storage is in use
 	}
 	n.asked, n.askedTo = began, "load"
 	n.mu.Unlock()
-	marks, errMarks := n.loadMarks(ctx, sh)
+	marks, errMarks := n.loadDrainRecords(ctx, sh)
 	reports, errReports := loadRecords[report](ctx, sh.records, nodesFolder)
 
 	n.mu.Lock()
@@ -399,7 +452,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 		n.mu.Unlock()
 		return false
 	}
-	now := n.t.Now()
+	now := n.Table.Now()
 	n.closeDue(now)
 	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
 	err := errors.Join(errMarks, errReports, n.crowd(reports))
@@ -411,13 +464,13 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 	all := n.findOwn(sh, reports, errReports, began)
 	sh.trusted = sh.trusted || all && err == nil
 	n.reached = n.reached || len(marks)+len(reports) > 0
-	if !all && err == nil && sh.missing != 0 && now-sh.missing > staleAfter {
+	if !all && err == nil && sh.missing != 0 && now-sh.missing > staleTimeout {
 		n.storageErrors.Add("list")
 		err = errUnlisted
 	}
 	read := errMarks == nil && said == n.said
-	lacking := n.take(sh, marks, read, read && all, accounts)
-	n.hear(sh, reports, all && errReports == nil, now)
+	lacking := n.mergeRecords(sh, marks, read, read && all, accounts)
+	n.updatePeers(sh, reports, all && errReports == nil, now)
 	n.bound(marks, reports, now, accounts)
 	n.judgeAll(now)
 	n.witness = n.round != 0
@@ -434,7 +487,7 @@ func (n *node) exchange(ctx context.Context, sh *share) bool {
 		err = errors.Join(err, n.write(ctx, sh, r))
 	}
 	err = errors.Join(err,
-		briefly(ctx, lacking, func(ctx context.Context, m *mark) error { return storeAgain(ctx, sh.st, m) }),
+		briefly(ctx, lacking, func(ctx context.Context, m *drainRecord) error { return storeAgain(ctx, sh.st, m) }),
 		briefly(ctx, dead, func(ctx context.Context, last *report) error {
 			return storeRecord(ctx, sh.st, nodeKey(last.Node), last)
 		}),
@@ -449,7 +502,7 @@ func briefly[T any](ctx context.Context, all []T, f func(context.Context, T) err
 	ctx, began := oneLook(ctx), time.Now()
 	errs := make([]error, len(all))
 	severally(len(all), func(i int) {
-		if time.Since(began) < callWait {
+		if time.Since(began) < callTimeout {
 			errs[i] = f(ctx, all[i])
 		}
 	})
@@ -463,7 +516,7 @@ var errUnlisted = errors.New("what this Caddy has reported is not among what the
 // findOwn says whether this node's own report is among those that were read since a time, as it was written last. If it
 // is not, it is written once more, and the storage is asked in other ways. One that was written before a reload does not count: it
 // may be old, for nothing may be writable since. n.mu is locked.
-func (n *node) findOwn(sh *share, reports map[string]*report, err error, began time.Duration) bool {
+func (n *Cluster) findOwn(sh *share, reports map[string]*report, err error, began time.Duration) bool {
 	own := reports[nodeKey(n.name)]
 	switch {
 	case own != nil && sh.wrote == 0:
@@ -481,14 +534,14 @@ func (n *node) findOwn(sh *share, reports map[string]*report, err error, began t
 }
 
 // write writes a report, unless ctx has ended: then the process may have said already that it is gone.
-func (n *node) write(ctx context.Context, sh *share, r *report) error {
-	sh.pen.Lock()
-	defer sh.pen.Unlock()
+func (n *Cluster) write(ctx context.Context, sh *share, r *report) error {
+	sh.writeMu.Lock()
+	defer sh.writeMu.Unlock()
 	if ctx.Err() != nil {
 		return nil
 	}
 	r.fit()
-	began := n.t.Now()
+	began := n.Table.Now()
 	err := storeRecord(ctx, sh.st, nodeKey(n.name), r)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -508,55 +561,55 @@ func (n *node) write(ctx context.Context, sh *share, r *report) error {
 }
 
 // finish takes note of how an exchange has ended that was begun at a time, and wakes who waits.
-func (n *node) finish(ctx context.Context, began time.Duration, err error) {
+func (n *Cluster) finish(ctx context.Context, began time.Duration, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if ctx.Err() != nil {
 		return
 	}
 	n.asked = 0
-	if err == nil && n.t.Now()-began > staleAfter {
+	if err == nil && n.Table.Now()-began > staleTimeout {
 		err = errHangs // what was read is too old to be of use
 	}
-	n.tellFailure(err)
-	n.tell()
+	n.noteFailure(err)
+	n.notify()
 }
 
 // noticeHang takes note of a storage that has not answered for long. n.mu is locked.
-func (n *node) noticeHang(sh *share, now time.Duration) {
-	if !sh.live || n.asked == 0 || now-n.asked <= staleAfter {
+func (n *Cluster) noticeHang(sh *share, now time.Duration) {
+	if !sh.live || n.asked == 0 || now-n.asked <= staleTimeout {
 		return
 	}
 	n.storageErrors.Add(n.askedTo)
-	n.tellFailure(errHangs)
+	n.noteFailure(errHangs)
 }
 
 // errHangs is that of a storage that does not answer.
-var errHangs = fmt.Errorf("the storage has not answered for more than %v", staleAfter)
+var errHangs = fmt.Errorf("the storage has not answered for more than %v", staleTimeout)
 
-// tellFailure logs when the storage begins to fail and when it is well again. n.mu is locked.
-func (n *node) tellFailure(err error) {
+// noteFailure logs when the storage begins to fail and when it is well again. n.mu is locked.
+func (n *Cluster) noteFailure(err error) {
 	switch {
 	case err != nil && n.failure != nil && !n.failing:
 		// Once may be a file that was replaced while we listed.
 		n.failing = true
-		n.logger.Error("the storage fails; traffic goes on as before, but marks made elsewhere may not be seen and no upstream is called drained (mend the storage)",
+		n.Logger.Error("the storage fails; traffic goes on as before, but marks made elsewhere may not be seen and no upstream is called drained (mend the storage)",
 			zap.Error(err))
 	case err == nil && n.failing:
 		n.failing = false
-		n.logger.Info("the storage is well again")
+		n.Logger.Info("the storage is well again")
 	}
 	n.failure = err
 }
 
-// tell wakes who waits for something to change. n.mu is locked.
-func (n *node) tell() {
+// notify wakes who waits for something to change. n.mu is locked.
+func (n *Cluster) notify() {
 	close(n.news)
 	n.news = make(chan struct{})
 }
 
 // retire ends the exchange when there is nothing left to tell of, and says whether it did.
-func (n *node) retire(ctx context.Context, sh *share) bool {
+func (n *Cluster) retire(ctx context.Context, sh *share) bool {
 	n.mu.Lock()
 	idle := ctx.Err() == nil && len(sh.pools) == 0 && n.sessions() == 0
 	if idle {
@@ -566,8 +619,8 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 		n.used, n.knows, n.round, n.listed, n.witness, n.reached, n.asked = nil, false, 0, 0, false, false, 0
 		n.prune()
 		clear(n.peers)
-		for shared := range n.marked {
-			n.unset(shared)
+		for shared := range n.drains {
+			n.forgetDrain(shared)
 		}
 		n.follow() // a config with another storage may be loading
 	}
@@ -580,20 +633,20 @@ func (n *node) retire(ctx context.Context, sh *share) bool {
 }
 
 // sessions returns how many sessions this process has.
-func (n *node) sessions() (sum int64) {
-	n.t.Each(func(u *sessions.Upstream) { sum += u.Slots.Sessions.Load() })
+func (n *Cluster) sessions() (sum int64) {
+	n.Table.Each(func(u *sessions.Upstream) { sum += u.Slots.Sessions.Load() })
 	return sum
 }
 
 // leave tells the others that this process ends, as far as that is possible in short.
-func (n *node) leave(sh *share) {
+func (n *Cluster) leave(sh *share) {
 	n.mu.Lock()
 	if !n.known {
 		n.mu.Unlock()
 		return
 	}
 	n.seq++
-	now := n.t.Now()
+	now := n.Table.Now()
 	r := n.makeReport(now, n.accounts(now))
 	r.Left = true
 	n.known, n.reported = false, 0
@@ -601,8 +654,8 @@ func (n *node) leave(sh *share) {
 	_ = within(context.Background(), func(ctx context.Context) error { return n.write(ctx, sh, r) })
 }
 
-// exit tells the others that this process ends.
-func (n *node) exit() {
+// Close tells the others that this process ends.
+func (n *Cluster) Close() {
 	n.mu.Lock()
 	last := n.used
 	if last != nil {
@@ -619,10 +672,10 @@ func (n *node) exit() {
 	n.farewells.Wait()
 }
 
-// serversStopped is called when the servers of a config have stopped and its storage is open yet.
-func (n *node) serversStopped() {
-	if n.exiting() {
-		n.exit()
+// ServersStopped is called when the servers of a config have stopped and its storage is open yet.
+func (n *Cluster) ServersStopped() {
+	if n.Exiting() {
+		n.Close()
 		return
 	}
 	n.mu.Lock()
@@ -630,8 +683,18 @@ func (n *node) serversStopped() {
 	n.follow() // before that storage is closed
 }
 
-// storage returns the storage in use.
-func (n *node) storage() (*share, error) {
+// Active returns an error where the node has no storage, and so nothing to tell.
+func (n *Cluster) Active() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.used == nil {
+		return api.ErrNoPolicy
+	}
+	return nil
+}
+
+// activeShare returns the storage in use.
+func (n *Cluster) activeShare() (*share, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.follow(); n.used == nil {
@@ -640,27 +703,47 @@ func (n *node) storage() (*share, error) {
 	return n.used, nil
 }
 
-// settles returns how long a session lives without a socket, in the policy where that is longest; when
+// sessionTTL returns how long a session lives without a socket, in the policy where that is longest; when
 // the last policy has gone, its sessions have not. n.mu is locked.
-func (n *node) settles() (longest time.Duration) {
-	n.eachPool(func(p pool) { longest = max(longest, p.settles()) })
-	n.settled = cmp.Or(longest, n.settled, defaultUnusedSessionLifetime+defaultCheckUnusedSessions)
-	return n.settled
+func (n *Cluster) sessionTTL() (longest time.Duration) {
+	for p := range n.policies() {
+		longest = max(longest, p.SessionTTL())
+	}
+	n.lastTTL = cmp.Or(longest, n.lastTTL, n.SessionTTL)
+	return n.lastTTL
 }
 
-// eachPool calls yield with every policy. n.mu is locked.
-func (n *node) eachPool(yield func(pool)) {
-	for _, sh := range n.shares {
-		for _, p := range sh.pools {
-			yield(p)
+// policies are those of all configs. n.mu is locked.
+func (n *Cluster) policies() iter.Seq[Policy] {
+	return func(yield func(Policy) bool) {
+		for _, sh := range n.shares {
+			for _, p := range sh.pools {
+				if !yield(p) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// members are the upstreams of all policies. n.mu is locked.
+func (n *Cluster) members() iter.Seq[*PoolMember] {
+	return func(yield func(*PoolMember) bool) {
+		for p := range n.policies() {
+			pool := p.Pool()
+			for i := range pool {
+				if !yield(&pool[i]) {
+					return
+				}
+			}
 		}
 	}
 }
 
 // dueReport returns the report to be written now, or nil. While something drains the others wait for
 // it, and while the process ends. n.mu is locked.
-func (n *node) dueReport(sh *share, now time.Duration, accounts func() map[string]account) *report {
-	if !sh.live || n.reported != 0 && now-n.reported < quietPause && !n.somethingDrains() && !n.exiting() {
+func (n *Cluster) dueReport(sh *share, now time.Duration, accounts func() map[string]account) *report {
+	if !sh.live || n.reported != 0 && now-n.reported < reportInterval && !n.somethingDrains() && !n.Exiting() {
 		return nil
 	}
 	n.seq++
@@ -669,7 +752,7 @@ func (n *node) dueReport(sh *share, now time.Duration, accounts func() map[strin
 }
 
 // somethingDrains says whether an upstream is draining, here or elsewhere. n.mu is locked.
-func (n *node) somethingDrains() bool {
+func (n *Cluster) somethingDrains() bool {
 	if len(n.verdicts) > 0 {
 		return true
 	}

@@ -1,6 +1,6 @@
 // This file tests that nothing waits for a storage that does not answer, and that what does not end stays little.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -13,11 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zaptest/observer"
-
-	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 )
 
 // quagmire holds the calls that get into it, for ever as far as a node can see.
@@ -49,38 +45,38 @@ func (q *quagmire) cross() error {
 // One record that cannot be read to its end, as a FIFO in the place of a file, holds up nothing but itself.
 func TestOneRecordHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, q := newVault(), newQuagmire(t)
+		v, q := clustertest.NewVault(), newQuagmire(t)
 		q.on.Store(true)
-		stuck := markKey("elsewhere:80")
+		stuck := drainKey("elsewhere:80")
 		b := startNode(t, v)
-		a := startTricked(t, &trick{door: v.door(), load: func(key string) error {
+		a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnLoad: func(key string) error {
 			if key != stuck {
 				return nil
 			}
 			return q.cross()
 		}}, 3)
 		pass(time.Minute)
-		if err := v.door().Store(t.Context(), stuck, []byte(`{}`)); err != nil {
+		if err := v.Door().Store(t.Context(), stuck, []byte(`{}`)); err != nil {
 			t.Fatal(err)
 		}
 		pass(time.Minute)
 		b.drain(u0)
-		pass(callWait + nodePause + time.Second)
+		pass(callTimeout + nodeInterval + time.Second)
 		a.wantNoVisit(u0, "8 s after another node was told")
 		a.wantDrained(u0, false, "while a mark cannot be read")
 		began := time.Now()
-		if err := a.say(t.Context(), "u1:80", word{state: stateDraining}); err != nil || time.Since(began) > 0 {
+		if err := a.setDrain(t.Context(), "u1:80", DrainRequest{State: stateDraining}); err != nil || time.Since(began) > 0 {
 			t.Errorf("an operator waits %v and hears: %v", time.Since(began), err)
 		}
 		pass(3 * time.Hour)
 		if got := q.in.Load(); got < 2 || got > 16 {
 			t.Errorf("in 3 h %d calls are left behind", got)
 		}
-		if err := v.door().Delete(t.Context(), stuck); err != nil {
+		if err := v.Door().Delete(t.Context(), stuck); err != nil {
 			t.Fatal(err)
 		}
 		pass(10 * time.Second)
-		if got := a.node.status().Storage; got != "" {
+		if got := a.Cluster.Self().Storage; got != "" {
 			t.Errorf("when the record is gone the node tells of its storage: %q", got)
 		}
 		pass(10 * time.Second)
@@ -91,10 +87,10 @@ func TestOneRecordHangs(t *testing.T) {
 // A storage that answers nothing any more leaves little behind, and is found when it is well, though no call of before ever ends.
 func TestStorageNeverReturns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, q := newVault(), newQuagmire(t)
+		v, q := clustertest.NewVault(), newQuagmire(t)
 		cross := func(string) error { return q.cross() }
 		b := startNode(t, v)
-		a := startTricked(t, &trick{door: v.door(), list: cross, load: cross, store: q.cross}, 100)
+		a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnList: cross, OnLoad: cross, OnStore: q.cross}, 100)
 		pass(time.Minute)
 		for _, outage := range []time.Duration{10 * time.Second, 30 * time.Second, 10 * time.Minute, 10 * time.Second} {
 			before := q.in.Load()
@@ -104,79 +100,15 @@ func TestStorageNeverReturns(t *testing.T) {
 				t.Errorf("in %v %d calls are left behind", outage, got)
 			}
 			q.on.Store(false)
-			pass(min(2*outage, longestSilence) + 3*callWait)
+			pass(min(2*outage, maxBackoff) + 3*callTimeout)
 			b.drain(u0)
 			pass(5 * time.Second)
 			a.wantNoVisit(u0, "5 s after another node was told, with the storage well")
 			pass(40 * time.Second)
 			a.wantDrained(u0, true, "with the storage well")
-			b.tell(u0, word{state: stateReady})
+			b.tell(u0, DrainRequest{State: stateReady})
 			pass(10 * time.Second)
 			a.wantState(u0, stateReady, "with the storage well")
-		}
-	})
-}
-
-// A config waits once for its storage, however many policies it has: for the key and for the marks at the same time.
-func TestStartWaitsOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		core, logs := observer.New(zapcore.InfoLevel)
-		keys := newHeldKeys()
-		keys.logger = func() *zap.Logger { return zap.New(core) }
-		st := &hung{release: make(chan struct{})}
-		defer func() {
-			close(st.release)
-			pass(time.Minute)
-		}()
-		config, unload := context.WithCancel(t.Context())
-		defer unload()
-		pool, d := testPool(3), newVault().door()
-		defer d.hang()()
-		began := time.Now()
-		var n *node
-		l := newLedger()
-		for range 8 {
-			s := newTestSelectionWith(l, pool)
-			if n == nil {
-				n = makeNode(t, d, s, pool).node
-			}
-			s.keyed = keys.keeper(config, st, keyPatience).answered
-			s.join(n, d)
-		}
-		if took := time.Since(began); took != storageWait {
-			t.Errorf("8 policies wait %v", took)
-		}
-		pass(time.Minute)
-		if logs.Len() != 1 {
-			t.Errorf("of the key it is logged: %v", logs.All())
-		}
-	})
-}
-
-// A node that has not looked for its key tells of none, and takes none for a strange one.
-func TestKeysOfAPolicyThatHasNotLooked(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
-		other := startNode(t, v)
-		pass(time.Minute)
-		pool, d := testPool(3), v.door()
-		s := newTestSelection(pool)
-		ring := stamp.Keyring{stamp.NewKey([]byte("made for as long as nothing else is known"))}
-		s.ring.Store(&ring)
-		keyed := make(chan struct{})
-		s.keyed = keyed
-		a := makeNode(t, d, s, pool)
-		go s.join(a.node, d)
-		pass(4 * time.Second)
-		for _, n := range []*caddyNode{other, a} {
-			if got := n.logs.FilterMessageSnippet("signs its stamps with a key").Len(); got > 0 {
-				t.Error("a key that nothing is signed with yet is taken for a strange one")
-			}
-		}
-		close(keyed)
-		pass(time.Minute)
-		if other.logs.FilterMessageSnippet("signs its stamps with a key").Len() == 0 {
-			t.Error("a strange key is not seen")
 		}
 	})
 }
@@ -184,13 +116,13 @@ func TestKeysOfAPolicyThatHasNotLooked(t *testing.T) {
 // What a reload says while the storage does not answer is so: the drains that are known hold.
 func TestReloadWhileTheStorageHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a := startNode(t, v)
 		pass(time.Minute)
 		a.drain(u0)
 		pass(time.Minute)
-		next := v.door()
-		release := next.hang()
+		next := v.Door()
+		release := next.Hang()
 		defer release()
 		end := a.load(next, a.pool)
 		a.wantNoVisit(u0, "after a reload while the storage hangs")
@@ -216,29 +148,29 @@ func TestDrainedWhileWritesFail(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				defer pass(2 * time.Hour)
 				var failing atomic.Bool
-				v, store := newVault(), func() error {
+				v, store := clustertest.NewVault(), func() error {
 					if !failing.Load() {
 						return nil
 					}
 					return fail()
 				}
-				a := startTricked(t, &trick{door: v.door(), store: store}, 3)
+				a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnStore: store}, 3)
 				pass(time.Minute)
 				a.drain(u0)
 				pass(time.Minute)
 				a.wantDrained(u0, true, "while all is well")
 				failing.Store(true)
-				pass(staleAfter + 2*nodePause)
+				pass(staleTimeout + 2*nodeInterval)
 				for range 10 {
 					a.wantWait(u0, "cannot write to the storage", "while it cannot write")
 					pass(7 * time.Second)
 				}
-				a.load(&trick{door: v.door(), store: store}, a.pool)()
+				a.load(&clustertest.Trick{Door: v.Door(), OnStore: store}, a.pool)()
 				for range 20 {
 					a.wantDrained(u0, false, "after a reload, while it cannot write")
 					pass(time.Second)
 				}
-				if got := a.node.status().Storage; got == "" || strings.Contains(got, "read") {
+				if got := a.Cluster.Self().Storage; got == "" || strings.Contains(got, "read") {
 					t.Errorf("the node tells of its storage: %q", got)
 				}
 				failing.Store(false)
@@ -264,41 +196,41 @@ func TestManyRecordsHang(t *testing.T) {
 	for _, n := range []int{4, 40} {
 		for kind, keyOf := range map[string]func(i int) string{
 			"reports": func(i int) string { return nodeKey(fmt.Sprintf("%x", i)) },
-			"marks":   func(i int) string { return markKey(fmt.Sprintf("elsewhere%d:80", i)) },
+			"marks":   func(i int) string { return drainKey(fmt.Sprintf("elsewhere%d:80", i)) },
 		} {
 			t.Run(fmt.Sprint(n, kind), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					v, q, stuck := newVault(), newQuagmire(t), make(map[string]bool)
+					v, q, stuck := clustertest.NewVault(), newQuagmire(t), make(map[string]bool)
 					q.on.Store(true)
 					for i := range n {
 						stuck[keyOf(i)] = true
 					}
 					b := startNode(t, v)
-					a := startTricked(t, &trick{door: v.door(), load: q.hangingLoads(stuck)}, 3)
+					a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnLoad: q.hangingLoads(stuck)}, 3)
 					pass(time.Minute)
 					for key := range stuck {
-						if err := v.door().Store(t.Context(), key, []byte(`{}`)); err != nil {
+						if err := v.Door().Store(t.Context(), key, []byte(`{}`)); err != nil {
 							t.Fatal(err)
 						}
 					}
 					for i := range 6 {
 						pass(20 * time.Minute)
-						if err := a.say(t.Context(), "u1:80", word{state: []string{stateDraining, stateReady}[i%2]}); err != nil {
+						if err := a.setDrain(t.Context(), "u1:80", DrainRequest{State: []string{stateDraining, stateReady}[i%2]}); err != nil {
 							t.Fatalf("after %d min an operator hears: %v", 20*(i+1), err)
 						}
-						b.tell(u0, word{state: []string{stateDraining, stateReady}[i%2]})
+						b.tell(u0, DrainRequest{State: []string{stateDraining, stateReady}[i%2]})
 					}
 					if got := q.in.Load(); got > 100 {
 						t.Errorf("in 2 h %d calls are left behind", got)
 					}
 					b.drain(u0)
-					pass(nodePause + 2*callWait)
+					pass(nodeInterval + 2*callTimeout)
 					a.wantNoVisit(u0, "marked through another node while records hang")
 					for key := range stuck {
-						_ = v.door().Delete(t.Context(), key)
+						_ = v.Door().Delete(t.Context(), key)
 					}
 					pass(time.Minute)
-					if got := a.node.status().Storage; got != "" {
+					if got := a.Cluster.Self().Storage; got != "" {
 						t.Errorf("a minute after the records are gone the node tells of its storage: %q", got)
 					}
 					a.wantDrained(u0, true, "when the records are gone, though the calls for them are not")
@@ -311,20 +243,20 @@ func TestManyRecordsHang(t *testing.T) {
 // A mark that a node needs is read again when it is mended, though no call of before ever ends.
 func TestRecordIsMended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, q := newVault(), newQuagmire(t)
+		v, q := clustertest.NewVault(), newQuagmire(t)
 		q.on.Store(true)
-		stuck := markKey("u2:80")
+		stuck := drainKey("u2:80")
 		b := startNode(t, v)
-		a := startTricked(t, &trick{door: v.door(), load: q.hangingLoads(map[string]bool{stuck: true})}, 3)
-		if err := v.door().Store(t.Context(), stuck, []byte(`{}`)); err != nil {
+		a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnLoad: q.hangingLoads(map[string]bool{stuck: true})}, 3)
+		if err := v.Door().Store(t.Context(), stuck, []byte(`{}`)); err != nil {
 			t.Fatal(err)
 		}
 		pass(4 * time.Hour)
 		q.on.Store(false)
 		b.drain("u2:80")
-		pass(longestSilence + 3*callWait)
+		pass(maxBackoff + 3*callTimeout)
 		a.wantNoVisit("u2:80", "when its mark can be read again")
-		if got := a.node.status().Storage; got != "" {
+		if got := a.Cluster.Self().Storage; got != "" {
 			t.Errorf("when it is mended: %q", got)
 		}
 	})
@@ -333,9 +265,9 @@ func TestRecordIsMended(t *testing.T) {
 // A storage that hangs for hours is found soon when it is well, though the calls of then never end.
 func TestStorageHangsForHours(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, q := newVault(), newQuagmire(t)
+		v, q := clustertest.NewVault(), newQuagmire(t)
 		cross := func(string) error { return q.cross() }
-		a := startTricked(t, &trick{door: v.door(), list: cross, load: cross, store: q.cross}, 100)
+		a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnList: cross, OnLoad: cross, OnStore: q.cross}, 100)
 		pass(time.Minute)
 		q.on.Store(true)
 		pass(8 * time.Hour)
@@ -343,12 +275,12 @@ func TestStorageHangsForHours(t *testing.T) {
 			t.Errorf("in 8 h %d calls are left behind", got)
 		}
 		q.on.Store(false)
-		pass(longestSilence + 3*callWait)
-		if err := a.say(t.Context(), "u1:80", word{state: stateDraining}); err != nil {
+		pass(maxBackoff + 3*callTimeout)
+		if err := a.setDrain(t.Context(), "u1:80", DrainRequest{State: stateDraining}); err != nil {
 			t.Error("an operator hears: ", err)
 		}
 		pass(time.Minute)
-		if got := a.node.status().Storage; got != "" {
+		if got := a.Cluster.Self().Storage; got != "" {
 			t.Errorf("the node tells of its storage: %q", got)
 		}
 	})
@@ -406,7 +338,7 @@ func TestStorageHeedsItsContext(t *testing.T) {
 						t.Errorf("load %d: %v", i, err)
 					}
 				})
-				if took, n := time.Since(begun), asked.Load(); took > 3*callWait || n > 3*loadsAtOnce {
+				if took, n := time.Since(begun), asked.Load(); took > 3*callTimeout || n > 3*loadsAtOnce {
 					t.Errorf("200 loads take %v, and %d were asked", took, n)
 				}
 				for range 3600 { // an hour
@@ -417,7 +349,7 @@ func TestStorageHeedsItsContext(t *testing.T) {
 					t.Errorf("in an hour %d were asked", n)
 				}
 				well.Store(true)
-				pass(longestSilence)
+				pass(maxBackoff)
 				if err := load(0); err != nil {
 					t.Error("when it is well: ", err)
 				}
@@ -480,7 +412,7 @@ func (q *quagmire) hangingMarks(upstreams int, when func(i int) bool) (load func
 	stuck := make(map[string]bool)
 	for i := range upstreams {
 		if when(i) {
-			stuck[markKey(fmt.Sprintf("u%d:80", i))] = true
+			stuck[drainKey(fmt.Sprintf("u%d:80", i))] = true
 		}
 	}
 	return q.hangingLoads(stuck), len(stuck)
@@ -494,7 +426,7 @@ func (q *quagmire) untilLate(load func(key string) error) func(key string) error
 		select {
 		case err := <-done:
 			return err
-		case <-time.After(callWait):
+		case <-time.After(callTimeout):
 			return context.DeadlineExceeded
 		}
 	}
@@ -504,7 +436,7 @@ func (q *quagmire) untilLate(load func(key string) error) func(key string) error
 func (c *caddyNode) hasDrain(shared string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	md := c.marked[shared]
+	md := c.drains[shared]
 	return md != nil && md.drains()
 }
 
@@ -537,20 +469,20 @@ func TestManyMarksOfThePoolHang(t *testing.T) {
 		for _, heeds := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, the storage heeds a context: %v", name, heeds), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					v, q := newVault(), newQuagmire(t)
+					v, q := clustertest.NewVault(), newQuagmire(t)
 					load, hang := q.hangingMarks(upstreams, hangs)
 					if heeds {
 						load = q.untilLate(load)
 					}
 					for i := range upstreams {
-						m := word{state: stateReady}.follows(nil, fmt.Sprintf("u%d:80", i), "elsewhere", 0)
-						v.put(t, markKey(m.Upstream), m)
+						m := DrainRequest{State: stateReady}.record(nil, fmt.Sprintf("u%d:80", i), "elsewhere", 0)
+						put(t, v, drainKey(m.Upstream), m)
 					}
-					b := startNodeOn(t, "b", v.door(), testPool(upstreams))
+					b := startNodeOn(t, "b", v.Door(), testPool(upstreams))
 					b.drain("u3:80")
 					q.on.Store(true)
-					looks := &laps{folder: marksFolder}
-					a := startTricked(t, &trick{door: v.door(), load: load, list: looks.list}, upstreams)
+					looks := &laps{folder: drainsFolder}
+					a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnLoad: load, OnList: looks.list}, upstreams)
 					pass(6 * time.Minute)
 					if !a.hasDrain("u3:80") {
 						t.Error("6 min after the start a mark is not read that can be")
@@ -558,17 +490,17 @@ func TestManyMarksOfThePoolHang(t *testing.T) {
 					for i := range 2 {
 						pass(3 * time.Minute)
 						began := time.Now()
-						_, err := a.node.drain(t.Context(), "u1:80", word{state: stateDraining}, false)
-						if took := time.Since(began); err != nil && !strings.Contains(err.Error(), "cannot be seen whether") || took > 3*callWait {
+						err := askDrain(t.Context(), a.Cluster, "u1:80", DrainRequest{State: stateDraining})
+						if took := time.Since(began); err != nil && !strings.Contains(err.Error(), "cannot be seen whether") || took > 3*callTimeout {
 							t.Errorf("after %v an operator hears: %v", took, err)
 						}
-						a.tell("u1:80", word{state: stateReady})
-						b.tell("u3:80", word{state: []string{stateReady, stateDraining}[i%2]})
-						if pass(2*nodePause + time.Second); a.hasDrain("u3:80") != (i%2 == 1) {
+						a.tell("u1:80", DrainRequest{State: stateReady})
+						b.tell("u3:80", DrainRequest{State: []string{stateReady, stateDraining}[i%2]})
+						if pass(2*nodeInterval + time.Second); a.hasDrain("u3:80") != (i%2 == 1) {
 							t.Error("5 s after it was said at another node, a mark is not read")
 						}
 					}
-					if looks.longest > nodePause+2*callWait {
+					if looks.longest > nodeInterval+2*callTimeout {
 						t.Error("from one look to the next it takes ", looks.longest)
 					}
 					if got := int(q.in.Load()); !heeds && got > manyLeft+hang {
@@ -584,21 +516,21 @@ func TestManyMarksOfThePoolHang(t *testing.T) {
 func TestManyMarksAreMended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const upstreams = 100
-		v, q := newVault(), newQuagmire(t)
+		v, q := clustertest.NewVault(), newQuagmire(t)
 		load, _ := q.hangingMarks(upstreams, func(i int) bool { return i > 1 })
 		for i := range upstreams {
-			m := word{state: stateReady}.follows(nil, fmt.Sprintf("u%d:80", i), "elsewhere", 0)
-			v.put(t, markKey(m.Upstream), m)
+			m := DrainRequest{State: stateReady}.record(nil, fmt.Sprintf("u%d:80", i), "elsewhere", 0)
+			put(t, v, drainKey(m.Upstream), m)
 		}
 		q.on.Store(true)
-		a := startTricked(t, &trick{door: v.door(), load: load}, upstreams)
+		a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnLoad: load}, upstreams)
 		pass(20 * time.Minute)
 		if got := q.in.Load(); got < manyLeft {
 			t.Errorf("only %d calls are left behind", got)
 		}
 		q.on.Store(false)
-		pass(longSilence + time.Minute)
-		if got := a.node.status().Storage; got != "" {
+		pass(maxStrangeBackoff + time.Minute)
+		if got := a.Cluster.Self().Storage; got != "" {
 			t.Errorf("when all is mended the node tells of its storage: %q", got)
 		}
 	})
@@ -606,7 +538,7 @@ func TestManyMarksAreMended(t *testing.T) {
 
 // stuckWrites is a door at which some writes hang.
 type stuckWrites struct {
-	*trick
+	*clustertest.Trick
 	hangs func(key string) error
 }
 
@@ -614,20 +546,20 @@ func (d *stuckWrites) Store(ctx context.Context, key string, value []byte) error
 	if err := d.hangs(key); err != nil {
 		return err
 	}
-	return d.trick.Store(ctx, key, value)
+	return d.Trick.Store(ctx, key, value)
 }
 
 // However many marks a node has to write again that cannot be written, it looks at the storage in time.
 func TestManyWritesHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const upstreams = 100
-		v, q := newVault(), newQuagmire(t)
+		v, q := clustertest.NewVault(), newQuagmire(t)
 		write, _ := q.hangingMarks(upstreams, func(i int) bool { return i > 3 })
-		looks := &laps{folder: marksFolder}
+		looks := &laps{folder: drainsFolder}
 		pool := testPool(upstreams)
-		d := &stuckWrites{&trick{door: v.door(), list: looks.list}, write}
-		a, b := makeNode(t, d, newTestSelection(pool), pool), startNodeOn(t, "b", v.door(), pool)
-		a.s.join(a.node, d)
+		d := &stuckWrites{&clustertest.Trick{Door: v.Door(), OnList: looks.list}, write}
+		a, b := makeNode(t, d, newTestPolicy(pool), pool), startNodeOn(t, "b", v.Door(), pool)
+		a.s.join(a.Cluster, d)
 		for i := range upstreams - 1 {
 			b.drain(fmt.Sprintf("u%d:80", i))
 		}
@@ -635,20 +567,20 @@ func TestManyWritesHang(t *testing.T) {
 		b.kill()
 		pass(10 * time.Second)
 		q.on.Store(true)
-		v.mu.Lock()
+		v.Lock()
 		for i := range upstreams - 1 {
-			v.values[markKey(fmt.Sprintf("u%d:80", i))] = []byte("{bro")
+			v.Values[drainKey(fmt.Sprintf("u%d:80", i))] = []byte("{bro")
 		}
-		v.mu.Unlock()
+		v.Unlock()
 		pass(10 * time.Minute)
-		if looks.longest > nodePause+3*callWait {
+		if looks.longest > nodeInterval+3*callTimeout {
 			t.Error("from one look to the next it takes ", looks.longest)
 		}
-		if st := a.node.status(); len(st.Storage) > 2000 {
+		if st := a.Cluster.Self(); len(st.Storage) > 2000 {
 			t.Errorf("the node says %.1000q", st.Storage)
 		}
 		for i := range 4 {
-			if got := string(v.value(markKey(fmt.Sprintf("u%d:80", i)))); !strings.Contains(got, stateDraining) {
+			if got := string(v.Value(drainKey(fmt.Sprintf("u%d:80", i)))); !strings.Contains(got, stateDraining) {
 				t.Errorf("a mark that can be written is %s", got)
 			}
 		}

@@ -1,6 +1,6 @@
 // This file tests that the last upstreams of a pool are not drained at once through several Caddys.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -8,57 +8,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 )
-
-// drainAsked drains an upstream as the admin API does, and returns the status of the answer.
-func (c *caddyNode) drainAsked(addr string, force bool) (status int, said string) {
-	_, err := c.node.drain(context.Background(), addr, word{state: stateDraining, by: c.name}, force)
-	if err == nil {
-		return http.StatusOK, ""
-	}
-	answer, ok := errors.AsType[caddy.APIError](err)
-	if !ok {
-		return 0, err.Error()
-	}
-	return answer.HTTPStatus, answer.Error() + ": " + answer.Err.Error()
-}
-
-// storedState returns what is stored of an upstream.
-func storedState(v *vault, addr string) string {
-	m, _ := loadMark(context.Background(), v.door(), addr)
-	if m == nil {
-		return stateReady
-	}
-	return m.State
-}
-
-// slowTrick is a door through which each call takes its time, before and after.
-func slowTrick(d *door, most time.Duration, seed uint64) *trick {
-	var mu sync.Mutex
-	rnd := rand.New(rand.NewPCG(seed, 3))
-	wait := func() {
-		mu.Lock()
-		var takes time.Duration
-		if most > 0 {
-			takes = time.Duration(rnd.Int64N(int64(most)))
-		}
-		mu.Unlock()
-		time.Sleep(takes)
-	}
-	return &trick{
-		door: d,
-		list: func(string) error { wait(); return nil }, load: func(string) error { wait(); return nil },
-		store: func() error { wait(); return nil }, stored: func() error { wait(); return nil },
-	}
-}
 
 // However several Caddys drain the upstreams of a pool at the same time, one of them is left. All others are drained, unless the storage
 // takes longer than they wait for each other.
@@ -68,10 +25,10 @@ func TestLastOnesAtOnce(t *testing.T) {
 		size := 2 + int(seed%3)
 		most := []time.Duration{0, 20 * time.Millisecond, 300 * time.Millisecond, 900 * time.Millisecond}[seed/3%4]
 		synctest.Test(t, func(t *testing.T) {
-			v, rnd := newVault(), rand.New(rand.NewPCG(seed, 4))
+			v, rnd := clustertest.NewVault(), rand.New(rand.NewPCG(seed, 4))
 			var nodes []*caddyNode
 			for i := range size {
-				nodes = append(nodes, startTricked(t, slowTrick(v.door(), most, seed*10+uint64(i)), size))
+				nodes = append(nodes, startTricked(t, clustertest.SlowTrick(v.Door(), most, seed*10+uint64(i)), size))
 			}
 			pass(time.Minute)
 			statuses := make([]int, size)
@@ -106,7 +63,7 @@ func TestLastOnesAtOnce(t *testing.T) {
 				want := map[int]string{http.StatusOK: stateDraining, http.StatusConflict: stateReady}[status]
 				for _, n := range nodes {
 					n.mu.Lock()
-					md := n.marked[fmt.Sprintf("u%d:80", i)]
+					md := n.drains[fmt.Sprintf("u%d:80", i)]
 					if drains := md != nil && md.drains(); drains != (want == stateDraining) {
 						t.Errorf("seed %d: u%d was answered with %d, and through a node it is otherwise", seed, i, status)
 					}
@@ -128,9 +85,9 @@ func TestLastOnesAtOnce(t *testing.T) {
 func TestForceDoesNotGiveWay(t *testing.T) {
 	for seed := range uint64(40) {
 		synctest.Test(t, func(t *testing.T) {
-			v := newVault()
-			a := startTricked(t, slowTrick(v.door(), 200*time.Millisecond, seed), 2)
-			b := startTricked(t, slowTrick(v.door(), 200*time.Millisecond, seed+1000), 2)
+			v := clustertest.NewVault()
+			a := startTricked(t, clustertest.SlowTrick(v.Door(), 200*time.Millisecond, seed), 2)
+			b := startTricked(t, clustertest.SlowTrick(v.Door(), 200*time.Millisecond, seed+1000), 2)
 			pass(time.Minute)
 			var asked sync.WaitGroup
 			asked.Go(func() {
@@ -147,10 +104,10 @@ func TestForceDoesNotGiveWay(t *testing.T) {
 				t.Errorf("seed %d: by force it is answered with %d %s", seed, status, said)
 			}
 			grace := time.Hour
-			if _, err := b.node.drain(t.Context(), u0, word{state: stateDraining, reason: "new version", grace: &grace}, false); err != nil {
+			if err := askDrain(t.Context(), b.Cluster, u0, DrainRequest{State: stateDraining, Reason: "new version", Grace: &grace}); err != nil {
 				t.Errorf("seed %d: changing a drain that holds: %v", seed, err)
 			}
-			m, err := loadMark(t.Context(), v.door(), u0)
+			m, err := loadDrainRecord(t.Context(), v.Door(), u0)
 			if err != nil || !m.drains() || m.Reason != "new version" || m.Left != grace {
 				t.Errorf("seed %d: with another reason and grace period it is %+v, %v", seed, m, err)
 			}
@@ -161,93 +118,24 @@ func TestForceDoesNotGiveWay(t *testing.T) {
 	}
 }
 
-// rivals starts two nodes with a pool of two; through the first one, the second look at u1 does what it is told.
-func rivals(t *testing.T, v *vault, second func() error) *caddyNode {
-	var started, written atomic.Bool
-	a := startTricked(t, &trick{
-		door: v.door(),
-		stored: func() error {
-			written.Store(started.Load())
-			return nil
-		},
-		load: func(key string) error {
-			if !written.Load() || key != markKey("u1:80") {
-				return nil
-			}
-			return second()
-		},
-	}, 2)
-	pass(time.Minute)
-	started.Store(true)
-	return a
-}
-
-// Where it cannot be seen a second time whether another upstream is left, the drain is taken back, to what was before.
-func TestSecondLookFails(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
-		a := rivals(t, v, func() error { return errors.New("no route to host") })
-		if status, said := a.drainAsked(u0, false); status != http.StatusServiceUnavailable || !strings.Contains(said, "nothing has changed, for") || !strings.Contains(said, "u1:80") {
-			t.Errorf("it is answered with %d %s", status, said)
-		}
-		if got := storedState(v, u0); got != stateReady {
-			t.Error("it is stored as ", got)
-		}
-		a.visitAt(u0)
-		if got := a.logs.FilterMessageSnippet("is marked").Len(); got > 0 {
-			t.Error("it is logged that it was marked")
-		}
-		pass(time.Minute)
-		a.visitAt(u0)
-		if status, said := a.drainAsked(u0, true); status != http.StatusOK {
-			t.Errorf("by force it is answered with %d %s", status, said)
-		}
-	})
-}
-
-// What cannot be taken back at once is when the storage answers, and the operator hears so.
-func TestTakenBackLater(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
-		b := startNodeOn(t, "b", v.door(), testPool(2))
-		var fail func()
-		a := rivals(t, v, func() error {
-			fail()
-			return nil
-		})
-		fail = sync.OnceFunc(func() { a.door.fail(errors.New("no route to host")) })
-		status, said := a.drainAsked(u0, false)
-		if status != http.StatusServiceUnavailable || !strings.Contains(said, "not known whether") || !strings.Contains(said, "taken back as soon as") {
-			t.Errorf("it is answered with %d %s", status, said)
-		}
-		pass(10 * time.Second)
-		b.wantState(u0, stateDraining, "while the storage fails")
-		a.door.fail(nil)
-		pass(10 * time.Second)
-		for _, n := range []*caddyNode{a, b} {
-			n.wantState(u0, stateReady, "when it answers")
-		}
-	})
-}
-
 // What an operator says while a drain is looked at a second time is the last word.
 func TestSaidDuringTheSecondLook(t *testing.T) {
 	for state, want := range map[string]int{stateReady: http.StatusConflict, stateDraining: http.StatusOK} {
 		t.Run(state, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				v := newVault()
-				b := startNodeOn(t, "b", v.door(), testPool(2))
+				v := clustertest.NewVault()
+				b := startNodeOn(t, "b", v.Door(), testPool(2))
 				said := false
 				a := rivals(t, v, func() error {
 					if !said {
 						said = true
 						time.Sleep(time.Millisecond)
-						b.tell(u0, word{state: state, reason: "no, wait"})
+						b.tell(u0, DrainRequest{State: state, Reason: "no, wait"})
 						if state == stateDraining {
-							b.tell("u1:80", word{state: state})
-							b.tell("u1:80", word{state: stateReady})
+							b.tell("u1:80", DrainRequest{State: state})
+							b.tell("u1:80", DrainRequest{State: stateReady})
 						} else {
-							b.tell("u1:80", word{state: stateDraining})
+							b.tell("u1:80", DrainRequest{State: stateDraining})
 						}
 					}
 					return nil
@@ -259,7 +147,7 @@ func TestSaidDuringTheSecondLook(t *testing.T) {
 				pass(10 * time.Second)
 				for _, n := range []*caddyNode{a, b} {
 					n.mu.Lock()
-					md := n.marked[u0]
+					md := n.drains[u0]
 					if md == nil || md.State != state || md.Reason != "no, wait" {
 						t.Errorf("the last word is %+v", md)
 					}
@@ -273,22 +161,22 @@ func TestSaidDuringTheSecondLook(t *testing.T) {
 // What gives way is again as it was, by whom and since when.
 func TestGivesWayToWhatWasBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
-		b := startNodeOn(t, "b", v.door(), testPool(2))
+		v := clustertest.NewVault()
+		b := startNodeOn(t, "b", v.Door(), testPool(2))
 		b.drain(u0)
 		pass(time.Minute)
-		b.tell(u0, word{state: stateReady, by: "somebody", reason: "all is well"})
+		b.tell(u0, DrainRequest{State: stateReady, By: "somebody", Reason: "all is well"})
 		pass(time.Minute)
-		before, _ := loadMark(t.Context(), v.door(), u0)
+		before, _ := loadDrainRecord(t.Context(), v.Door(), u0)
 		a := rivals(t, v, func() error { return errors.New("no route to host") })
 		_, _ = a.drainAsked(u0, false)
-		after, _ := loadMark(t.Context(), v.door(), u0)
+		after, _ := loadDrainRecord(t.Context(), v.Door(), u0)
 		if after.ID == before.ID || !after.newer(before) || after.State != stateReady || after.By != "somebody" || after.Reason != "all is well" || !after.Since.Equal(before.Since) {
 			t.Errorf("it is %+v, and was %+v", after, before)
 		}
-		m := word{state: stateDraining}.follows(before, u0, "c", 0)
+		m := DrainRequest{State: stateDraining}.record(before, u0, "c", 0)
 		back := m.withdrawn(before)
-		if later := (word{state: stateDraining, reason: "again"}).follows(m, u0, "c", 0); !back.newer(m) || !back.newer(m.closed()) || !later.newer(back) {
+		if later := (DrainRequest{State: stateDraining, Reason: "again"}).record(m, u0, "c", 0); !back.newer(m) || !back.newer(m.closed()) || !later.newer(back) {
 			t.Error("the order of marks is another one")
 		}
 	})
@@ -301,10 +189,10 @@ func TestTypedTwice(t *testing.T) {
 		t.Run(through, func(t *testing.T) {
 			for seed := range uint64(40) {
 				synctest.Test(t, func(t *testing.T) {
-					v := newVault()
+					v := clustertest.NewVault()
 					var nodes []*caddyNode
 					for i := range count {
-						nodes = append(nodes, startTricked(t, slowTrick(v.door(), 300*time.Millisecond, seed+1000*i), 2))
+						nodes = append(nodes, startTricked(t, clustertest.SlowTrick(v.Door(), 300*time.Millisecond, seed+1000*i), 2))
 					}
 					pass(time.Minute)
 					grace := time.Hour
@@ -314,7 +202,7 @@ func TestTypedTwice(t *testing.T) {
 							n := nodes[(i+2*j)%len(nodes)]
 							asked.Go(func() {
 								time.Sleep(time.Duration(j) * 700 * time.Millisecond)
-								_, _ = n.node.drain(context.Background(), fmt.Sprintf("u%d:80", i), word{state: stateDraining, by: n.name, grace: &grace}, false)
+								_ = askDrain(context.Background(), n.Cluster, fmt.Sprintf("u%d:80", i), DrainRequest{State: stateDraining, By: n.name, Grace: &grace})
 							})
 						}
 					}
@@ -336,18 +224,18 @@ func TestTypedTwice(t *testing.T) {
 // Who waits for another one's drain of the same upstream, and goes away, has said nothing.
 func TestWaitsForTheOtherDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := startNode(t, newVault()).node
-		done, err := n.turn(t.Context(), u0)
+		n := startNode(t, clustertest.NewVault()).Cluster
+		done, err := n.waitForTurn(t.Context(), u0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := n.drain(ctx, u0, word{state: stateDraining}, false); err == nil || n.marked[u0] != nil {
-			t.Errorf("it is answered with %v, and marked: %v", err, n.marked[u0])
+		if err := askDrain(ctx, n, u0, DrainRequest{State: stateDraining}); err == nil || n.drains[u0] != nil {
+			t.Errorf("it is answered with %v, and marked: %v", err, n.drains[u0])
 		}
 		done()
-		if _, err := n.drain(t.Context(), u0, word{state: stateDraining}, false); err != nil || len(n.turns) > 0 {
+		if err := askDrain(t.Context(), n, u0, DrainRequest{State: stateDraining}); err != nil || len(n.turns) > 0 {
 			t.Errorf("when the other one is done: %v, %d turns are taken", err, len(n.turns))
 		}
 	})
@@ -356,23 +244,44 @@ func TestWaitsForTheOtherDrain(t *testing.T) {
 // A drain that stands is stored as one, and a drain that is refused keeps none from others.
 func TestSettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a := startNode(t, v)
 		pass(time.Minute)
 		for _, addr := range []string{u0, "u1:80"} {
 			if status, said := a.drainAsked(addr, false); status != http.StatusOK {
 				t.Fatal(status, said)
 			}
-			if m, err := loadMark(t.Context(), v.door(), addr); err != nil || m.Unsettled {
+			if m, err := loadDrainRecord(t.Context(), v.Door(), addr); err != nil || m.Unsettled {
 				t.Errorf("it is stored as %+v, %v", m, err)
 			}
 		}
-		first := word{state: stateDraining, unlessLast: true}.follows(nil, u0, "c", 0)
-		if forced := (word{state: stateDraining}).follows(first, u0, "c", 0); !forced.newer(first) || forced.Unsettled {
+		first := DrainRequest{State: stateDraining, unlessLast: true}.record(nil, u0, "c", 0)
+		if forced := (DrainRequest{State: stateDraining}).record(first, u0, "c", 0); !forced.newer(first) || forced.Unsettled {
 			t.Errorf("by force what may be taken back becomes %+v", forced)
 		}
-		if err := a.claim("u2:80", false); err == nil || len(a.pending) > 0 {
-			t.Errorf("the last one: %v, and %v is pending", err, a.pending)
+		if err := a.reserve("u2:80", false); err == nil || len(a.reserved) > 0 {
+			t.Errorf("the last one: %v, and %v is pending", err, a.reserved)
 		}
 	})
+}
+
+// rivals starts two nodes with a pool of two; through the first one, the second look at u1 does what it is told.
+func rivals(t *testing.T, v *clustertest.Vault, second func() error) *caddyNode {
+	var started, written atomic.Bool
+	a := startTricked(t, &clustertest.Trick{
+		Door: v.Door(),
+		OnStored: func() error {
+			written.Store(started.Load())
+			return nil
+		},
+		OnLoad: func(key string) error {
+			if !written.Load() || key != drainKey("u1:80") {
+				return nil
+			}
+			return second()
+		},
+	}, 2)
+	pass(time.Minute)
+	started.Store(true)
+	return a
 }

@@ -1,7 +1,7 @@
 // This file tests that nodes find each other in storages with every habit of listing that is out there, and that
 // nothing is called drained where they do not.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -17,21 +17,22 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 )
 
 // lists is a door that lists as another storage does, given all keys there are.
 type lists struct {
-	*door
+	*clustertest.Door
 	habit func(keys []string, prefix string, recursive bool) ([]string, error)
 }
 
 func (d *lists) List(_ context.Context, prefix string, recursive bool) ([]string, error) {
-	if err := d.open(); err != nil {
+	if err := d.Open(); err != nil {
 		return nil, err
 	}
-	d.vault.mu.Lock()
-	defer d.vault.mu.Unlock()
-	keys := append(slices.Collect(maps.Keys(d.values)), "caddy-bokeh/secret_key", "certificates/acme/example.com/example.com.json")
+	d.Vault.Lock()
+	defer d.Vault.Unlock()
+	keys := append(slices.Collect(maps.Keys(d.Values)), "caddy-bokeh/secret_key", "certificates/acme/example.com/example.com.json")
 	slices.Sort(keys)
 	return d.habit(keys, prefix, recursive)
 }
@@ -98,7 +99,7 @@ var listingHabits = map[string]func(keys []string, prefix string, recursive bool
 	"names relative to the folder above": func(keys []string, prefix string, recursive bool) ([]string, error) {
 		found, _ := byPrefix(keys, prefix, recursive)
 		for i := range found {
-			found[i] = strings.TrimPrefix(found[i], folder)
+			found[i] = strings.TrimPrefix(found[i], Folder)
 		}
 		return found, nil
 	},
@@ -117,13 +118,13 @@ var listingHabits = map[string]func(keys []string, prefix string, recursive bool
 }
 
 // startListed starts a node whose storage lists so.
-func startListed(t *testing.T, v *vault, habit func([]string, string, bool) ([]string, error)) *caddyNode {
+func startListed(t *testing.T, v *clustertest.Vault, habit func([]string, string, bool) ([]string, error)) *caddyNode {
 	t.Helper()
-	d := &lists{v.door(), habit}
+	d := &lists{v.Door(), habit}
 	pool := testPool(3)
-	c := makeNode(t, d, newTestSelection(pool), pool)
-	c.door = d.door
-	c.s.join(c.node, d)
+	c := makeNode(t, d, newTestPolicy(pool), pool)
+	c.door = d.Door
+	c.s.join(c.Cluster, d)
 	return c
 }
 
@@ -131,18 +132,18 @@ func TestHabitsOfListing(t *testing.T) {
 	for name, habit := range listingHabits {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				v := newVault()
+				v := clustertest.NewVault()
 				a, b := startListed(t, v, habit), startListed(t, v, habit)
 				pass(time.Minute)
-				if len(a.nodes()) != 2 || len(b.nodes()) != 2 {
-					t.Errorf("nodes that they see: %d and %d, want 2", len(a.nodes()), len(b.nodes()))
+				if len(a.Nodes()) != 2 || len(b.Nodes()) != 2 {
+					t.Errorf("nodes that they see: %d and %d, want 2", len(a.Nodes()), len(b.Nodes()))
 				}
 				_, hangUp := b.socket(b.visitAt(u0))
 				a.drain(u0)
 				pass(6 * time.Second)
 				b.wantNoVisit(u0, "6 s after another node was told")
 				pass(time.Minute)
-				a.wantWait(u0, b.name+" "+b.host+" it has 1 session", "with a session on the other node")
+				a.wantWait(u0, b.name+" "+b.Host+" it has 1 session", "with a session on the other node")
 				c := startListed(t, v, habit)
 				c.wantNoVisit(u0, "the first visitor of a node that has just started")
 				pass(time.Minute)
@@ -170,7 +171,7 @@ func TestListsNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				v := newVault()
+				v := clustertest.NewVault()
 				a, b := startListed(t, v, habit), startListed(t, v, habit)
 				pass(time.Minute)
 				_, hangUp := b.socket(b.visitAt(u0))
@@ -190,13 +191,13 @@ func TestListsNothing(t *testing.T) {
 				if got := a.logs.FilterMessageSnippet("the storage fails").Len(); got != 1 {
 					t.Errorf("it is logged %d times, want once", got)
 				}
-				if st := a.node.status(); !strings.Contains(st.Storage, "storage-check") {
+				if st := a.Cluster.Self(); !strings.Contains(st.Storage, "storage-check") {
 					t.Errorf("the status says %q of the storage", st.Storage)
 				}
 				if a.storageErrors["list"].Load() <= 3 { // what the alert in examples/ asks for
 					t.Error("no metric tells of it")
 				}
-				b.tell(u0, word{state: stateReady})
+				b.tell(u0, DrainRequest{State: stateReady})
 				pass(6 * time.Second)
 				a.visitAt(u0)
 			})
@@ -208,7 +209,7 @@ func TestListsNothing(t *testing.T) {
 // storage cannot be reached, and one that was flushed.
 func TestListsNothingAnyMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		var blind atomic.Bool
 		habit := func(keys []string, prefix string, recursive bool) ([]string, error) {
 			if blind.Load() {
@@ -245,7 +246,7 @@ func TestListsNothingAnyMore(t *testing.T) {
 // What was found in the storage of the config before says nothing of that of the next one.
 func TestListsNothingSinceAReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		one, two := newVault(), newVault()
+		one, two := clustertest.NewVault(), clustertest.NewVault()
 		nothing := func([]string, string, bool) ([]string, error) { return nil, nil }
 		b := startListed(t, two, nothing)
 		_, hangUp := b.socket(b.visitAt(u0))
@@ -253,15 +254,15 @@ func TestListsNothingSinceAReload(t *testing.T) {
 		a := startNode(t, one)
 		pass(time.Minute)
 		for range 20 { // as the exchanges fall
-			a.load(&lists{two.door(), nothing}, a.pool)()
-			a.s.members.drain([]string{u0})
+			a.load(&lists{two.Door(), nothing}, a.pool)()
+			a.s.drain(u0)
 			for range 40 {
 				pass(250 * time.Millisecond)
-				if st, err := a.upstream(u0); err != nil || st.State == api.StateDrained {
+				if st, err := find(a.Cluster, u0); err != nil || st.State == api.StateDrained {
 					t.Fatalf("with a session on a node of the new storage: %+v %v", st, err)
 				}
 			}
-			a.load(one.door(), a.pool)()
+			a.load(one.Door(), a.pool)()
 			pass(time.Minute + 300*time.Millisecond)
 		}
 	})
@@ -270,40 +271,40 @@ func TestListsNothingSinceAReload(t *testing.T) {
 // Drains go along to a storage that lists nothing, and are written again where it loses them.
 func TestDrainsGoAlongUnlisted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		one, two := newVault(), newVault()
+		one, two := clustertest.NewVault(), clustertest.NewVault()
 		a := startNode(t, one)
 		a.drain(u0)
 		pass(time.Minute)
 		nothing := func([]string, string, bool) ([]string, error) { return nil, nil }
-		a.load(&lists{two.door(), nothing}, a.pool)()
+		a.load(&lists{two.Door(), nothing}, a.pool)()
 		pass(10 * time.Second)
-		if !two.holds(markKey(u0)) {
+		if !two.Holds(drainKey(u0)) {
 			t.Error("the drain is not in the next storage")
 		}
-		two.mu.Lock()
-		clear(two.values)
-		two.mu.Unlock()
+		two.Lock()
+		clear(two.Values)
+		two.Unlock()
 		pass(10 * time.Second)
-		if !two.holds(markKey(u0)) {
+		if !two.Holds(drainKey(u0)) {
 			t.Error("the drain is not written again")
 		}
 		b := startListed(t, two, nothing)
 		b.wantNoVisit(u0, "on a node that has started since")
-		a.tell(u0, word{state: stateReady})
+		a.tell(u0, DrainRequest{State: stateReady})
 		pass(10 * time.Second)
 		b.visitAt(u0)
 	})
 }
 
 // hiding is a door that hides its errors where it reads, and seems to be empty.
-type hiding struct{ *door }
+type hiding struct{ *clustertest.Door }
 
 func (d *hiding) List(context.Context, string, bool) ([]string, error) {
 	return []string{""}, nil
 }
 
 func (d *hiding) Load(ctx context.Context, key string) ([]byte, error) {
-	value, err := d.door.Load(ctx, key)
+	value, err := d.Door.Load(ctx, key)
 	if err != nil {
 		err = fs.ErrNotExist
 	}
@@ -314,19 +315,19 @@ func (d *hiding) Load(ctx context.Context, key string) ([]byte, error) {
 // taken a drain back.
 func TestHiddenErrorsAfterARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		startNode(t, v).drain(u0)
 		pass(time.Minute)
-		d := &hiding{v.door()}
-		d.fail(errors.New("no route to host"))
+		d := &hiding{v.Door()}
+		d.Fail(errors.New("no route to host"))
 		pool := testPool(3)
-		a := makeNode(t, d, newTestSelection(pool), pool)
-		a.s.join(a.node, d)
+		a := makeNode(t, d, newTestPolicy(pool), pool)
+		a.s.join(a.Cluster, d)
 		for range 20 {
 			pass(500 * time.Millisecond)
 			a.wantState(u0, api.StateUnknown, "while the storage cannot be reached")
 		}
-		d.fail(nil)
+		d.Fail(nil)
 		pass(3 * time.Second)
 		a.wantState(u0, stateDraining, "when it can")
 		a.wantState("u1:80", stateReady, "when it can")
@@ -336,19 +337,19 @@ func TestHiddenErrorsAfterARestart(t *testing.T) {
 // A storage that was flushed has everything again a moment later, and nobody is told of trouble.
 func TestStorageIsFlushed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a, b := startNode(t, v), startNode(t, v)
 		pass(time.Minute)
 		_, hangUp := b.socket(b.visitAt(u0))
 		defer hangUp()
 		a.drain(u0)
 		pass(time.Minute)
-		v.mu.Lock()
-		clear(v.values)
-		v.mu.Unlock()
+		v.Lock()
+		clear(v.Values)
+		v.Unlock()
 		pass(6 * time.Second)
 		for _, n := range []*caddyNode{a, b} {
-			if !v.holds(nodeKey(n.name)) {
+			if !v.Holds(nodeKey(n.name)) {
 				t.Error("a report is missing")
 			}
 			n.wantWait(u0, "it has 1 session", "after the storage was flushed")
@@ -356,7 +357,7 @@ func TestStorageIsFlushed(t *testing.T) {
 				t.Error("logged: ", logged)
 			}
 		}
-		if !v.holds(markKey(u0)) {
+		if !v.Holds(drainKey(u0)) {
 			t.Error("the mark is missing")
 		}
 	})
@@ -365,15 +366,15 @@ func TestStorageIsFlushed(t *testing.T) {
 // A storage that shows a node an old report of its own shows it old ones of the others too.
 func TestListsWhatIsOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v, old := newVault(), newVault() // a replica that is behind
-		a := makeNode(t, nil, newTestSelection(testPool(3)), testPool(3))
-		d := &behind{door: v.door(), old: old.door()}
+		v, old := clustertest.NewVault(), clustertest.NewVault() // a replica that is behind
+		a := makeNode(t, nil, newTestPolicy(testPool(3)), testPool(3))
+		d := &behind{Door: v.Door(), old: old.Door()}
 		a.runs(d)
-		a.s.join(a.node, d)
+		a.s.join(a.Cluster, d)
 		pass(time.Minute)
-		v.mu.Lock()
-		old.values = maps.Clone(v.values)
-		v.mu.Unlock()
+		v.Lock()
+		old.Values = maps.Clone(v.Values)
+		v.Unlock()
 		d.on.Store(true)
 		b := startNode(t, v)
 		pass(time.Minute)
@@ -387,16 +388,16 @@ func TestListsWhatIsOld(t *testing.T) {
 
 // behind is a door that reads from another vault when it is on.
 type behind struct {
-	*door
-	old *door
+	*clustertest.Door
+	old *clustertest.Door
 	on  atomic.Bool
 }
 
-func (d *behind) reads() *door {
+func (d *behind) reads() *clustertest.Door {
 	if d.on.Load() {
 		return d.old
 	}
-	return d.door
+	return d.Door
 }
 
 func (d *behind) Load(ctx context.Context, key string) ([]byte, error) {
@@ -410,14 +411,14 @@ func (d *behind) List(ctx context.Context, prefix string, recursive bool) ([]str
 // Two nodes delete the same records. A storage may call it an error to be the second.
 func TestDeletedByAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := startTricked(t, &trick{door: newVault().door()}, 3)
+		a := startTricked(t, &clustertest.Trick{Door: clustertest.NewVault().Door()}, 3)
 		if err := deleteRecord(t.Context(), deletes{a.door}, "caddy-bokeh/nodes/gone.json"); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-type deletes struct{ *door }
+type deletes struct{ *clustertest.Door }
 
 func (deletes) Delete(context.Context, string) error { return fs.ErrNotExist }
 
@@ -429,7 +430,7 @@ func TestKeysIn(t *testing.T) {
 
 		"": false, "/": false, "caddy-bokeh/nodes/": false, "caddy-bokeh/nodes": false, ".json": false,
 		want + ".lock": false, want + "/": false, nodesFolder + "3991498540": false, nodesFolder + "x.json": false,
-		nodesFolder + "ABCDEF.json": false, marksFolder + id + ".json": false, nodesFolder + "old/" + id + ".json": false,
+		nodesFolder + "ABCDEF.json": false, drainsFolder + id + ".json": false, nodesFolder + "old/" + id + ".json": false,
 	} {
 		keys := keysIn(nodesFolder, []string{listed})
 		if is != slices.Equal(keys, []string{want}) || !is && len(keys) > 0 {

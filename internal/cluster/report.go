@@ -1,6 +1,6 @@
 // This file holds what a node tells the others: itself, and what it has of each upstream.
 
-package caddybokeh
+package cluster
 
 import (
 	"slices"
@@ -16,7 +16,7 @@ import (
 type report struct {
 	Node    string  `json:"node"` // a random name for each process
 	Host    string  `json:"host"`
-	Process process `json:"process"`
+	Process Process `json:"process"`
 
 	Seq     uint64            `json:"seq"`             // counts its reports
 	Heard   map[string]uint64 `json:"heard,omitempty"` // the last report of each other node that it had read before it made this one
@@ -48,15 +48,15 @@ type account struct {
 func (a account) wanted() bool { return a.InPool || a.Sessions.All() > 0 }
 
 // makeReport returns what there is to tell, given what there is of the upstreams. n.mu is locked.
-func (n *node) makeReport(now time.Duration, accounts map[string]account) *report {
+func (n *Cluster) makeReport(now time.Duration, accounts map[string]account) *report {
 	r := &report{
-		Node: n.name, Host: n.host, Process: n.process,
-		Seq: n.seq, Heard: make(map[string]uint64), Settles: n.settles(),
+		Node: n.name, Host: n.Host, Process: n.Process,
+		Seq: n.seq, Heard: make(map[string]uint64), Settles: n.sessionTTL(),
 		Upstreams: accounts,
 	}
 	r.Settled = now-n.start >= r.Settles
 	r.Unsure = n.unsure()
-	r.Left = n.exiting() && n.sessionCounts().AtWork() == 0 && n.awaited != 0 && now < n.awaited+killRest
+	r.Left = n.Exiting() && n.sessionCounts().AtWork() == 0 && n.awaited != 0 && now < n.awaited+killTimeout
 	for _, p := range n.peers {
 		r.Heard[p.Node] = p.Seq
 	}
@@ -64,41 +64,40 @@ func (n *node) makeReport(now time.Duration, accounts map[string]account) *repor
 }
 
 // sessionCounts returns what there is of sessions here.
-func (n *node) sessionCounts() (c api.Counts) {
-	n.t.Each(func(u *sessions.Upstream) { c = c.Plus(countsOf(u)) })
+func (n *Cluster) sessionCounts() (c api.Counts) {
+	n.Table.Each(func(u *sessions.Upstream) { c = c.Plus(countsOf(u)) })
 	return c
 }
 
 // unsure says whether a policy does not know all upstreams of its pool. n.mu is locked.
-func (n *node) unsure() (unsure bool) {
-	n.eachPool(func(p pool) { unsure = unsure || !p.knowsPool() })
+func (n *Cluster) unsure() (unsure bool) {
+	for p := range n.policies() {
+		unsure = unsure || !p.KnowsPool()
+	}
 	return unsure
 }
 
 // accounts returns what there is to tell of the upstreams. n.mu is locked.
-func (n *node) accounts(now time.Duration) map[string]account {
+func (n *Cluster) accounts(now time.Duration) map[string]account {
 	as := make(map[string]account)
-	n.t.Each(func(u *sessions.Upstream) {
+	n.Table.Each(func(u *sessions.Upstream) {
 		a := accountOf(u, now)
-		a.Mark = n.markOf(u).id()
+		a.Mark = n.recordOf(u).id()
 		a.Reopened = n.reopened(u, now) > 0
 		as[u.Shared] = a
 	})
-	n.eachPool(func(p pool) {
-		key := ""
-		if ring := p.stampKeys(); len(ring) > 0 {
-			key = ring[0].Fingerprint().String()
-		}
-		p.each(func(m *member, inPool bool) {
-			a := as[m.Shared]
-			a.InPool = a.InPool || inPool
-			if key != "" && !slices.Contains(a.Keys, key) {
-				a.Keys = append(a.Keys, key)
+	for p := range n.policies() {
+		keys := p.StampKeys()
+		for _, m := range p.Pool() {
+			a := as[m.Upstream.Shared]
+			a.InPool = a.InPool || m.InPool
+			if len(keys) > 0 && !slices.Contains(a.Keys, keys[0]) {
+				a.Keys = append(a.Keys, keys[0])
 			}
-			as[m.Shared] = a
-		})
-	})
-	for u, began := range n.t.Oldest() {
+			as[m.Upstream.Shared] = a
+		}
+	}
+	for u, began := range n.Table.Oldest() {
 		a := as[u.Shared]
 		a.Oldest = (now - began).Seconds()
 		as[u.Shared] = a
@@ -108,9 +107,9 @@ func (n *node) accounts(now time.Duration) map[string]account {
 
 // reopened returns how long browsers may still come back to sessions that u had when it was closed, if it
 // was opened again. n.mu is locked.
-func (n *node) reopened(u *sessions.Upstream, now time.Duration) time.Duration {
+func (n *Cluster) reopened(u *sessions.Upstream, now time.Duration) time.Duration {
 	if at := u.Drain.ReopenedAt(); at != 0 {
-		return max(at+n.settles()-now, 0)
+		return max(at+n.sessionTTL()-now, 0)
 	}
 	return 0
 }
@@ -129,24 +128,22 @@ func countsOf(u *sessions.Upstream) api.Counts {
 
 // verifiable returns the fingerprints of the keys that can be verified here, by upstream. n.mu is
 // locked.
-func (n *node) verifiable() map[string][]string {
+func (n *Cluster) verifiable() map[string][]string {
 	prints := make(map[string][]string)
-	n.eachPool(func(p pool) {
-		ring := p.stampKeys()
-		if len(ring) == 0 {
-			return
+	for p := range n.policies() {
+		own := p.StampKeys()
+		if len(own) == 0 {
+			continue
 		}
-		own := make([]string, 0, len(ring))
-		for _, k := range ring {
-			own = append(own, k.Fingerprint().String())
+		for _, m := range p.Pool() {
+			prints[m.Upstream.Shared] = append(prints[m.Upstream.Shared], own...)
 		}
-		p.each(func(m *member, _ bool) { prints[m.Shared] = append(prints[m.Shared], own...) })
-	})
+	}
 	return prints
 }
 
 // compareKeys looks at the keys of all other nodes. n.mu is locked.
-func (n *node) compareKeys() {
+func (n *Cluster) compareKeys() {
 	if len(n.peers) == 0 {
 		return
 	}
@@ -158,7 +155,7 @@ func (n *node) compareKeys() {
 
 // compareKeysOf logs when another node signs with a key that cannot be verified here: its sessions
 // would not be found through this one. n.mu is locked.
-func (n *node) compareKeysOf(p *peer, verifiable map[string][]string) {
+func (n *Cluster) compareKeysOf(p *peer, verifiable map[string][]string) {
 	stray := ""
 	for shared, a := range p.Upstreams {
 		prints, ok := verifiable[shared]
@@ -169,14 +166,14 @@ func (n *node) compareKeysOf(p *peer, verifiable map[string][]string) {
 		}
 	}
 	if stray != "" && !p.strayKey && p.gone == 0 {
-		n.logger.Error("another node signs its stamps with a key that this one does not have; each takes the other's sessions for strange ones"+
+		n.Logger.Error("another node signs its stamps with a key that this one does not have; each takes the other's sessions for strange ones"+
 			" (give all the same secret_key, or the same storage)", zap.String("node", p.Node), zap.String("host", p.Host), zap.String("upstream", stray))
 	}
 	p.strayKey = stray != ""
 }
 
-// keysAgree says whether this node can verify the stamps of all others.
-func (n *node) keysAgree() bool {
+// KeysAgree says whether this node can verify the stamps of all others.
+func (n *Cluster) KeysAgree() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, p := range n.peers {

@@ -1,6 +1,6 @@
 // This file tests the verdict "drained" against each thing that another node may say, or not say.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 )
 
 // puppet is another node that says what a test wants. It tells of u0 only.
@@ -24,7 +25,7 @@ type puppet struct {
 // newPuppet returns a node as another one is that has long been up, and has nothing to say against an upstream that drains.
 func newPuppet(a *caddyNode) *puppet {
 	return &puppet{a: a, r: report{
-		Node: "0123456789abcdef", Host: "puppet", Settles: testLifetime, Settled: true,
+		Node: "0123456789abcdef", Host: "puppet", Settles: 32 * time.Second, Settled: true,
 		Upstreams: map[string]account{u0: {InPool: true, Draining: true}},
 	}}
 }
@@ -40,12 +41,12 @@ func (p *puppet) account(change func(a *account)) {
 func (p *puppet) markID() string {
 	p.a.mu.Lock()
 	defer p.a.mu.Unlock()
-	return p.a.markOf(p.a.s.members.get(u0).Upstream).id()
+	return p.a.recordOf(p.a.s.get(u0)).id()
 }
 
 // hears returns what the node says that it has read, which is the last report of a.
 func (p *puppet) hears() map[string]uint64 {
-	last, err := loadRecord[report](context.Background(), p.a.door.door(), nodeKey(p.a.name))
+	last, err := loadRecord[report](context.Background(), p.a.door.Door(), nodeKey(p.a.name))
 	if err != nil {
 		return nil
 	}
@@ -61,7 +62,7 @@ func (p *puppet) reports(heard map[string]uint64) {
 	p.r.Seq++
 	r := p.r
 	r.Heard = heard
-	if err := storeRecord(p.a.t.Context(), p.a.door.door(), nodeKey(r.Node), &r); err != nil {
+	if err := storeRecord(p.a.t.Context(), p.a.door.Door(), nodeKey(r.Node), &r); err != nil {
 		p.a.t.Fatal(err)
 	}
 }
@@ -92,7 +93,7 @@ func says(change func(a *account)) func(p *puppet) {
 // judged is a node that has been up for long and another one that is heard of, which says nothing against it.
 func judged(t *testing.T) (a *caddyNode, p *puppet) {
 	t.Helper()
-	a = startNodeOn(t, "a", newVault().door(), testPool(3))
+	a = startNodeOn(t, "a", clustertest.NewVault().Door(), testPool(3))
 	p = newPuppet(a)
 	p.pass(time.Minute)
 	return a, p
@@ -187,7 +188,7 @@ func TestDrainedByConfig(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a, p := judged(t)
-				u := a.s.members.get(u0)
+				u := a.s.get(u0)
 				u.Drain.AddConfigs(1)
 				p.pass(20*time.Second, tc.each)
 				if tc.why == "" {
@@ -204,8 +205,8 @@ func TestDrainedByConfig(t *testing.T) {
 // To sessions of a node that is gone browsers come back for as long as it has said, or as this one says if that is longer.
 func TestGoneNodeHasSettled(t *testing.T) {
 	for name, tc := range map[string]struct{ settles, want time.Duration }{
-		"as long":  {testLifetime, testLifetime},
-		"for less": {time.Second, testLifetime},
+		"as long":  {32 * time.Second, 32 * time.Second},
+		"for less": {time.Second, 32 * time.Second},
 		"for more": {2 * time.Minute, 2 * time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -216,7 +217,7 @@ func TestGoneNodeHasSettled(t *testing.T) {
 				a.drain(u0)
 				p.pass(20 * time.Second)
 				a.wantWait(u0, "it has 1 session", "while it is there")
-				if err := a.giveUp(t.Context(), p.r.Node, false); err != nil {
+				if err := a.RemoveNode(t.Context(), p.r.Node, false); err != nil {
 					t.Fatal(err)
 				}
 				pass(tc.want - 2*time.Second)
@@ -234,7 +235,7 @@ func TestNodesThatAreConcerned(t *testing.T) {
 		host string
 		want bool // whether the upstream is drained though that node has not read the mark
 	}{
-		"of the same machine":          {hostname(), false},
+		"of the same machine":          {thisHost, false},
 		"of another machine":           {"another", true},
 		"of which nothing can be read": {"", false},
 	} {
@@ -242,8 +243,8 @@ func TestNodesThatAreConcerned(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const local = "127.0.0.1:5006"
 				pool := testPool(3)
-				pool[0].Dial = local
-				a := startNodeOn(t, hostname(), newVault().door(), pool)
+				pool[0] = local
+				a := startNodeOn(t, thisHost, clustertest.NewVault().Door(), pool)
 				p := newPuppet(a)
 				p.r.Host, p.r.Upstreams = tc.host, map[string]account{}
 				reports := func(times int) {
@@ -253,7 +254,7 @@ func TestNodesThatAreConcerned(t *testing.T) {
 					}
 				}
 				reports(60)
-				if err := a.say(t.Context(), a.s.members.get(local).Shared, word{state: stateDraining}); err != nil {
+				if err := a.setDrain(t.Context(), a.s.get(local).Shared, DrainRequest{State: stateDraining}); err != nil {
 					t.Fatal(err)
 				}
 				reports(30)
@@ -280,10 +281,10 @@ func TestDrainedIsToldOnceAndAgain(t *testing.T) {
 		a.drain(u0)
 		p.pass(time.Minute)
 		want("drained", 1)
-		a.door.fail(context.DeadlineExceeded)
+		a.door.Fail(context.DeadlineExceeded)
 		pass(20 * time.Second)
 		a.wantDrained(u0, false, "while the storage fails")
-		a.door.fail(nil)
+		a.door.Fail(nil)
 		p.pass(20 * time.Second)
 		a.wantDrained(u0, true, "when it is well again")
 		want("the storage was away", 1)
@@ -297,7 +298,7 @@ func TestDrainedIsToldOnceAndAgain(t *testing.T) {
 // That an upstream is long empty is logged once an hour.
 func TestLongDrained(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := startNode(t, newVault())
+		a := startNode(t, clustertest.NewVault())
 		a.drain(u0)
 		for hours, within := range []time.Duration{30 * time.Minute, time.Hour, time.Hour, time.Hour} {
 			pass(within)
@@ -310,7 +311,7 @@ func TestLongDrained(t *testing.T) {
 
 // lame is a storage that stops doing one thing.
 type lame struct {
-	*door
+	*clustertest.Door
 	readOnly atomic.Bool
 	hides    atomic.Pointer[string] // a key that it does not list
 }
@@ -319,11 +320,11 @@ func (l *lame) Store(ctx context.Context, key string, value []byte) error {
 	if l.readOnly.Load() {
 		return errors.New("read-only file system")
 	}
-	return l.door.Store(ctx, key, value)
+	return l.Door.Store(ctx, key, value)
 }
 
 func (l *lame) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
-	keys, err := l.door.List(ctx, prefix, recursive)
+	keys, err := l.Door.List(ctx, prefix, recursive)
 	if hidden := l.hides.Load(); hidden != nil {
 		keys = slices.DeleteFunc(keys, func(key string) bool { return key == *hidden })
 	}
@@ -333,10 +334,10 @@ func (l *lame) List(ctx context.Context, prefix string, recursive bool) ([]strin
 // startLame starts a node whose storage may stop doing one thing.
 func startLame(t *testing.T) (*caddyNode, *lame) {
 	t.Helper()
-	l := &lame{door: newVault().door()}
-	c := makeNode(t, l, newTestSelection(testPool(3)), testPool(3))
-	c.door = l.door
-	c.s.join(c.node, l)
+	l := &lame{Door: clustertest.NewVault().Door()}
+	c := makeNode(t, l, newTestPolicy(testPool(3)), testPool(3))
+	c.door = l.Door
+	c.s.join(c.Cluster, l)
 	return c, l
 }
 
@@ -346,8 +347,8 @@ func TestDrainedNotAgainstItself(t *testing.T) {
 		then func(a *caddyNode, l *lame)
 		why  string
 	}{
-		"a session":                {func(a *caddyNode, _ *lame) { a.s.members.get(u0).Slots.Sessions.Add(1) }, "it has 1 session"},
-		"the storage is away":      {func(_ *caddyNode, l *lame) { l.fail(errors.New("no route to host")) }, "it cannot read the storage"},
+		"a session":                {func(a *caddyNode, _ *lame) { a.s.get(u0).Slots.Sessions.Add(1) }, "it has 1 session"},
+		"the storage is away":      {func(_ *caddyNode, l *lame) { l.Fail(errors.New("no route to host")) }, "it cannot read the storage"},
 		"the storage is read-only": {func(_ *caddyNode, l *lame) { l.readOnly.Store(true) }, "it cannot write to the storage"},
 		"its report is not listed": {func(a *caddyNode, l *lame) { l.hides.Store(new(nodeKey(a.name))) }, "it does not find its own report in the storage"},
 	} {
@@ -381,14 +382,14 @@ func TestReportWasNeverListed(t *testing.T) {
 // A node that has just started says nothing of an upstream, nor is anything told of one whose mark is new.
 func TestDrainedNotForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := startNode(t, newVault())
+		a := startNode(t, clustertest.NewVault())
 		a.drain(u0)
-		pass(testLifetime - 2*nodePause)
+		pass(32*time.Second - 2*nodeInterval)
 		a.wantWait(u0, "it has just started; browsers may come back for another", "before it is up for so long")
 		pass(10 * time.Second)
 		a.wantDrained(u0, true, "after that")
 		a.drain("u1:80")
-		pass(markRest - time.Second)
+		pass(drainQuarantine - time.Second)
 		a.wantWait("u1:80", "the mark is new", "before every node that is starting has read it")
 		pass(6 * time.Second)
 		a.wantDrained("u1:80", true, "after that")
@@ -398,17 +399,17 @@ func TestDrainedNotForAWhile(t *testing.T) {
 // The end of a verdict is known where requests are sent: what holds that an upstream is empty does not outlive what was read.
 func TestEmptyIsNotForGood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := startNode(t, newVault())
+		a := startNode(t, clustertest.NewVault())
 		pass(time.Minute)
 		a.drain(u0)
 		pass(20 * time.Second)
-		d := &a.s.members.get(u0).Drain
+		d := &a.s.get(u0).Drain
 		if !d.IsEmpty(a.s.table.Now()) {
 			t.Fatal("it is not empty")
 		}
-		release := a.door.hang()
+		release := a.door.Hang()
 		defer release()
-		pass(staleAfter + 2*nodePause)
+		pass(staleTimeout + 2*nodeInterval)
 		if d.IsEmpty(a.s.table.Now()) || d.HasEnded(a.s.table.Now()) {
 			t.Error("it is empty though nothing was read for longer than that holds")
 		}

@@ -1,6 +1,6 @@
-// This file holds the events that are raised through Caddy's events app.
+// This file holds the events that tell of drains, and how they are raised.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -17,10 +17,6 @@ const (
 	// eventDrained tells that a draining upstream is certainly empty: upstream. It is raised again after a
 	// restart of Caddy, and when a session has been there since.
 	eventDrained = "bokeh_drained"
-
-	// eventMoved tells that a session has left its upstream: from, to, reason (unreachable, unhealthy,
-	// closed or reassigned) and session, a short keyed hash.
-	eventMoved = "bokeh_session_moved"
 )
 
 // maxEvents bounds the events that wait to be raised: whoever subscribes may be slow.
@@ -32,9 +28,9 @@ type event struct {
 	data map[string]any
 }
 
-// happened puts an event in the queue, from which one goroutine raises it: subscribers run in that,
+// Publish puts an event in the queue, from which one goroutine raises it: subscribers run in that,
 // never in a request. What finds the queue full is lost.
-func (n *node) happened(name string, data map[string]any) {
+func (n *Cluster) Publish(name string, data map[string]any) {
 	if n == nil {
 		return
 	}
@@ -43,27 +39,27 @@ func (n *node) happened(name string, data map[string]any) {
 		n.lost.Store(0)
 	default:
 		if n.lost.Add(1) == 1 {
-			n.logger.Warn("events are lost, for those who subscribe to them are slow", zap.String("event", name))
+			n.Logger.Warn("events are lost, for those who subscribe to them are slow", zap.String("event", name))
 		}
 	}
 }
 
 // raise raises the events in the queue until ctx ends.
-func (n *node) raise(ctx context.Context) {
+func (n *Cluster) raise(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case e := <-n.events:
 			if p := n.aPool(); p != nil {
-				p.emit(e.name, e.data)
+				p.Emit(e.name, e.data)
 			}
 		}
 	}
 }
 
 // aPool returns a policy of the config that runs, or nil: the oldest one, for another may be loading.
-func (n *node) aPool() pool {
+func (n *Cluster) aPool() Policy {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.used == nil || len(n.used.pools) == 0 {

@@ -1,6 +1,6 @@
 // This file holds what keeps several Caddys from draining the last upstreams of a pool at once.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // A storage has no compare-and-swap. So whoever drains an upstream looks twice whether another one takes new sessions: before
@@ -23,36 +25,33 @@ import (
 // object stores do that. Where a storage shows old records for a while, as a cache or a replica does, two Caddys may still
 // miss each other's mark. Nothing prevents that here; the log of the visits that are refused tells of it.
 const (
-	// rivalWait is how long a drain waits for a newer one to give way, and for the next.
-	rivalWait = 2 * time.Second
+	// rivalTimeout is how long a drain waits for a newer one to give way, and for the next.
+	rivalTimeout = 2 * time.Second
 
 	// mostRivals bounds for how many it waits.
 	mostRivals = 3
 
-	// rivalPause is how often it looks whether they have.
-	rivalPause = 100 * time.Millisecond
+	// rivalInterval is how often it looks whether they have.
+	rivalInterval = 100 * time.Millisecond
 )
 
-// errTakenBack is that of a drain that somebody took back before it was certain that it can stand.
-var errTakenBack = errors.New("the drain was taken back while it was being said, by an operator or because no other upstream takes new sessions")
-
-// lastUpstreamError is what an operator hears who drains the last upstream.
-type lastUpstreamError struct{ name string }
+// RefusedError is that of a drain that is refused for what else was said, and not because the storage fails.
+type RefusedError struct{ why string }
 
 // Error implements error.
-func (e lastUpstreamError) Error() string {
-	return e.name + " is the last upstream of a reverse_proxy that takes new sessions: the others drain, are unhealthy, or" +
-		" refused the last connection (add another one, take a drain back, or force it with --force or ?force=true)"
+func (e RefusedError) Error() string { return e.why }
+
+// errTakenBack is that of a drain that somebody took back before it was certain that it can stand.
+var errTakenBack error = RefusedError{"the drain was taken back while it was being said, by an operator or because no other upstream takes new sessions"}
+
+// lastError is what an operator hears who drains the last upstream.
+func lastError(name string) error {
+	return RefusedError{name + " is the last upstream of a reverse_proxy that takes new sessions: the others drain, are unhealthy, or" +
+		" refused the last connection (add another one, take a drain back, or force it with --force or ?force=true)"}
 }
 
-// isRefused says whether a drain is refused for what else is drained, and not because the storage fails.
-func isRefused(err error) bool {
-	_, last := errors.AsType[lastUpstreamError](err)
-	return last || errors.Is(err, errTakenBack)
-}
-
-// turn waits until nobody drains the named upstream who may take that back, and returns what lets the next one.
-func (n *node) turn(ctx context.Context, name string) (done func(), err error) {
+// waitForTurn waits until nobody drains the named upstream who may take that back, and returns what lets the next one.
+func (n *Cluster) waitForTurn(ctx context.Context, name string) (done func(), err error) {
 	for {
 		n.mu.Lock()
 		others, taken := n.turns[name]
@@ -78,25 +77,25 @@ func (n *node) turn(ctx context.Context, name string) (done func(), err error) {
 
 // sayUnlessLast says that the named upstream drains, unless no other one takes new sessions then. A drain that was there before
 // is not taken back, whatever is said of it now, but for one that may be taken back itself: who types twice is not let off.
-func (n *node) sayUnlessLast(ctx context.Context, name string, w word) error {
-	sh, err := n.storage()
+func (n *Cluster) sayUnlessLast(ctx context.Context, name string, w DrainRequest) error {
+	sh, err := n.activeShare()
 	if err != nil {
 		return err
 	}
 	w.unlessLast = true
-	before, m, err := n.put(ctx, sh, sharedNameAt(name, n.host), w)
+	before, m, err := n.writeRequest(ctx, sh, n.sharedName(name), w)
 	if m == nil {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
 	if err == nil {
-		err = n.settle(ctx, name, m, m.Unsettled)
+		err = n.confirm(ctx, name, m, m.Unsettled)
 	}
 	switch {
 	case err == nil:
-		n.hold(sh, m.settled())
+		n.holdRecord(sh, m.confirmed())
 		if m.Unsettled {
-			sh.storeSettled(ctx, m)
+			sh.storeConfirmed(ctx, m)
 		}
 		return nil
 	case !m.Unsettled || errors.Is(err, errTakenBack):
@@ -107,26 +106,26 @@ func (n *node) sayUnlessLast(ctx context.Context, name string, w word) error {
 	return n.withdraw(ctx, m, before, err)
 }
 
-// settled returns a drain that is not taken back any more.
-func (m *mark) settled() *mark {
+// confirmed returns a drain that is not taken back any more.
+func (m *drainRecord) confirmed() *drainRecord {
 	s := *m
 	s.Unsettled = false
 	return &s
 }
 
-// storeSettled writes that a drain stands, unless something was said since. Where that fails, the drain stands all the same, and the
+// storeConfirmed writes that a drain stands, unless something was said since. Where that fails, the drain stands all the same, and the
 // next word on it is one that may be taken back.
-func (sh *share) storeSettled(ctx context.Context, m *mark) {
-	ctx, cancel := context.WithTimeout(ctx, operatorWait)
+func (sh *share) storeConfirmed(ctx context.Context, m *drainRecord) {
+	ctx, cancel := context.WithTimeout(ctx, operatorTimeout)
 	defer cancel()
-	if stored, err := loadMark(ctx, sh.st, m.Upstream); err == nil && stored != nil && stored.ID == m.ID && stored.Unsettled {
-		_ = storeRecord(ctx, sh.st, markKey(m.Upstream), m.settled())
+	if stored, err := loadDrainRecord(ctx, sh.st, m.Upstream); err == nil && stored != nil && stored.ID == m.ID && stored.Unsettled {
+		_ = storeRecord(ctx, sh.st, drainKey(m.Upstream), m.confirmed())
 	}
 }
 
-// settle looks whether a mark that was written can stand, and returns why not.
-func (n *node) settle(ctx context.Context, name string, m *mark, began bool) error {
-	for start := n.t.Now(); ; time.Sleep(rivalPause) {
+// confirm looks whether a mark that was written can stand, and returns why not.
+func (n *Cluster) confirm(ctx context.Context, name string, m *drainRecord, began bool) error {
+	for start := n.Table.Now(); ; time.Sleep(rivalInterval) {
 		l, err := n.lookBeside(ctx, name)
 		if err != nil {
 			return err
@@ -134,7 +133,7 @@ func (n *node) settle(ctx context.Context, name string, m *mark, began bool) err
 		if l.own != nil && l.own.newer(m) && !l.own.drains() {
 			return errTakenBack
 		}
-		last, late := n.isLast(name, nil, l.missed), n.t.Now()-start >= l.patience(m)
+		last, late := n.isLast(name, nil, l.missed), n.Table.Now()-start >= l.patience(m)
 		switch {
 		case !last || !began && late:
 			return nil
@@ -142,27 +141,27 @@ func (n *node) settle(ctx context.Context, name string, m *mark, began bool) err
 		case len(l.missed) > 0:
 			return l.whyMissed()
 		case late || n.isLast(name, m, nil):
-			return lastUpstreamError{name}
+			return lastError(name)
 		}
 	}
 }
 
 // besideLook is what was found of the upstreams in the pools that have one.
 type besideLook struct {
-	own    *mark            // of that one
-	others map[string]*mark // by their keys
-	missed map[string]error // by the names between nodes of those whose marks could not be loaded
+	own    *drainRecord            // of that one
+	others map[string]*drainRecord // by their keys
+	missed map[string]error        // by the names between nodes of those whose marks could not be loaded
 }
 
 // patience returns how long newer marks than m are waited for.
-func (l *besideLook) patience(m *mark) time.Duration {
+func (l *besideLook) patience(m *drainRecord) time.Duration {
 	newer := 0
 	for _, other := range l.others {
 		if other.drains() && other.newer(m) {
 			newer++
 		}
 	}
-	return time.Duration(min(max(newer, 1), mostRivals)) * rivalWait
+	return time.Duration(min(max(newer, 1), mostRivals)) * rivalTimeout
 }
 
 func (l *besideLook) whyMissed() error {
@@ -173,111 +172,105 @@ func (l *besideLook) whyMissed() error {
 }
 
 // lookBeside reads the marks of all upstreams in the pools that have the named one, and makes those of the others hold here.
-func (n *node) lookBeside(ctx context.Context, name string) (*besideLook, error) {
-	sh, err := n.storage() // a reload may have brought another one
+func (n *Cluster) lookBeside(ctx context.Context, name string) (*besideLook, error) {
+	sh, err := n.activeShare() // a reload may have brought another one
 	if err != nil {
 		return nil, err
 	}
 	names := n.beside(name)
-	marks, errs := make([]*mark, len(names)), make([]error, len(names))
+	marks, errs := make([]*drainRecord, len(names)), make([]error, len(names))
 	ctx = oneLook(ctx)
-	severally(len(names), func(i int) { marks[i], errs[i] = loadMark(ctx, sh.st, names[i]) })
-	l := &besideLook{others: make(map[string]*mark), missed: make(map[string]error)}
+	severally(len(names), func(i int) { marks[i], errs[i] = loadDrainRecord(ctx, sh.st, names[i]) })
+	l := &besideLook{others: make(map[string]*drainRecord), missed: make(map[string]error)}
 	for i, m := range marks {
 		switch {
 		case errs[i] != nil:
 			l.missed[names[i]] = errs[i]
-		case names[i] == sharedNameAt(name, n.host):
+		case names[i] == n.sharedName(name):
 			l.own = m
 		case m != nil:
-			l.others[markKey(names[i])] = m
+			l.others[drainKey(names[i])] = m
 		}
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.used == sh {
-		n.take(sh, l.others, false, false, nil)
+		n.mergeRecords(sh, l.others, false, false, nil)
 	}
 	return l, nil
 }
 
 // beside returns the upstreams of the pools that have the named one, by their names between nodes; that one among them.
-func (n *node) beside(name string) []string {
+func (n *Cluster) beside(name string) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	names := []string{sharedNameAt(name, n.host)}
-	n.eachPool(func(p pool) {
+	names := []string{n.sharedName(name)}
+	for p := range n.policies() {
 		var all []string
 		has := false
-		p.each(func(m *member, inPool bool) {
-			if inPool {
-				all = append(all, m.Shared)
-				has = has || m.Name == name
+		for _, m := range p.Pool() {
+			if m.InPool {
+				all = append(all, m.Upstream.Shared)
+				has = has || m.Upstream.Name == name
 			}
-		})
+		}
 		if has {
 			names = append(names, all...)
 		}
-	})
+	}
 	slices.Sort(names)
 	return slices.Compact(names)
 }
 
 // isLast says whether the named upstream takes new sessions, but for its mark, and is the only one that does in a pool of this
 // Caddy. Where m is given, others count as if what is newer had given way to it. n.mu is not locked.
-func (n *node) isLast(name string, m *mark, missed map[string]error) (last bool) {
+func (n *Cluster) isLast(name string, m *drainRecord, missed map[string]error) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.last(name, m, missed)
 }
 
 // last is isLast. n.mu is locked.
-func (n *node) last(name string, m *mark, missed map[string]error) (last bool) {
-	n.eachPool(func(p pool) {
+func (n *Cluster) last(name string, m *drainRecord, missed map[string]error) (last bool) {
+	for p := range n.policies() {
 		itself, others := false, 0
-		p.each(func(other *member, inPool bool) {
-			switch {
-			case !inPool || !other.answers():
-			case other.Name == name:
-				itself = !other.Drain.ByConfig()
-			case missed[other.Shared] == nil && n.takes(other, m):
+		for _, other := range p.Pool() {
+			switch u := other.Upstream; {
+			case !other.InPool || !other.answers():
+			case u.Name == name:
+				itself = !u.Drain.ByConfig()
+			case missed[u.Shared] == nil && n.takes(u, m):
 				others++
 			}
-		})
+		}
 		last = last || itself && others == 0
-	})
+	}
 	return last
 }
 
 // takes says whether an upstream takes new sessions, or will if its mark is newer than m and gives way. n.mu is locked.
-func (n *node) takes(other *member, m *mark) bool {
+func (n *Cluster) takes(other *sessions.Upstream, m *drainRecord) bool {
 	if !other.Drain.On() {
-		return n.pending[other.Name] == 0
+		return n.reserved[other.Name] == 0
 	}
-	drain := n.markOf(other.Upstream)
+	drain := n.recordOf(other)
 	return m != nil && drain.drains() && drain.newer(m) && !other.Drain.ByConfig()
 }
 
-// answers says whether an upstream can be reached, as far as is known.
-func (m *member) answers() bool {
-	u := m.last.Load()
-	return !m.unreachable() && (u == nil || u.Host == nil || u.Healthy())
-}
-
 // withdraw takes a mark back for which there is a reason, and returns that. What was said since stays.
-func (n *node) withdraw(ctx context.Context, m, before *mark, why error) error {
-	sh, err := n.storage()
+func (n *Cluster) withdraw(ctx context.Context, m, before *drainRecord, why error) error {
+	sh, err := n.activeShare()
 	if err != nil {
 		return err
 	}
 	back := m.withdrawn(before)
-	n.hold(sh, back) // so the exchange writes it, where that fails now
-	ctx, cancel := context.WithTimeout(ctx, operatorWait)
+	n.holdRecord(sh, back) // so the exchange writes it, where that fails now
+	ctx, cancel := context.WithTimeout(ctx, operatorTimeout)
 	defer cancel()
 	if err := storeAgain(ctx, sh.st, back); err != nil {
-		return fmt.Errorf("%w, and what it may have written is taken back as soon as it answers: %s: %w", errUnsure, why.Error(), err)
+		return fmt.Errorf("%w, and what it may have written is taken back as soon as it answers: %s: %w", ErrUnsure, why.Error(), err)
 	}
-	if !isRefused(why) {
+	if _, refused := errors.AsType[RefusedError](why); !refused {
 		return errors.New("the drain was taken back: " + why.Error())
 	}
 	return why
@@ -288,8 +281,8 @@ func (n *node) withdraw(ctx context.Context, m, before *mark, why error) error {
 const withdrawnSuffix = "-withdrawn"
 
 // withdrawn returns the mark by which it is again as it was before m.
-func (m *mark) withdrawn(before *mark) *mark {
-	back := &mark{State: stateReady, Since: m.Since, By: m.By}
+func (m *drainRecord) withdrawn(before *drainRecord) *drainRecord {
+	back := &drainRecord{State: stateReady, Since: m.Since, By: m.By}
 	if before != nil {
 		*back = *before
 	}

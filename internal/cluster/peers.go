@@ -1,6 +1,6 @@
 // This file holds the other nodes, as their reports show them.
 
-package caddybokeh
+package cluster
 
 import (
 	"cmp"
@@ -11,19 +11,19 @@ import (
 )
 
 const (
-	// partedAfter is when a node is gone that has said so, for it may have something to say after all:
+	// leftTimeout is when a node is gone that has said so, for it may have something to say after all:
 	// one that may be killed still serves whoever comes.
-	partedAfter = 3 * nodePause
+	leftTimeout = 3 * nodeInterval
 
-	// silentAfter is when it is looked whether the process of a node of this machine is there.
-	silentAfter = quietPause + nodePause
+	// silentTimeout is when it is looked whether the process of a node of this machine is there.
+	silentTimeout = reportInterval + nodeInterval
 
-	// overdueAfter is when a node is missed whose report does not change.
-	overdueAfter = 30 * time.Second
+	// overdueTimeout is when a node is missed whose report does not change.
+	overdueTimeout = 30 * time.Second
 
-	// givenUpAfter is when a node that is missed is taken for dead. It may be cut off from the storage
+	// deadTimeout is when a node that is missed is taken for dead. It may be cut off from the storage
 	// and well otherwise, so this is long.
-	givenUpAfter = time.Hour
+	deadTimeout = time.Hour
 )
 
 // peer is another node as its reports show it.
@@ -36,9 +36,9 @@ type peer struct {
 	strayKey bool          // it was logged that it signs with a key that we cannot verify
 }
 
-// hear takes note of what the other nodes report; all says whether every report could be read. Those
+// updatePeers takes note of what the other nodes report; all says whether every report could be read. Those
 // who reported in the storage before this one may be slow to follow. n.mu is locked.
-func (n *node) hear(sh *share, reports map[string]*report, all bool, now time.Duration) {
+func (n *Cluster) updatePeers(sh *share, reports map[string]*report, all bool, now time.Duration) {
 	for key, r := range reports {
 		if r == nil || r.Node == n.name || key != nodeKey(r.Node) {
 			continue
@@ -59,14 +59,14 @@ func (n *node) hear(sh *share, reports map[string]*report, all bool, now time.Du
 	for key, p := range n.peers {
 		silent := now - p.changed
 		lost := all && reports[key] == nil && p.share == sh && p.Left ||
-			silent > partedAfter && p.Left || silent > silentAfter && p.Process.isGone(n.process) || silent > givenUpAfter
+			silent > leftTimeout && p.Left || silent > silentTimeout && p.Process.isGone(n.Process) || silent > deadTimeout
 		switch {
 		case !lost && reports[key] != nil:
 			p.gone = 0
 		case lost && p.gone == 0:
 			p.gone = now
 		}
-		if all && reports[key] == nil && p.gone != 0 && n.settling(p, now) <= 0 {
+		if all && reports[key] == nil && p.gone != 0 && n.mayReturnFor(p, now) <= 0 {
 			delete(n.peers, key)
 		}
 	}
@@ -74,7 +74,7 @@ func (n *node) hear(sh *share, reports map[string]*report, all bool, now time.Du
 }
 
 // crowd returns an error where there are more nodes than are remembered. n.mu is locked.
-func (n *node) crowd(reports map[string]*report) error {
+func (n *Cluster) crowd(reports map[string]*report) error {
 	if len(n.peers) >= maxRecords {
 		for key := range reports {
 			if n.peers[key] == nil && key != nodeKey(n.name) {
@@ -90,23 +90,23 @@ var errCrowd = fmt.Errorf("more than %d Caddys have reported in %s, and the othe
 	" that are gone; a restart of this Caddy forgets those whose records are deleted)", maxRecords, nodesFolder)
 
 // overdue says whether p is missed.
-func (p *peer) overdue(now time.Duration) bool { return now-p.changed > overdueAfter }
+func (p *peer) overdue(now time.Duration) bool { return now-p.changed > overdueTimeout }
 
-// settling returns how long browsers may still come back to sessions that p had, which is gone.
-func (n *node) settling(p *peer, now time.Duration) time.Duration {
-	return p.gone + max(p.Settles, n.settles()) - now
+// mayReturnFor returns how long browsers may still come back to sessions that p had, which is gone.
+func (n *Cluster) mayReturnFor(p *peer, now time.Duration) time.Duration {
+	return p.gone + max(p.Settles, n.sessionTTL()) - now
 }
 
 // forget drops what need not be known any more, and returns the keys of the records to delete and the last
 // reports of nodes that did not say themselves that they are gone: those are told to all others first, for
 // not everyone can see it, and a record that is missing says nothing. sure says whether all was read just
 // now. n.mu is locked.
-func (n *node) forget(now time.Duration, sure bool, accounts func() map[string]account) (keys []string, dead []*report) {
+func (n *Cluster) forget(now time.Duration, sure bool, accounts func() map[string]account) (keys []string, dead []*report) {
 	if !sure {
 		return nil, nil
 	}
 	for key, p := range n.peers {
-		if p.gone == 0 || n.settling(p, now) > 0 {
+		if p.gone == 0 || n.mayReturnFor(p, now) > 0 {
 			continue
 		}
 		if !p.Left {
@@ -114,27 +114,27 @@ func (n *node) forget(now time.Duration, sure bool, accounts func() map[string]a
 			last.Left, p.told = true, now
 			dead = append(dead, &last)
 		}
-		if now-p.told > partedAfter {
+		if now-p.told > leftTimeout {
 			keys = append(keys, key) // until that has worked
 		}
 	}
-	for shared, md := range n.marked {
+	for shared, md := range n.drains {
 		switch {
 		case n.wanted(shared, accounts()[shared], now):
-			md.lonely = 0
-		case md.lonely == 0:
-			md.lonely = now
-		case now-md.lonely > md.lonelyFor() && (n.here(shared) != "" || now-md.lonely > readyFor):
+			md.lonelySince = 0
+		case md.lonelySince == 0:
+			md.lonelySince = now
+		case now-md.lonelySince > md.lonelyFor() && (n.here(shared) != "" || now-md.lonelySince > readyTimeout):
 			// No node of another machine can have a loopback address of that one in its pool; it may be down.
-			n.unset(shared)
-			keys = append(keys, markKey(shared))
+			n.forgetDrain(shared)
+			keys = append(keys, drainKey(shared))
 		}
 	}
 	return keys, dead
 }
 
 // wanted says whether an upstream may be in the pool of a node, or have sessions. n.mu is locked.
-func (n *node) wanted(shared string, own account, now time.Duration) bool {
+func (n *Cluster) wanted(shared string, own account, now time.Duration) bool {
 	if own.wanted() || n.unsure() {
 		return true
 	}
@@ -146,14 +146,14 @@ func (n *node) wanted(shared string, own account, now time.Duration) bool {
 	return false
 }
 
-// giveUp says for a node that it is dead, and with forget that nobody comes back to its sessions either, whatever it has said of
+// RemoveNode says for a node that it is dead, and with forget that nobody comes back to its sessions either, whatever it has said of
 // that. If it is not dead, its next report says so.
-func (n *node) giveUp(ctx context.Context, name string, forget bool) error {
-	sh, err := n.storage()
+func (n *Cluster) RemoveNode(ctx context.Context, name string, forget bool) error {
+	sh, err := n.activeShare()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, operatorWait)
+	ctx, cancel := context.WithTimeout(ctx, operatorTimeout)
 	defer cancel()
 	last, err := n.lastOf(ctx, sh, name)
 	if err != nil {
@@ -164,18 +164,18 @@ func (n *node) giveUp(ctx context.Context, name string, forget bool) error {
 		last.Settles = 0
 	}
 	if err := storeRecord(ctx, sh.st, nodeKey(name), last); err != nil {
-		return fmt.Errorf("%w: %w", errUnsure, err)
+		return fmt.Errorf("%w: %w", ErrUnsure, err)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if p := n.peers[nodeKey(name)]; p != nil && p.gone == 0 {
-		p.gone = n.t.Now()
+		p.gone = n.Table.Now()
 	}
 	return nil
 }
 
 // lastOf returns what a node has reported last, or no more than its name where that cannot be read.
-func (n *node) lastOf(ctx context.Context, sh *share, name string) (*report, error) {
+func (n *Cluster) lastOf(ctx context.Context, sh *share, name string) (*report, error) {
 	n.mu.Lock()
 	p := n.peers[nodeKey(name)]
 	n.mu.Unlock()
@@ -184,14 +184,14 @@ func (n *node) lastOf(ctx context.Context, sh *share, name string) (*report, err
 		last := *p.report
 		return &last, nil
 	case name == n.name || !recordName.MatchString(name+recordSuffix):
-		return nil, errUnknownNode
+		return nil, ErrUnknownNode
 	}
 	if _, err := loadRecord[report](ctx, sh.st, nodeKey(name)); !errors.Is(err, errBroken) {
-		return nil, cmp.Or(err, errUnknownNode)
+		return nil, cmp.Or(err, ErrUnknownNode)
 	}
 	return &report{Node: name}, nil
 }
 
-var errUnknownNode = errors.New("no such node")
+var ErrUnknownNode = errors.New("no such node")
 
 func nodeKey(name string) string { return nodesFolder + name + recordSuffix }

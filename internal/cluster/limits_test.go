@@ -1,6 +1,6 @@
 // This file tests that what is read of a storage is bounded, and that values which no Caddy writes do no harm.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"net/http"
 	"os"
 	"runtime"
 	"strings"
@@ -23,17 +22,18 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // poisoned returns a mark that drains u0 and cannot be later.
-func poisoned(id string) *mark {
-	return &mark{ID: id, Said: math.MaxInt64, Upstream: u0, State: stateDraining, By: "junk", Since: time.Now(), Written: time.Now()}
+func poisoned(id string) *drainRecord {
+	return &drainRecord{ID: id, Said: math.MaxInt64, Upstream: u0, State: stateDraining, By: "junk", Since: time.Now(), Written: time.Now()}
 }
 
-func (v *vault) put(t testing.TB, key string, record any) {
+func put(t testing.TB, v *clustertest.Vault, key string, record any) {
 	t.Helper()
-	if err := storeRecord(context.Background(), v.door(), key, record); err != nil {
+	if err := storeRecord(context.Background(), v.Door(), key, record); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -42,18 +42,18 @@ func (v *vault) put(t testing.TB, key string, record any) {
 func TestLastTimeOfAll(t *testing.T) {
 	for _, id := range []string{"zz", "zz" + closedSuffix, "0123456789abcdef", "~ffffffff00000000", "\U0010ffff"} {
 		synctest.Test(t, func(t *testing.T) {
-			v := newVault()
+			v := clustertest.NewVault()
 			a, b := startNode(t, v), startNode(t, v)
 			pass(time.Minute)
-			v.put(t, markKey(u0), poisoned(id))
+			put(t, v, drainKey(u0), poisoned(id))
 			pass(time.Minute)
 			a.wantState(u0, api.StateDrained, "by the record")
 			for i := range 20 {
 				teller, state := []*caddyNode{a, b}[i%2], []string{stateReady, stateDraining}[i%2]
-				before, _ := loadMark(t.Context(), a.door, u0)
-				teller.tell(u0, word{state: state})
+				before, _ := loadDrainRecord(t.Context(), a.door, u0)
+				teller.tell(u0, DrainRequest{State: state})
 				pass(5 * time.Second)
-				after, _ := loadMark(t.Context(), a.door, u0)
+				after, _ := loadDrainRecord(t.Context(), a.door, u0)
 				if !after.newer(before) || len(after.ID) > len(id)+20 {
 					t.Fatalf("%q comes after %q", after.ID, before.ID)
 				}
@@ -86,12 +86,12 @@ func TestLaterID(t *testing.T) {
 func TestLongestID(t *testing.T) {
 	for size := maxName; size > 200; size-- {
 		id := strings.Repeat("~", size-1) + "0"
-		m := &mark{ID: id, Said: math.MaxInt64, Upstream: u0, State: stateReady}
+		m := &drainRecord{ID: id, Said: math.MaxInt64, Upstream: u0, State: stateReady}
 		if m.check() != nil {
 			continue
 		}
-		next := word{state: stateDraining}.follows(m, u0, "c", 0)
-		for _, m := range []*mark{next, next.closed(), next.withdrawn(m), next.withdrawn(m).closed()} {
+		next := DrainRequest{State: stateDraining}.record(m, u0, "c", 0)
+		for _, m := range []*drainRecord{next, next.closed(), next.withdrawn(m), next.withdrawn(m).closed()} {
 			if err := m.check(); err != nil {
 				t.Fatalf("after an id of %d bytes one of %d: %v", size, len(m.ID), err)
 			}
@@ -102,17 +102,17 @@ func TestLongestID(t *testing.T) {
 // What no Caddy writes into a mark closes nothing, lasts for ever nowhere, and breaks no answer of the admin API.
 func TestImplausibleMarks(t *testing.T) {
 	late := time.Date(9999, 12, 31, 23, 0, 0, 0, time.UTC)
-	for name, spoil := range map[string]func(*mark){
-		"grace for ever":    func(m *mark) { m.Left = math.MaxInt64 },
-		"grace is negative": func(m *mark) { m.Left = -1 },
-		"written too late":  func(m *mark) { m.Written, m.Since, m.Left = late, late, maxLifetime },
-		"written never":     func(m *mark) { m.Written, m.Left = time.Time{}, time.Hour },
-		"unknown state":     func(m *mark) { m.State = "junk" },
-		"a long reason":     func(m *mark) { m.Reason, m.By = strings.Repeat("é", 60_000), strings.Repeat("x", 60_000) },
+	for name, spoil := range map[string]func(*drainRecord){
+		"grace for ever":    func(m *drainRecord) { m.Left = math.MaxInt64 },
+		"grace is negative": func(m *drainRecord) { m.Left = -1 },
+		"written too late":  func(m *drainRecord) { m.Written, m.Since, m.Left = late, late, MaxLifetime },
+		"written never":     func(m *drainRecord) { m.Written, m.Left = time.Time{}, time.Hour },
+		"unknown state":     func(m *drainRecord) { m.State = "junk" },
+		"a long reason":     func(m *drainRecord) { m.Reason, m.By = strings.Repeat("é", 60_000), strings.Repeat("x", 60_000) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				v := newVault()
+				v := clustertest.NewVault()
 				a := startNode(t, v)
 				pass(time.Minute)
 				_, hangUp := a.socket(a.visitAt(u0))
@@ -120,14 +120,14 @@ func TestImplausibleMarks(t *testing.T) {
 				m := poisoned("0123456789abcdef")
 				m.Clock = a.clock()
 				spoil(m)
-				v.put(t, markKey(u0), m)
+				put(t, v, drainKey(u0), m)
 				pass(time.Minute)
 				a.wantState(u0, stateDraining, "with a session")
-				body, err := json.Marshal(a.upstreams())
+				body, err := json.Marshal(a.Upstreams())
 				if err != nil || len(body) > 10_000 || !utf8.Valid(body) {
 					t.Errorf("the answer has %d bytes: %v", len(body), err)
 				}
-				a.tell(u0, word{state: stateReady})
+				a.tell(u0, DrainRequest{State: stateReady})
 				a.wantState(u0, stateReady, "when it was taken back")
 			})
 		})
@@ -139,7 +139,7 @@ func TestImplausibleSpan(t *testing.T) {
 	for _, span := range []time.Duration{math.MinInt64, math.MaxInt64} {
 		m := poisoned("x")
 		m.Span = span
-		if err := m.check(); err != nil || m.Span < 0 || m.Span > maxLifetime {
+		if err := m.check(); err != nil || m.Span < 0 || m.Span > MaxLifetime {
 			t.Errorf("%v has become %v: %v", span, m.Span, err)
 		}
 	}
@@ -148,19 +148,19 @@ func TestImplausibleSpan(t *testing.T) {
 // A mark without an id says nothing: a node that has not read it seems to have.
 func TestMarkWithoutID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a := startNode(t, v)
 		pass(time.Minute)
-		v.put(t, markKey(u0), poisoned(""))
+		put(t, v, drainKey(u0), poisoned(""))
 		pass(10 * time.Second)
 		a.wantState(u0, stateReady, "with a mark of no id")
-		if st := a.node.status(); !strings.Contains(st.Storage, markKey(u0)) || !strings.Contains(st.Storage, "delete it") {
+		if st := a.Cluster.Self(); !strings.Contains(st.Storage, drainKey(u0)) || !strings.Contains(st.Storage, "delete it") {
 			t.Errorf("the node says %q", st.Storage)
 		}
 		a.drain(u0)
 		pass(10 * time.Second)
 		a.wantState(u0, api.StateDrained, "when an operator has said so")
-		if st := a.node.status(); st.Storage != "" {
+		if st := a.Cluster.Self(); st.Storage != "" {
 			t.Errorf("the node says %q", st.Storage)
 		}
 	})
@@ -169,16 +169,16 @@ func TestMarkWithoutID(t *testing.T) {
 // An upstream of this machine has one name between nodes: under a second one it would drain, and nobody could take that back.
 func TestSecondName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		pool := testPool(2)
-		pool[0].Dial = "127.0.0.1:5006"
-		a := startNodeOn(t, hostname(), v.door(), pool)
+		pool[0] = "127.0.0.1:5006"
+		a := startNodeOn(t, thisHost, v.Door(), pool)
 		pass(time.Minute)
 		m := poisoned("x")
-		m.Upstream = pool[0].Dial
-		v.put(t, markKey(m.Upstream), m)
+		m.Upstream = pool[0]
+		put(t, v, drainKey(m.Upstream), m)
 		pass(10 * time.Second)
-		a.wantState(pool[0].Dial, stateReady, "marked by a name that is none between nodes")
+		a.wantState(pool[0], stateReady, "marked by a name that is none between nodes")
 	})
 }
 
@@ -211,30 +211,30 @@ func TestBrokenReports(t *testing.T) {
 	for name, text := range brokenReports {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				v := newVault()
+				v := clustertest.NewVault()
 				a, b := startNode(t, v), startNode(t, v)
 				pass(time.Minute)
 				a.drain(u0)
 				const beef = "beef"
-				v.mu.Lock()
-				v.values[nodeKey(beef)] = []byte(strings.ReplaceAll(text, "%s", beef))
-				v.mu.Unlock()
+				v.Lock()
+				v.Values[nodeKey(beef)] = []byte(strings.ReplaceAll(text, "%s", beef))
+				v.Unlock()
 				pass(time.Minute)
 				b.wantDrained(u0, false, "with a report that cannot be read")
-				st := a.node.status()
+				st := a.Cluster.Self()
 				if !strings.Contains(st.Storage, "DELETE /bokeh/nodes/beef") || len(st.Storage) > 1000 {
 					t.Errorf("the node says %.1000q", st.Storage)
 				}
 				if n := a.logs.FilterMessageSnippet("the storage fails").Len(); n != 1 {
 					t.Errorf("it was logged %d times", n)
 				}
-				if err := a.giveUp(t.Context(), beef, false); err != nil {
+				if err := a.RemoveNode(t.Context(), beef, false); err != nil {
 					t.Fatal(err)
 				}
 				pass(time.Minute)
 				a.wantDrained(u0, true, "a minute after the node was given up")
 				b.wantDrained(u0, true, "a minute after the node was given up")
-				if v.holds(nodeKey(beef)) {
+				if v.Holds(nodeKey(beef)) {
 					t.Error("its record is there still")
 				}
 			})
@@ -245,14 +245,14 @@ func TestBrokenReports(t *testing.T) {
 // Nobody gives up what was never there, nor what lies elsewhere in the storage.
 func TestGiveUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a := startNode(t, v)
-		v.mu.Lock()
-		v.values[nodesFolder+"../x.json"] = []byte("x")
-		v.mu.Unlock()
+		v.Lock()
+		v.Values[nodesFolder+"../x.json"] = []byte("x")
+		v.Unlock()
 		pass(time.Minute)
 		for _, name := range []string{"beef", "../x", "", a.name} {
-			if err := a.giveUp(t.Context(), name, true); !errors.Is(err, errUnknownNode) {
+			if err := a.RemoveNode(t.Context(), name, true); !errors.Is(err, ErrUnknownNode) {
 				t.Errorf("%q: %v", name, err)
 			}
 		}
@@ -262,18 +262,18 @@ func TestGiveUpNobody(t *testing.T) {
 // A node that says that browsers come back for years is waited for as long, unless an operator knows better.
 func TestForgetNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a := startNode(t, v)
 		pass(time.Minute)
-		v.put(t, nodeKey("beef"), &report{Node: "beef", Seq: 1, Settles: 2 * maxLifetime})
+		put(t, v, nodeKey("beef"), &report{Node: "beef", Seq: 1, Settles: 2 * MaxLifetime})
 		pass(10 * time.Second)
 		a.drain(u0)
-		if err := a.giveUp(t.Context(), "beef", false); err != nil {
+		if err := a.RemoveNode(t.Context(), "beef", false); err != nil {
 			t.Fatal(err)
 		}
 		pass(time.Hour)
 		a.wantWait(u0, "DELETE /bokeh/nodes/beef?force=true", "an hour after it was given up")
-		if err := a.giveUp(t.Context(), "beef", true); err != nil {
+		if err := a.RemoveNode(t.Context(), "beef", true); err != nil {
 			t.Fatal(err)
 		}
 		pass(time.Minute)
@@ -284,15 +284,15 @@ func TestForgetNode(t *testing.T) {
 // Nobody has heard what was not said yet.
 func TestHeardOfTheFuture(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a := startNode(t, v)
 		pass(time.Minute)
 		a.drain(u0)
-		m, _ := loadMark(t.Context(), a.door, u0)
+		m, _ := loadDrainRecord(t.Context(), a.door, u0)
 		r := &report{Node: "beef", Settled: true, Heard: map[string]uint64{a.name: math.MaxUint64}, Upstreams: map[string]account{u0: {Mark: m.ID}}}
 		for range 30 {
 			r.Seq++
-			v.put(t, nodeKey(r.Node), r)
+			put(t, v, nodeKey(r.Node), r)
 			pass(2 * time.Second)
 			a.wantDrained(u0, false, "with a node that says so")
 		}
@@ -302,18 +302,18 @@ func TestHeardOfTheFuture(t *testing.T) {
 // Nothing is drained where more nodes have reported than are read, and no error is as long as the folder.
 func TestTooManyRecords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a := startNode(t, v)
 		pass(time.Minute)
 		a.drain(u0)
-		v.mu.Lock()
+		v.Lock()
 		for i := range 2 * maxRecords {
-			v.values[nodeKey(fmt.Sprintf("%x", i))] = []byte("junk")
+			v.Values[nodeKey(fmt.Sprintf("%x", i))] = []byte("junk")
 		}
-		v.mu.Unlock()
+		v.Unlock()
 		pass(time.Minute)
 		a.wantDrained(u0, false, "in a crowd")
-		if st := a.node.status(); !strings.Contains(st.Storage, "more than 4096 records") || !strings.Contains(st.Storage, "and 409") || len(st.Storage) > 2000 {
+		if st := a.Cluster.Self(); !strings.Contains(st.Storage, "more than 4096 records") || !strings.Contains(st.Storage, "and 409") || len(st.Storage) > 2000 {
 			t.Errorf("the node says %.2000q", st.Storage)
 		}
 		if n := a.storageErrors["list"].Load(); n == 0 {
@@ -325,11 +325,11 @@ func TestTooManyRecords(t *testing.T) {
 // Marks of upstreams that are known are read though there are more than are read.
 func TestTooManyMarks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		m := poisoned("x")
-		v.put(t, markKey(u0), m)
+		put(t, v, drainKey(u0), m)
 		for i := range 2 * maxRecords {
-			v.values[marksFolder+fmt.Sprintf("%032x", i)+recordSuffix] = []byte("junk")
+			v.Values[drainsFolder+fmt.Sprintf("%032x", i)+recordSuffix] = []byte("junk")
 		}
 		a := startNode(t, v)
 		pass(time.Minute)
@@ -339,14 +339,14 @@ func TestTooManyMarks(t *testing.T) {
 
 // All that is read of a folder is bounded, though each record is small enough.
 func TestTooManyBytes(t *testing.T) {
-	v := newVault()
-	l := &lister{st: countingStorage{v.door(), sessions.NewCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
+	v := clustertest.NewVault()
+	l := &lister{st: countingStorage{v.Door(), sessions.NewCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
 	l.way.Store(new(wayOfListing))
 	big := strings.Repeat("x", maxReport-100)
 	const nodes = 2 * maxFolder / maxReport
 	for i := range nodes {
 		name := fmt.Sprintf("%x", i)
-		v.values[nodeKey(name)] = fmt.Appendf(nil, `{"node":%q,"x":%q}`, name, big)
+		v.Values[nodeKey(name)] = fmt.Appendf(nil, `{"node":%q,"x":%q}`, name, big)
 	}
 	records, err := loadRecords[report](t.Context(), l, nodesFolder)
 	if !errors.Is(err, errTooMuch) || len(records) > nodes/2+2*loadsAtOnce {
@@ -356,17 +356,17 @@ func TestTooManyBytes(t *testing.T) {
 
 // sizedDoor can say how large a value is, and counts how often one is loaded.
 type sizedDoor struct {
-	*door
+	*clustertest.Door
 	loads int
 }
 
 func (d *sizedDoor) Load(ctx context.Context, key string) ([]byte, error) {
 	d.loads++
-	return d.door.Load(ctx, key)
+	return d.Door.Load(ctx, key)
 }
 
 func (d *sizedDoor) Stat(_ context.Context, key string) (certmagic.KeyInfo, error) {
-	value := d.value(key)
+	value := d.Value(key)
 	if value == nil {
 		return certmagic.KeyInfo{}, fs.ErrNotExist
 	}
@@ -375,29 +375,29 @@ func (d *sizedDoor) Stat(_ context.Context, key string) (certmagic.KeyInfo, erro
 
 // A record that is too large is loaded once, and again when it is not so large any more.
 func TestTooLargeIsLoadedOnce(t *testing.T) {
-	v := newVault()
-	d := &sizedDoor{door: v.door()}
-	st, isCounting := newNode(newLedger().Table, nil, nil).share(d).st.(countingStorage)
+	v := clustertest.NewVault()
+	d := &sizedDoor{Door: v.Door()}
+	st, isCounting := New(context.Background(), testConfig(newTestTable(), nil, nil)).share(d).st.(countingStorage)
 	if !isCounting {
 		t.Fatal("errors are not counted")
 	}
-	v.values[markKey(u0)] = make([]byte, maxMark+1)
+	v.Values[drainKey(u0)] = make([]byte, maxMark+1)
 	for range 5 {
-		if _, err := loadRecord[mark](t.Context(), st, markKey(u0)); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "524289 bytes") {
+		if _, err := loadRecord[drainRecord](t.Context(), st, drainKey(u0)); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "524289 bytes") {
 			t.Error(err)
 		}
 	}
 	if d.loads != 1 || st.errors["load"].Load() != 5 {
 		t.Errorf("it was loaded %d times, and %d errors are counted", d.loads, st.errors["load"].Load())
 	}
-	v.put(t, markKey(u0), poisoned("x"))
-	if m, err := loadRecord[mark](t.Context(), st, markKey(u0)); m == nil || err != nil {
+	put(t, v, drainKey(u0), poisoned("x"))
+	if m, err := loadRecord[drainRecord](t.Context(), st, drainKey(u0)); m == nil || err != nil {
 		t.Error("the next one is not read: ", err)
 	}
-	v.values[markKey(u0)] = make([]byte, maxMark+1)
-	_, _ = loadRecord[mark](t.Context(), st, markKey(u0))
-	delete(v.values, markKey(u0))
-	if _, err := loadRecords[mark](t.Context(), &lister{st: st, own: nodeKey("0")}, marksFolder); err != nil {
+	v.Values[drainKey(u0)] = make([]byte, maxMark+1)
+	_, _ = loadRecord[drainRecord](t.Context(), st, drainKey(u0))
+	delete(v.Values, drainKey(u0))
+	if _, err := loadRecords[drainRecord](t.Context(), &lister{st: st, own: nodeKey("0")}, drainsFolder); err != nil {
 		t.Error(err)
 	}
 	st.large.Range(func(key, _ any) bool {
@@ -406,10 +406,10 @@ func TestTooLargeIsLoadedOnce(t *testing.T) {
 	})
 }
 
-// Files that seem to be larger than the memory, and take no room on the disk, are not read, nor is such a key.
+// Files that seem to be larger than the memory, and take no room on the disk, are not read.
 func TestSparseFiles(t *testing.T) {
 	st := &certmagic.FileStorage{Path: t.TempDir()}
-	keys := []string{storedKey}
+	var keys []string
 	for i := range 3 {
 		keys = append(keys, nodeKey(fmt.Sprintf("%x", i)))
 	}
@@ -424,11 +424,7 @@ func TestSparseFiles(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range 2 {
-		if _, err := loadRecords[report](t.Context(), newNode(newLedger().Table, nil, nil).share(st).records, nodesFolder); !errors.Is(err, errBroken) {
-			t.Error(err)
-		}
-		k := &keeper{held: newHeldKeys(), st: st, silent: newSilences()}
-		if _, err := k.load(t.Context()); err == nil || !strings.Contains(err.Error(), "134217728 bytes") {
+		if _, err := loadRecords[report](t.Context(), New(context.Background(), testConfig(newTestTable(), nil, nil)).share(st).records, nodesFolder); !errors.Is(err, errBroken) {
 			t.Error(err)
 		}
 	}
@@ -441,7 +437,7 @@ func TestSparseFiles(t *testing.T) {
 // What a node writes, others read, whatever visitors make up. It leaves out what matters least, and says that it has.
 func TestReportFits(t *testing.T) {
 	r := &report{Node: "a", Upstreams: make(map[string]account)}
-	for i := range 2 * maxMembers {
+	for i := range 2 * 4096 { // twice what a policy remembers
 		a := account{InPool: true, Begun: int64(i), Keys: []string{strings.Repeat("f", 16)}}
 		switch i % 1000 {
 		case 500:
@@ -500,41 +496,19 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// A stored key is no gigabyte.
-func TestStoredKeyIsTooLarge(t *testing.T) {
-	v := newVault()
-	v.values[storedKey] = make([]byte, maxKey+1)
-	d := &sizedDoor{door: v.door()}
-	k := &keeper{held: newHeldKeys(), st: lockedDoor{d}, silent: newSilences()}
-	for range 5 {
-		if _, err := k.load(t.Context()); err == nil || errors.Is(err, errNoKey) || !strings.Contains(err.Error(), "delete it") {
-			t.Error(err)
-		}
-	}
-	if d.loads != 1 {
-		t.Errorf("it is loaded %d times at once", d.loads)
-	}
-}
-
-// lockedDoor has locks that nobody needs.
-type lockedDoor struct{ recordStorage }
-
-func (lockedDoor) Lock(context.Context, string) error   { return nil }
-func (lockedDoor) Unlock(context.Context, string) error { return nil }
-
 // decode returns the record that a text is, or nil, as a node reads it.
 func decode[T any, R record[T]](key, text string) *T {
-	v := newVault()
-	v.values[key] = []byte(text)
-	r, _ := loadRecord[T, R](context.Background(), v.door(), key)
+	v := clustertest.NewVault()
+	v.Values[key] = []byte(text)
+	r, _ := loadRecord[T, R](context.Background(), v.Door(), key)
 	return r
 }
 
 // quietNode returns a node that neither reads nor writes.
-func quietNode(f *testing.F) *node {
-	s := newTestSelection(testPool(3))
-	n := newNode(s.table.Table, noStorage, zap.NewNop())
-	n.shares = []*share{{pools: []pool{s}}}
+func quietNode(f *testing.F) *Cluster {
+	s := newTestPolicy(testPool(3))
+	n := New(context.Background(), testConfig(s.table, noStorage, zap.NewNop()))
+	n.shares = []*share{{pools: []Policy{s}}}
 	n.used = n.shares[0]
 	f.Cleanup(func() { _ = s.Cleanup() })
 	return n
@@ -542,7 +516,7 @@ func quietNode(f *testing.F) *node {
 
 // FuzzMark reads what a storage may hold as a mark: it can be told of and taken back, and then is not the last word.
 func FuzzMark(f *testing.F) {
-	for _, m := range []*mark{poisoned("zz"), poisoned(""), poisoned("0123456789abcdef-closed"), {ID: "x", Said: -1, Upstream: u0, State: stateClosed, Left: math.MinInt64}} {
+	for _, m := range []*drainRecord{poisoned("zz"), poisoned(""), poisoned("0123456789abcdef-closed"), {ID: "x", Said: -1, Upstream: u0, State: stateClosed, Left: math.MinInt64}} {
 		value, _ := json.Marshal(m)
 		f.Add(string(value))
 	}
@@ -551,34 +525,34 @@ func FuzzMark(f *testing.F) {
 	f.Add("null")
 	n := quietNode(f)
 	f.Fuzz(func(t *testing.T, text string) {
-		m := decode[mark](markKey(u0), text)
+		m := decode[drainRecord](drainKey(u0), text)
 		if m == nil {
 			return
 		}
-		ready := word{state: stateReady, reason: "fuzz"}.follows(m, m.Upstream, "here", 0)
+		ready := DrainRequest{State: stateReady, Reason: "fuzz"}.record(m, m.Upstream, "here", 0)
 		if !ready.newer(m) || !ready.newer(m.closed()) || ready.drains() {
 			t.Errorf("%q of %d does not come after it", ready.ID, ready.Said)
 		}
 		value, err := json.Marshal(ready)
-		if again := decode[mark](markKey(u0), string(value)); err != nil || again == nil || again.newer(ready) || ready.newer(again) {
+		if again := decode[drainRecord](drainKey(u0), string(value)); err != nil || again == nil || again.newer(ready) || ready.newer(again) {
 			t.Errorf("%s is not read again: %v", value, err)
 		}
 		n.mu.Lock()
-		n.take(n.used, map[string]*mark{markKey(m.Upstream): m}, true, false, nil)
-		n.closeDue(n.t.Now())
+		n.mergeRecords(n.used, map[string]*drainRecord{drainKey(m.Upstream): m}, true, false, nil)
+		n.closeDue(n.Table.Now())
 		n.mu.Unlock()
-		if _, err := json.Marshal(n.upstreams()); err != nil {
+		if _, err := json.Marshal(n.Upstreams()); err != nil {
 			t.Error(err)
 		}
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.take(n.used, map[string]*mark{markKey(m.Upstream): ready}, true, false, nil)
-		n.t.Each(func(u *sessions.Upstream) {
+		n.mergeRecords(n.used, map[string]*drainRecord{drainKey(m.Upstream): ready}, true, false, nil)
+		n.Table.Each(func(u *sessions.Upstream) {
 			if u.Drain.On() {
 				t.Errorf("%q drains still", u.Name)
 			}
 		})
-		clear(n.marked)
+		clear(n.drains)
 	})
 }
 
@@ -594,31 +568,31 @@ func FuzzReport(f *testing.F) {
 	f.Add(string(value))
 	f.Add(`{"node":"beef","process":{"pid":-1},"left":true,"upstreams":{"u0:80":{"oldest":1e308,"keys":[""]}}}`)
 	n := quietNode(f)
-	n.set(poisoned("the mark"))
+	n.apply(poisoned("the mark"))
 	f.Fuzz(func(t *testing.T, text string) {
 		r := decode[report](nodeKey("beef"), text)
 		if r == nil {
 			return
 		}
 		n.mu.Lock()
-		key, now := nodeKey(r.Node), n.t.Now()+time.Hour
+		key, now := nodeKey(r.Node), n.Table.Now()+time.Hour
 		n.round, n.listed, n.used.trusted = now, now, true
-		n.hear(n.used, map[string]*report{key: r}, true, now)
+		n.updatePeers(n.used, map[string]*report{key: r}, true, now)
 		n.judgeAll(now)
-		n.judgeAll(now + markRest)
+		n.judgeAll(now + drainQuarantine)
 		for u, v := range n.verdicts {
 			if p := n.peers[key]; v.drained && p != nil && p.gone == 0 && (r.Upstreams[u.Shared].Mark != "the mark" || r.Upstreams[u.Shared].Sessions.All() > 0) {
 				t.Errorf("%q is drained: %+v", u.Name, v)
 			}
 		}
-		if p := n.peers[key]; p != nil && n.settling(p, now) > now+2*maxLifetime {
+		if p := n.peers[key]; p != nil && n.mayReturnFor(p, now) > now+2*MaxLifetime {
 			t.Error("it settles for ever")
 		}
 		n.mu.Unlock()
-		if _, err := json.Marshal(n.upstreams()); err != nil {
+		if _, err := json.Marshal(n.Upstreams()); err != nil {
 			t.Error(err)
 		}
-		for _, st := range n.nodes() {
+		for _, st := range n.Nodes() {
 			if st.Sessions.All() < 0 {
 				t.Errorf("%+v", st)
 			}
@@ -629,17 +603,20 @@ func FuzzReport(f *testing.F) {
 	})
 }
 
-// An operator's reason is as long as all nodes read it.
-func TestLongReason(t *testing.T) {
-	long, fits := strings.Repeat("x", maxText+1), strings.Repeat("x", maxText)
-	if _, err := (drainBody{Reason: long}).word(http.MethodPut, ""); err == nil || !strings.Contains(err.Error(), "at most 1000") {
-		t.Error(err)
-	}
-	if _, err := (drainBody{Reason: fits}).word(http.MethodPut, ""); err != nil {
-		t.Error(err)
-	}
+// A reason of an operator, who may give one as long as that, is read as it is.
+func TestLongReasonIsRead(t *testing.T) {
+	fits := strings.Repeat("x", MaxReason)
 	m := poisoned("x")
 	if m.Reason = fits; m.check() != nil || m.Reason != fits {
 		t.Errorf("it has become %q", m.Reason)
+	}
+}
+
+// A mark of an upstream whose name would steer a terminal is of no use.
+func TestMarkOfAnEscapeSequence(t *testing.T) {
+	m := poisoned("x")
+	m.Upstream = "\x1b]0;owned\a\u009b2J"
+	if err := m.check(); err == nil {
+		t.Error("it is read")
 	}
 }

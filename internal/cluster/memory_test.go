@@ -1,7 +1,7 @@
 // This file tests that what is remembered of what others have written to the storage stays little, and that nothing is called drained
 // for what is forgotten of it.
 
-package caddybokeh
+package cluster
 
 import (
 	"encoding/json"
@@ -17,12 +17,13 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // tenant has the same storage as a fleet, and gives its records other names again and again.
 type tenant struct {
-	*vault
+	*clustertest.Vault
 	wrote []string
 	n     int // names so far
 }
@@ -30,24 +31,24 @@ type tenant struct {
 // writes deletes what the tenant has written, and writes some records anew.
 func (te *tenant) writes(t *testing.T, records int, write func(i int) (key string, record any)) {
 	t.Helper()
-	te.mu.Lock()
+	te.Lock()
 	for _, key := range te.wrote {
-		delete(te.values, key)
+		delete(te.Values, key)
 	}
-	te.mu.Unlock()
+	te.Unlock()
 	te.wrote = te.wrote[:0]
 	for range records {
 		te.n++
 		key, record := write(te.n)
-		te.put(t, key, record)
+		put(t, te.Vault, key, record)
 		te.wrote = append(te.wrote, key)
 	}
 }
 
 // strangeMark is one of an upstream that is in no pool.
-func strangeMark(i int, state string) (key string, m *mark) {
-	m = &mark{ID: randomName(), Said: 1, Upstream: fmt.Sprintf("strange%d:80", i), State: state, By: strings.Repeat("x", maxText), Reason: strings.Repeat("y", maxText)}
-	return markKey(m.Upstream), m
+func strangeMark(i int, state string) (key string, m *drainRecord) {
+	m = &drainRecord{ID: randomName(), Said: 1, Upstream: fmt.Sprintf("strange%d:80", i), State: state, By: strings.Repeat("x", MaxReason), Reason: strings.Repeat("y", MaxReason)}
+	return drainKey(m.Upstream), m
 }
 
 // strangeReport is one of a node that tells of many upstreams, in as few bytes as that takes.
@@ -63,10 +64,10 @@ func strangeReport(i int) (key string, record any) {
 func (c *caddyNode) marksKept() (marks, memory int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, md := range c.marked {
+	for _, md := range c.drains {
 		memory += md.memory()
 	}
-	return len(c.marked), memory
+	return len(c.drains), memory
 }
 
 // reportsKept returns how many nodes a node remembers, and how many bytes of memory their reports take.
@@ -86,20 +87,20 @@ func TestStrangersMarksAreBounded(t *testing.T) {
 		for _, broken := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, broken %v", state, broken), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					v := newVault()
+					v := clustertest.NewVault()
 					a, b := startNode(t, v), startNode(t, v)
 					pass(time.Minute)
 					a.drain(u0)
 					pass(10 * time.Second)
 					if broken {
-						v.mu.Lock()
-						v.values[marksFolder+"0.json"] = []byte("{bro")
-						v.mu.Unlock()
+						v.Lock()
+						v.Values[drainsFolder+"0.json"] = []byte("{bro")
+						v.Unlock()
 					}
-					te := &tenant{vault: v}
+					te := &tenant{Vault: v}
 					for range 8 {
 						te.writes(t, 1000, func(i int) (string, any) { return strangeMark(i, state) })
-						pass(nodePause)
+						pass(nodeInterval)
 						if marks, memory := b.marksKept(); marks > maxStrangers+1 || memory > 20<<20 {
 							t.Fatalf("after %d marks it remembers %d, which take %d KiB", te.n, marks, memory>>10)
 						}
@@ -122,17 +123,17 @@ func TestStrangersMarksAreBounded(t *testing.T) {
 // Of too many marks, those stay that another node needs read: it has the upstream in its pool.
 func TestMarksOfOthersPoolsAreKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
-		a, b := startNodeOn(t, "a", v.door(), testPool(2)), startNodeOn(t, "b", v.door(), testPool(3))
+		v := clustertest.NewVault()
+		a, b := startNodeOn(t, "a", v.Door(), testPool(2)), startNodeOn(t, "b", v.Door(), testPool(3))
 		pass(time.Minute)
 		b.drain("u2:80")
 		pass(10 * time.Second)
-		te := &tenant{vault: v}
+		te := &tenant{Vault: v}
 		for range 8 {
 			te.writes(t, 1000, func(i int) (string, any) { return strangeMark(i, stateReady) })
-			pass(nodePause)
+			pass(nodeInterval)
 			a.mu.Lock()
-			kept := a.marked["u2:80"] != nil
+			kept := a.drains["u2:80"] != nil
 			a.mu.Unlock()
 			if !kept {
 				t.Fatal("the mark of an upstream of another node's pool is forgotten")
@@ -147,21 +148,21 @@ func TestMarksOfOthersPoolsAreKept(t *testing.T) {
 // there: nothing is drained for it. A node with sessions at an upstream that is known here is forgotten last.
 func TestStrangersReportsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a, b := startNode(t, v), startNode(t, v)
 		pass(time.Minute)
 		token := b.visitAt(u0)
 		_, hangUp := b.socket(token)
-		pass(quietPause + nodePause)
-		b.door.fail(errors.New("no route to host"))
-		v.mu.Lock()
-		delete(v.values, nodeKey(b.name)) // somebody has put an older state of the storage back
-		v.mu.Unlock()
+		pass(reportInterval + nodeInterval)
+		b.door.Fail(errors.New("no route to host"))
+		v.Lock()
+		delete(v.Values, nodeKey(b.name)) // somebody has put an older state of the storage back
+		v.Unlock()
 		a.drain(u0)
-		te := &tenant{vault: v}
+		te := &tenant{Vault: v}
 		for range 8 {
 			te.writes(t, 12, strangeReport)
-			pass(nodePause)
+			pass(nodeInterval)
 			if nodes, memory := a.reportsKept(); memory > maxKept || nodes != te.n+1 {
 				t.Fatalf("of %d nodes it remembers %d, whose reports take %d MiB", te.n+1, nodes, memory>>20)
 			}
@@ -176,7 +177,7 @@ func TestStrangersReportsAreBounded(t *testing.T) {
 			t.Errorf("it is logged %d times", got)
 		}
 		te.writes(t, 0, nil)
-		b.door.fail(nil)
+		b.door.Fail(nil)
 		hangUp()
 		pass(time.Minute)
 		a.wantDrained(u0, false, "with nodes of which little is remembered")
@@ -187,7 +188,7 @@ func TestStrangersReportsAreBounded(t *testing.T) {
 			}
 		}
 		a.mu.Unlock()
-		pass(givenUpAfter + time.Minute)
+		pass(deadTimeout + time.Minute)
 		a.wantDrained(u0, true, "when those were given up")
 		if nodes, _ := a.reportsKept(); nodes != 1 {
 			t.Errorf("it remembers %d nodes", nodes)
@@ -199,8 +200,8 @@ func TestStrangersReportsAreBounded(t *testing.T) {
 // that it is there.
 func TestOutlineSpeaksAgainstDrained(t *testing.T) {
 	n := newTestNode(t)
-	now := n.t.Now() + 2*time.Hour
-	marks := []*mark{nil, {ID: "x", State: stateDraining}, {ID: "x", State: stateClosed}}
+	now := n.Table.Now() + 2*time.Hour
+	marks := []*drainRecord{nil, {ID: "x", State: stateDraining}, {ID: "x", State: stateClosed}}
 	cases := 0
 	for bits := range 1 << 9 {
 		is := func(i int) bool { return bits>>i&1 > 0 }
@@ -236,19 +237,19 @@ func TestOutlineSpeaksAgainstDrained(t *testing.T) {
 	}
 }
 
-func newTestNode(t *testing.T) *node {
+func newTestNode(t *testing.T) *Cluster {
 	t.Helper()
-	return makeNode(t, newVault().door(), newTestSelection(testPool(3)), testPool(3)).node
+	return makeNode(t, clustertest.NewVault().Door(), newTestPolicy(testPool(3)), testPool(3)).Cluster
 }
 
 // What a few bytes of JSON become in memory counts while a folder is read.
 func TestManySmallAccounts(t *testing.T) {
-	v := newVault()
+	v := clustertest.NewVault()
 	for i := range 100 {
 		key, record := strangeReport(i + 1)
-		v.put(t, key, record)
+		put(t, v, key, record)
 	}
-	l := &lister{st: countingStorage{v.door(), sessions.NewCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
+	l := &lister{st: countingStorage{v.Door(), sessions.NewCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
 	l.way.Store(new(wayOfListing))
 	records, err := loadRecords[report](t.Context(), l, nodesFolder)
 	memory := 0
@@ -306,15 +307,15 @@ func TestMemoryOfRecords(t *testing.T) {
 // However many nodes and drains there are, what each drain waits for is told in a few lines.
 func TestWaitsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a := startNode(t, v)
 		pass(time.Minute)
 		const many = 300
 		for i := range many {
 			key, m := strangeMark(i, stateDraining)
-			v.put(t, key, m)
+			put(t, v, key, m)
 			name := fmt.Sprintf("%x", i)
-			v.put(t, nodeKey(name), &report{Node: name, Seq: 1, Settled: true})
+			put(t, v, nodeKey(name), &report{Node: name, Seq: 1, Settled: true})
 		}
 		a.drain(u0)
 		pass(10 * time.Second)
@@ -334,12 +335,12 @@ func TestWaitsAreBounded(t *testing.T) {
 // What was certain stays so while nodes are late, however many, and does not if one of them has sessions.
 func TestCertainAmongMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a := startNode(t, v)
 		pass(time.Minute)
 		a.drain(u0)
 		pass(10 * time.Second)
-		m, _ := loadMark(t.Context(), a.door, u0)
+		m, _ := loadDrainRecord(t.Context(), a.door, u0)
 		reports := make([]*report, 2*maxWaits)
 		write := func() {
 			a.mu.Lock()
@@ -348,7 +349,7 @@ func TestCertainAmongMany(t *testing.T) {
 			for _, r := range reports {
 				r.Seq++
 				r.Heard = map[string]uint64{a.name: seq}
-				v.put(t, nodeKey(r.Node), r)
+				put(t, v, nodeKey(r.Node), r)
 			}
 		}
 		for i := range reports {
@@ -357,15 +358,15 @@ func TestCertainAmongMany(t *testing.T) {
 		}
 		for range 10 {
 			write()
-			pass(nodePause)
+			pass(nodeInterval)
 		}
 		a.wantDrained(u0, true, "which all nodes have read of")
-		pass(overdueAfter + 5*time.Second)
+		pass(overdueTimeout + 5*time.Second)
 		a.wantDrained(u0, true, "which was certain before they were late")
 		last := reports[len(reports)-1]
 		last.Seq++
 		last.Upstreams = map[string]account{u0: {Mark: m.ID, Draining: true, InPool: true, Sessions: api.Counts{Connected: 1}, Begun: 1}}
-		v.put(t, nodeKey(last.Node), last)
+		put(t, v, nodeKey(last.Node), last)
 		pass(5 * time.Second)
 		a.wantDrained(u0, false, "with a session at the last of them")
 	})

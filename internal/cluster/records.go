@@ -1,6 +1,6 @@
 // This file holds how records are kept in Caddy's storage: JSON, one key for each, under a folder of ours.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -19,19 +19,36 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
-// folder is where Caddy's storage keeps all that is ours.
-const folder = "caddy-bokeh/"
+// Folder is where Caddy's storage keeps all that is ours.
+const Folder = "caddy-bokeh/"
 
 // recordSuffix ends the key of every record.
 const recordSuffix = ".json"
 
-// recordStorage is the part of Caddy's storage that records need. None of it is locked: each record
-// is written whole, and the last one to write it has the say.
-type recordStorage interface {
+// Storage is the part of Caddy's storage that this module needs, as certmagic.Storage says it. All may be called from any goroutine.
+//
+// A call may fail, hang whatever its context says, or do later what it was asked for: whoever uses a storage counts on none of it. What
+// is counted on is that a value is written whole, and that a load shows what was stored before it began. Records are written without
+// locks, so the last one to write has the say.
+type Storage interface {
+	// Store writes a value, over what was there.
 	Store(ctx context.Context, key string, value []byte) error
+
+	// Load returns a value. The error of one that is not there is fs.ErrNotExist.
 	Load(ctx context.Context, key string) ([]byte, error)
+
+	// Delete deletes a value. Where there is none, that may be an error.
 	Delete(ctx context.Context, key string) error
+
+	// List returns names below a prefix. Storages do not agree on more than that, see lister.
 	List(ctx context.Context, prefix string, recursive bool) ([]string, error)
+
+	// Stat says how large a value is. Some storages load it for that, and some do not know.
+	Stat(ctx context.Context, key string) (certmagic.KeyInfo, error)
+
+	// Lock waits for a lock and takes it, and Unlock gives it back. Some storages keep a lock as a record of its name.
+	Lock(ctx context.Context, name string) error
+	Unlock(ctx context.Context, name string) error
 }
 
 // operations are what can fail of a storage.
@@ -39,7 +56,7 @@ var operations = []string{"load", "list", "store", "delete"}
 
 // countingStorage counts the failures of a storage, by operation.
 type countingStorage struct {
-	recordStorage
+	Storage
 	errors sessions.Counters
 	large  *sync.Map // keys (string) of records that were too large
 }
@@ -53,33 +70,33 @@ func (c countingStorage) count(ctx context.Context, operation string, err error)
 
 // Store implements recordStorage.
 func (c countingStorage) Store(ctx context.Context, key string, value []byte) error {
-	err := c.recordStorage.Store(ctx, key, value)
+	err := c.Storage.Store(ctx, key, value)
 	c.count(ctx, "store", err)
 	return err
 }
 
 // Load implements recordStorage.
 func (c countingStorage) Load(ctx context.Context, key string) ([]byte, error) {
-	value, err := c.recordStorage.Load(ctx, key)
+	value, err := c.Storage.Load(ctx, key)
 	c.count(ctx, "load", err)
 	return value, err
 }
 
 // Delete implements recordStorage.
 func (c countingStorage) Delete(ctx context.Context, key string) error {
-	err := c.recordStorage.Delete(ctx, key)
+	err := c.Storage.Delete(ctx, key)
 	c.count(ctx, "delete", err)
 	return err
 }
 
 // List implements recordStorage.
 func (c countingStorage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
-	keys, err := c.recordStorage.List(ctx, prefix, recursive)
+	keys, err := c.Storage.List(ctx, prefix, recursive)
 	c.count(ctx, "list", err)
 	return keys, err
 }
 
-func storeRecord(ctx context.Context, st recordStorage, key string, record any) error {
+func storeRecord(ctx context.Context, st Storage, key string, record any) error {
 	value, err := json.Marshal(record)
 	if err != nil {
 		return err
@@ -99,13 +116,13 @@ type record[T any] interface {
 }
 
 // loadRecord returns the record at key, or nil if there is none.
-func loadRecord[T any, R record[T]](ctx context.Context, st recordStorage, key string) (*T, error) {
+func loadRecord[T any, R record[T]](ctx context.Context, st Storage, key string) (*T, error) {
 	r, _, err := loadSized[T, R](ctx, st, key)
 	return r, err
 }
 
 // loadSized returns how many bytes were loaded beside.
-func loadSized[T any, R record[T]](ctx context.Context, st recordStorage, key string) (_ *T, size int, _ error) {
+func loadSized[T any, R record[T]](ctx context.Context, st Storage, key string) (_ *T, size int, _ error) {
 	r := R(new(T))
 	if size, is := isTooLarge(ctx, st, key, r.size()); is {
 		return nil, 0, broken(st, key, tooLarge(size, r.size()))
@@ -130,7 +147,7 @@ func loadSized[T any, R record[T]](ctx context.Context, st recordStorage, key st
 }
 
 // broken is the error of a record that is of no use, though the storage has done its part. What is told of it may be as long as it is.
-func broken(st recordStorage, key string, err error) error {
+func broken(st Storage, key string, err error) error {
 	countError(st, "load")
 	mend := "delete it"
 	if node, ok := strings.CutPrefix(strings.TrimSuffix(key, recordSuffix), nodesFolder); ok {
@@ -140,7 +157,7 @@ func broken(st recordStorage, key string, err error) error {
 }
 
 // countError counts what a storage could not know to be a failure.
-func countError(st recordStorage, operation string) {
+func countError(st Storage, operation string) {
 	if c, ok := st.(countingStorage); ok {
 		c.errors.Add(operation)
 	}
@@ -150,16 +167,11 @@ func tooLarge(size int64, most int) error {
 	return fmt.Errorf("it has %d bytes, of which at most %d are read", size, most)
 }
 
-// statStorage is a storage that can say how large a value is.
-type statStorage interface {
-	Stat(ctx context.Context, key string) (certmagic.KeyInfo, error)
-}
-
-// knowsSizes says whether a storage tells how large a value is without reading that: the one that Caddy has if none is configured. There
+// KnowsSizes says whether a storage tells how large a value is without reading that: the one that Caddy has if none is configured. There
 // a file may seem to be larger than the memory and take no room on the disk.
-func knowsSizes(st any) bool {
-	if p, ok := st.(promptStorage); ok {
-		st = p.recordStorage
+func KnowsSizes(st Storage) bool {
+	if p, ok := st.(patientStorage); ok {
+		st = p.Storage
 	}
 	_, ok := st.(*certmagic.FileStorage)
 	return ok
@@ -168,32 +180,30 @@ func knowsSizes(st any) bool {
 // isTooLarge says whether it is known that a record is too large, and how large it is. Where that is not cheap, it is asked only about
 // what was too large before: storages that are far away would be asked twice for each record, and many that know no size load the value
 // for it.
-func isTooLarge(ctx context.Context, st recordStorage, key string, most int) (size int64, is bool) {
+func isTooLarge(ctx context.Context, st Storage, key string, most int) (size int64, is bool) {
 	c, ok := st.(countingStorage)
 	if !ok {
 		return 0, false
 	}
-	if _, was := c.large.LoadAndDelete(key); !was && !knowsSizes(c.recordStorage) {
+	if _, was := c.large.LoadAndDelete(key); !was && !KnowsSizes(c.Storage) {
 		return 0, false
 	}
-	if st, ok := c.recordStorage.(statStorage); ok {
-		if info, err := st.Stat(ctx, key); err == nil && info.Size > int64(most) {
-			noteTooLarge(c, key)
-			return info.Size, true
-		}
+	if info, err := c.Stat(ctx, key); err == nil && info.Size > int64(most) {
+		noteTooLarge(c, key)
+		return info.Size, true
 	}
 	return 0, false
 }
 
 // noteTooLarge takes note that a record is too large.
-func noteTooLarge(st recordStorage, key string) {
+func noteTooLarge(st Storage, key string) {
 	if c, ok := st.(countingStorage); ok {
 		c.large.Store(key, true)
 	}
 }
 
 // forgetTooLarge forgets what is not in a folder any more.
-func forgetTooLarge(st recordStorage, folder string, keys []string) {
+func forgetTooLarge(st Storage, folder string, keys []string) {
 	c, ok := st.(countingStorage)
 	if !ok {
 		return
@@ -287,7 +297,7 @@ func severally(n int, f func(i int)) {
 }
 
 // deleteRecord deletes the record at key. Another node may have been first, which some storages call an error.
-func deleteRecord(ctx context.Context, st recordStorage, key string) error {
+func deleteRecord(ctx context.Context, st Storage, key string) error {
 	if err := st.Delete(ctx, key); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("deleting %s: %w", key, err)
 	}

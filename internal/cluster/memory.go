@@ -1,6 +1,6 @@
 // This file holds how much is remembered of what others have written to the storage, and what is forgotten first where that is more.
 
-package caddybokeh
+package cluster
 
 import (
 	"cmp"
@@ -20,7 +20,7 @@ const (
 )
 
 // memory is how many bytes m takes, about.
-func (m *mark) memory() int {
+func (m *drainRecord) memory() int {
 	return 512 + len(m.ID) + len(m.Upstream) + len(m.State) + len(m.By) + len(m.Reason) + len(m.Clock)
 }
 
@@ -48,21 +48,21 @@ func (r *report) outline() *report {
 }
 
 // bound forgets what is too much of what the others have written, where these are the records that were just read. n.mu is locked.
-func (n *node) bound(marks map[string]*mark, reports map[string]*report, now time.Duration, accounts func() map[string]account) {
+func (n *Cluster) bound(marks map[string]*drainRecord, reports map[string]*report, now time.Duration, accounts func() map[string]account) {
 	outlined, forgotten := n.boundReports(reports, accounts), n.boundMarks(marks, accounts)
-	if outlined+forgotten == 0 || n.overfull != 0 && now-n.overfull < nagPause {
+	if outlined+forgotten == 0 || n.overfull != 0 && now-n.overfull < reminderInterval {
 		return
 	}
 	n.overfull = now
-	n.logger.Warn("the storage has held more of other Caddys, and of servers that are in no pool here, than is remembered; what matters least"+
-		" is forgotten, and no upstream is called drained for it (look who writes to "+folder+" in the storage, and delete the records of nodes"+
+	n.Logger.Warn("the storage has held more of other Caddys, and of servers that are in no pool here, than is remembered; what matters least"+
+		" is forgotten, and no upstream is called drained for it (look who writes to "+Folder+" in the storage, and delete the records of nodes"+
 		" and servers that are gone; a restart of this Caddy forgets those whose records are deleted)",
 		zap.Int("reports_forgotten", outlined), zap.Int("marks_forgotten", forgotten))
 }
 
 // boundReports leaves the outlines of some reports where all take too much memory, and returns of how many. First go those that tell of
 // no upstream in a pool here and of no session, and of these those that the storage does not hold any more, the oldest first. n.mu is locked.
-func (n *node) boundReports(reports map[string]*report, accounts func() map[string]account) (outlined int) {
+func (n *Cluster) boundReports(reports map[string]*report, accounts func() map[string]account) (outlined int) {
 	size := 0
 	for _, p := range n.peers {
 		size += p.memory()
@@ -101,28 +101,28 @@ func (r *report) concerns(own map[string]account) bool {
 // boundMarks forgets marks of upstreams that are not in use here, where those are too many, and returns how many. First go those that
 // no other node has in use either, and of these those that the storage does not hold any more, and those that keep nobody out. One that
 // it holds is read again when its upstream comes into a pool. n.mu is locked.
-func (n *node) boundMarks(marks map[string]*mark, accounts func() map[string]account) (forgotten int) {
-	if len(n.marked) <= maxStrangers {
+func (n *Cluster) boundMarks(marks map[string]*drainRecord, accounts func() map[string]account) (forgotten int) {
+	if len(n.drains) <= maxStrangers {
 		return 0
 	}
-	strangers := slices.DeleteFunc(slices.Sorted(maps.Keys(n.marked)), func(shared string) bool { return accounts()[shared].wanted() })
+	strangers := slices.DeleteFunc(slices.Sorted(maps.Keys(n.drains)), func(shared string) bool { return accounts()[shared].wanted() })
 	forgotten = max(len(strangers)-maxStrangers, 0)
 	if forgotten == 0 {
 		return 0
 	}
 	elsewhere, worth := n.wantedElsewhere(), make(map[string]int)
 	for _, shared := range strangers {
-		worth[shared] = rank(elsewhere[shared], marks[markKey(shared)] != nil, n.marked[shared].drains())
+		worth[shared] = rank(elsewhere[shared], marks[drainKey(shared)] != nil, n.drains[shared].drains())
 	}
 	slices.SortStableFunc(strangers, func(a, b string) int { return cmp.Compare(worth[a], worth[b]) })
 	for _, shared := range strangers[:forgotten] {
-		n.unset(shared)
+		n.forgetDrain(shared)
 	}
 	return forgotten
 }
 
 // wantedElsewhere returns the upstreams that other nodes have in use. n.mu is locked.
-func (n *node) wantedElsewhere() map[string]bool {
+func (n *Cluster) wantedElsewhere() map[string]bool {
 	wanted := make(map[string]bool)
 	for _, p := range n.peers {
 		for shared, a := range p.Upstreams {

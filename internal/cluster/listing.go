@@ -1,6 +1,6 @@
 // This file holds how the records in a folder are found, whatever habit a storage has of listing them.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -19,7 +19,7 @@ import (
 // names may be full, relative, or those in the bucket, which cannot be loaded. So the last part of a name counts,
 // and the ways of asking are tried until one shows the record that is certainly there: this node's own report.
 type lister struct {
-	st  recordStorage
+	st  Storage
 	own string                       // the key of this node's report
 	way atomic.Pointer[wayOfListing] // that showed it; nil until one has
 }
@@ -67,7 +67,7 @@ func (l *lister) keys(ctx context.Context, folder string) ([]string, error) {
 func (l *lister) forget() { l.way.Store(nil) }
 
 // list asks a storage in this way.
-func (w wayOfListing) list(ctx context.Context, st recordStorage, folder string) ([]string, error) {
+func (w wayOfListing) list(ctx context.Context, st Storage, folder string) ([]string, error) {
 	prefix := strings.TrimSuffix(folder, "/")
 	if w.slash {
 		prefix = folder

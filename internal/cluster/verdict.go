@@ -1,6 +1,6 @@
 // This file holds the verdict on a draining upstream: whether it is certainly empty, and if not, what speaks against it.
 
-package caddybokeh
+package cluster
 
 import (
 	"fmt"
@@ -49,64 +49,64 @@ func newWait(node, host, reason string, certain bool) wait {
 	return wait{api.Wait{Node: node, Host: host, Reason: reason}, certain}
 }
 
-// aloneFor is how long after it has read the storage a node knows that there is no other. One that has
+// aloneQuarantine is how long after it has read the storage a node knows that there is no other. One that has
 // started since has no session yet that has ended here.
-const aloneFor = 5 * time.Second
+const aloneQuarantine = 5 * time.Second
 
 // judgeAll passes the verdict on every draining upstream. n.mu is locked.
-func (n *node) judgeAll(now time.Duration) {
+func (n *Cluster) judgeAll(now time.Duration) {
 	verdicts, all := make(map[*sessions.Upstream]verdict), n.peersByName()
-	n.t.Each(func(u *sessions.Upstream) {
-		if u.Drain.On() && !n.opens(u) {
+	n.Table.Each(func(u *sessions.Upstream) {
+		if u.Drain.On() && !n.isOpening(u) {
 			before, known := n.verdicts[u]
 			peers := n.concerned(u, all, now)
 			v := n.judge(u, peers, before, now)
 			if !known {
-				n.tellStarted(u)
+				n.publishStarted(u)
 			}
 			if v.drained {
-				n.tellDrained(u, &v, now)
+				n.publishDrained(u, &v, now)
 			}
 			verdicts[u] = v
 			until := int64(0)
 			if v.drained {
-				until = int64(n.sure() + staleAfter)
+				until = int64(n.sure() + staleTimeout)
 			}
 			u.Drain.SetEmpty(until)
 			if n.sure() != 0 && len(peers) == 0 {
-				u.Drain.SetAlone(int64(n.sure() + aloneFor))
+				u.Drain.SetAlone(int64(n.sure() + aloneQuarantine))
 			}
 		}
 	})
 	n.verdicts = verdicts
 }
 
-// nagPause is how often it is logged that an upstream drains which is long empty.
-const nagPause = time.Hour
+// reminderInterval is how often it is logged that an upstream drains which is long empty.
+const reminderInterval = time.Hour
 
-// tellStarted raises the event that u has begun to drain, unless it did before this process started.
-func (n *node) tellStarted(u *sessions.Upstream) {
+// publishStarted raises the event that u has begun to drain, unless it did before this process started.
+func (n *Cluster) publishStarted(u *sessions.Upstream) {
 	if !n.witness {
 		return
 	}
 	data := map[string]any{"upstream": u.Name, "config": u.Drain.ByConfig(), "by": "", "reason": ""}
-	if m := n.markOf(u); m.drains() {
+	if m := n.recordOf(u); m.drains() {
 		data["by"], data["reason"] = m.By, m.Reason
 	}
-	n.happened(eventStarted, data)
+	n.Publish(eventStarted, data)
 }
 
-// tellDrained raises the event that u is drained, and logs from time to time that it still is. What was
+// publishDrained raises the event that u is drained, and logs from time to time that it still is. What was
 // told is told again only if a session may have been there since: while the storage fails nothing is
 // called drained, and nobody needs to hear of that when it is over.
-func (n *node) tellDrained(u *sessions.Upstream, v *verdict, now time.Duration) {
+func (n *Cluster) publishDrained(u *sessions.Upstream, v *verdict, now time.Duration) {
 	switch {
 	case v.told == nil || grew(v.told, v.moment.begun):
-		n.logger.Info("upstream is drained; its server can be stopped", zap.String("upstream", u.Name))
-		n.happened(eventDrained, map[string]any{"upstream": u.Name})
+		n.Logger.Info("upstream is drained; its server can be stopped", zap.String("upstream", u.Name))
+		n.Publish(eventDrained, map[string]any{"upstream": u.Name})
 		v.nagged = now
-	case now-v.nagged >= nagPause:
-		n.logger.Warn("upstream has been drained for long and gets no new session (take the drain back if that is not meant)",
+	case now-v.nagged >= reminderInterval:
+		n.Logger.Warn("upstream has been drained for long and gets no new session (take the drain back if that is not meant)",
 			zap.String("upstream", u.Name), zap.Time("draining_since", u.Drain.Since()))
 		v.nagged = now
 	}
@@ -115,8 +115,8 @@ func (n *node) tellDrained(u *sessions.Upstream, v *verdict, now time.Duration) 
 
 // judge passes the verdict on a draining upstream, given the peers that may dial it and the verdict
 // before. n.mu is locked.
-func (n *node) judge(u *sessions.Upstream, peers []*peer, v verdict, now time.Duration) verdict {
-	m := n.markOf(u)
+func (n *Cluster) judge(u *sessions.Upstream, peers []*peer, v verdict, now time.Duration) verdict {
+	m := n.recordOf(u)
 	if id := m.id(); v.mark != id || v.begun == 0 {
 		v = verdict{mark: id, begun: now}
 	}
@@ -141,8 +141,8 @@ func (n *node) judge(u *sessions.Upstream, peers []*peer, v verdict, now time.Du
 		v.moment, v.drained = &moment{now, n.seq + 1, begun}, false
 	}
 	// Where sessions live for short, one may have gone to a node that nobody had read of then.
-	if left := v.moment.at + markRest - now; left > 0 && n.settles() < 2*markRest {
-		v.waits = append(v.waits, newWait(n.name, n.host, "it must say so once more", false))
+	if left := v.moment.at + drainQuarantine - now; left > 0 && n.sessionTTL() < 2*drainQuarantine {
+		v.waits = append(v.waits, newWait(n.name, n.Host, "it must say so once more", false))
 	}
 	for _, p := range peers {
 		if heard := p.Heard[n.name]; heard < v.moment.seq || heard > n.seq { // nobody has heard what was not said yet
@@ -155,7 +155,7 @@ func (n *node) judge(u *sessions.Upstream, peers []*peer, v verdict, now time.Du
 
 // begun returns how many sessions each node has had at u. Of those that have had none, as last time, nothing is kept: there may be
 // thousands of nodes and drains. n.mu is locked.
-func (n *node) begun(u *sessions.Upstream, peers []*peer, last map[string]int64) map[string]int64 {
+func (n *Cluster) begun(u *sessions.Upstream, peers []*peer, last map[string]int64) map[string]int64 {
 	begun := map[string]int64{n.name: u.TotalStarted()}
 	for _, p := range peers {
 		if c := p.Upstreams[u.Shared].Begun; c != last[p.Node] || c != 0 {
@@ -176,7 +176,7 @@ func grew(before, now map[string]int64) bool {
 }
 
 // peersByName returns the peers in the order of their names. n.mu is locked.
-func (n *node) peersByName() (peers []*peer) {
+func (n *Cluster) peersByName() (peers []*peer) {
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
 		peers = append(peers, n.peers[key])
 	}
@@ -184,52 +184,52 @@ func (n *node) peersByName() (peers []*peer) {
 }
 
 // concerned returns those of some peers that may dial u, or to which browsers may come back that they sent there. n.mu is locked.
-func (n *node) concerned(u *sessions.Upstream, all []*peer, now time.Duration) (peers []*peer) {
+func (n *Cluster) concerned(u *sessions.Upstream, all []*peer, now time.Duration) (peers []*peer) {
 	for _, p := range all {
-		over := p.gone != 0 && n.settling(p, now) <= 0
-		if !over && (u.Shared == u.Name || p.Host == n.host || p.Host == "") { // of which nothing could be read
+		over := p.gone != 0 && n.mayReturnFor(p, now) <= 0
+		if !over && (u.Shared == u.Name || p.Host == n.Host || p.Host == "") { // of which nothing could be read
 			peers = append(peers, p)
 		}
 	}
 	return peers
 }
 
-// staleAfter is how long after a node has last read the storage, or could not write to it any more, it calls nothing drained:
+// staleTimeout is how long after a node has last read the storage, or could not write to it any more, it calls nothing drained:
 // somebody may have taken the drain back, or not hear of the sessions that this node begins.
-const staleAfter = 3 * nodePause
+const staleTimeout = 3 * nodeInterval
 
 // sure returns when all was read last, and its own report was found in it; 0 if never. n.mu is locked.
-func (n *node) sure() time.Duration { return min(n.round, n.listed) }
+func (n *Cluster) sure() time.Duration { return min(n.round, n.listed) }
 
-// markRest is how long after a mark was set no upstream is called drained: a node that was starting
+// drainQuarantine is how long after a mark was set no upstream is called drained: a node that was starting
 // at that moment has read no mark, and nobody has read of it yet.
-const markRest = 5 * time.Second
+const drainQuarantine = 5 * time.Second
 
 // waitsHere returns what this node waits for by itself, where the mark has been known since a time.
 // n.mu is locked.
-func (n *node) waitsHere(u *sessions.Upstream, since, now time.Duration) (waits []wait) {
+func (n *Cluster) waitsHere(u *sessions.Upstream, since, now time.Duration) (waits []wait) {
 	say := func(certain bool, format string, args ...any) {
-		waits = append(waits, newWait(n.name, n.host, fmt.Sprintf(format, args...), certain))
+		waits = append(waits, newWait(n.name, n.Host, fmt.Sprintf(format, args...), certain))
 	}
 	if c := u.Slots.Sessions.Load(); c > 0 {
 		say(true, "it has %s", api.InWords(c))
 	}
 	// Browsers that come back to a closed upstream are sent elsewhere.
-	if left := n.start + n.settles() - now; left > 0 && !u.Drain.IsClosed() {
+	if left := n.start + n.sessionTTL() - now; left > 0 && !u.Drain.IsClosed() {
 		say(true, "it has just started; browsers may come back for another %s", api.Seconds(left))
 	}
 	if left := n.reopened(u, now); left > 0 {
 		say(true, "it was closed until a moment ago; browsers may come back for another %s", api.Seconds(left))
 	}
-	if left := since + markRest - now; left > 0 {
+	if left := since + drainQuarantine - now; left > 0 {
 		say(true, "the mark is new; a node that is starting reads it within %s", api.Seconds(left))
 	}
 	switch {
-	case now-n.round > staleAfter:
+	case now-n.round > staleTimeout:
 		say(true, "it cannot read the storage")
-	case n.unheard != 0 && now-n.unheard > staleAfter:
+	case n.unheard != 0 && now-n.unheard > staleTimeout:
 		say(true, "it cannot write to the storage, so the others do not hear of it")
-	case n.listed == 0 || now-n.listed > staleAfter:
+	case n.listed == 0 || now-n.listed > staleTimeout:
 		say(true, "it does not find its own report in the storage, nor may it find those of others (caddy bokeh storage-check)")
 	case !n.used.trusted: // since a reload a moment ago, which changes nothing about what was certain
 		say(false, "it has not found its own report in the storage that its config names now")
@@ -242,7 +242,7 @@ const maxWaits = 32
 
 // waitsForAll returns what is to be waited for from some peers. Where what is certain matters, it looks until it has found that.
 // n.mu is locked.
-func (n *node) waitsForAll(peers []*peer, u *sessions.Upstream, m *mark, certain bool, now time.Duration) (waits []wait) {
+func (n *Cluster) waitsForAll(peers []*peer, u *sessions.Upstream, m *drainRecord, certain bool, now time.Duration) (waits []wait) {
 	left := 0
 	for i, p := range peers {
 		if len(waits) >= maxWaits && (!certain || isCertain(waits)) {
@@ -257,7 +257,7 @@ func (n *node) waitsForAll(peers []*peer, u *sessions.Upstream, m *mark, certain
 		waits = append(waits, ws...)
 	}
 	if left > 0 {
-		waits = append(waits, newWait(n.name, n.host, fmt.Sprintf("%d other Caddys are still to be looked at", left), false))
+		waits = append(waits, newWait(n.name, n.Host, fmt.Sprintf("%d other Caddys are still to be looked at", left), false))
 	}
 	return waits
 }
@@ -269,7 +269,7 @@ func isCertain(waits []wait) bool {
 
 // waitsFor returns what is to be waited for from a peer, given its account of the upstream and the
 // mark of that, which is nil where a config drains it.
-func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits []wait) {
+func (n *Cluster) waitsFor(p *peer, a account, m *drainRecord, now time.Duration) (waits []wait) {
 	say := func(certain bool, format string, args ...any) {
 		waits = append(waits, newWait(p.Node, p.Host, fmt.Sprintf(format, args...), certain))
 	}
@@ -277,7 +277,7 @@ func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits [
 		return nil
 	}
 	if p.gone != 0 {
-		if left := n.settling(p, now); left > 0 {
+		if left := n.mayReturnFor(p, now); left > 0 {
 			say(false, "it is gone; browsers may come back for another %s%s", api.Seconds(left), n.unlessForgotten(p, left))
 		}
 		return waits
@@ -307,8 +307,8 @@ func (n *node) waitsFor(p *peer, a account, m *mark, now time.Duration) (waits [
 }
 
 // unlessForgotten says what to do where a node that is gone has said that browsers come back to it for longer than this one waits.
-func (n *node) unlessForgotten(p *peer, left time.Duration) string {
-	if left <= n.settles() {
+func (n *Cluster) unlessForgotten(p *peer, left time.Duration) string {
+	if left <= n.sessionTTL() {
 		return ""
 	}
 	return fmt.Sprintf(" (if nobody does, say so: DELETE %s/%s?force=true)", api.NodesPath, p.Node)

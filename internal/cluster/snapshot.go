@@ -1,6 +1,6 @@
 // This file holds what is told of upstreams and nodes to whoever asks.
 
-package caddybokeh
+package cluster
 
 import (
 	"cmp"
@@ -12,11 +12,11 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
-// upstreams returns what there is to tell of every known upstream, in the order of their addresses.
-func (n *node) upstreams() []*api.Upstream {
+// Upstreams returns what there is to tell of every known upstream, in the order of their addresses.
+func (n *Cluster) Upstreams() []*api.Upstream {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	now := n.t.Now()
+	now := n.Table.Now()
 	n.judgeAll(now)
 	all := make(map[string]*api.Upstream)
 	of := func(address string) *api.Upstream {
@@ -37,7 +37,7 @@ func (n *node) upstreams() []*api.Upstream {
 		}})
 	}
 	for shared, a := range n.accounts(now) {
-		count(n.name, n.host, shared, a)
+		count(n.name, n.Host, shared, a)
 	}
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
 		p := n.peers[key]
@@ -48,9 +48,9 @@ func (n *node) upstreams() []*api.Upstream {
 		}
 	}
 	n.addHealth(of)
-	n.t.Each(func(u *sessions.Upstream) {
-		if u.Drain.On() && !n.opens(u) {
-			addDrain(of(u.Name), u, n.markOf(u), n.verdicts[u])
+	n.Table.Each(func(u *sessions.Upstream) {
+		if u.Drain.On() && !n.isOpening(u) {
+			addDrain(of(u.Name), u, n.recordOf(u), n.verdicts[u])
 		}
 	})
 	for _, st := range all {
@@ -70,27 +70,24 @@ func (n *node) upstreams() []*api.Upstream {
 }
 
 // addHealth adds what the reverse proxies of this Caddy say of their upstreams. n.mu is locked.
-func (n *node) addHealth(of func(address string) *api.Upstream) {
-	n.eachPool(func(p pool) {
-		p.each(func(m *member, inPool bool) {
-			u := m.last.Load()
-			if u == nil || u.Host == nil {
-				return
-			}
-			st := of(m.Name)
-			if n := int(m.Addresses.Load()); n > 1 {
-				st.Addresses = n
-			}
-			st.NumRequests = max(st.NumRequests, u.NumRequests())
-			st.Fails = max(st.Fails, u.Fails())
-			if inPool {
-				st.Healthy = st.Healthy && u.Healthy()
-				st.Full = st.Full || isFull(u)
-				st.Unreachable = st.Unreachable || m.unreachable()
-				st.Failing = st.Failing || m.Breaker.Tripped()
-			}
-		})
-	})
+func (n *Cluster) addHealth(of func(address string) *api.Upstream) {
+	for m := range n.members() {
+		if !m.Told {
+			continue
+		}
+		st := of(m.Upstream.Name)
+		if n := int(m.Upstream.Addresses.Load()); n > 1 {
+			st.Addresses = n
+		}
+		st.NumRequests = max(st.NumRequests, m.NumRequests)
+		st.Fails = max(st.Fails, m.Fails)
+		if m.InPool {
+			st.Healthy = st.Healthy && m.Healthy
+			st.Full = st.Full || m.Full
+			st.Unreachable = st.Unreachable || m.Unreachable
+			st.Failing = st.Failing || m.Upstream.Breaker.Tripped()
+		}
+	}
 }
 
 // addShare counts what one node has.
@@ -103,7 +100,7 @@ func addShare(st *api.Upstream, share api.NodeShare) {
 }
 
 // addDrain says in what state a draining upstream is.
-func addDrain(st *api.Upstream, u *sessions.Upstream, m *mark, v verdict) {
+func addDrain(st *api.Upstream, u *sessions.Upstream, m *drainRecord, v verdict) {
 	switch {
 	case v.drained && st.Total == 0: // unless a session has come since the verdict
 		st.State = api.StateDrained
@@ -127,11 +124,11 @@ func addDrain(st *api.Upstream, u *sessions.Upstream, m *mark, v verdict) {
 	}
 }
 
-// nodes returns what there is to tell of the nodes, this one first.
-func (n *node) nodes() []api.Node {
+// Nodes returns what there is to tell of the nodes, this one first.
+func (n *Cluster) Nodes() []api.Node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	now := n.t.Now()
+	now := n.Table.Now()
 	all := make([]api.Node, 0, 1+len(n.peers))
 	all = append(all, n.self(now))
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
@@ -153,47 +150,49 @@ func (n *node) nodes() []api.Node {
 	return all
 }
 
-// status returns what there is to tell of this node.
-func (n *node) status() api.Node {
+// Self returns what there is to tell of this node.
+func (n *Cluster) Self() api.Node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.self(n.t.Now())
+	return n.self(n.Table.Now())
 }
 
 // self returns what there is to tell of this node. n.mu is locked.
-func (n *node) self(now time.Duration) api.Node {
-	st := api.Node{Node: n.name, Host: n.host, Self: true, State: api.NodeUp, Heard: (now - n.round).Seconds()}
-	if now-n.start < n.settles() {
+func (n *Cluster) self(now time.Duration) api.Node {
+	st := api.Node{Node: n.name, Host: n.Host, Self: true, State: api.NodeUp, Heard: (now - n.round).Seconds()}
+	if now-n.start < n.sessionTTL() {
 		st.State = api.NodeSettling
 	}
 	if n.failure != nil {
 		st.Storage = n.failure.Error()
 	}
-	n.eachPool(func(pool) { st.Policies++ })
-	st.Waiting = n.t.Waiting.Len(now)
+	for range n.policies() {
+		st.Policies++
+	}
+	st.Waiting = n.Table.Waiting.Len(now)
 	st.Sessions = n.sessionCounts()
 	return st
 }
 
-// claim takes note that the named upstream is about to drain. Unless forced it refuses that to one which takes new sessions and is
+// reserve takes note that the named upstream is about to drain. Unless forced it refuses that to one which takes new sessions and is
 // the only one that does in a pool of this Caddy. Two who drain one of two each at once must not both be told that there is another.
-func (n *node) claim(name string, force bool) error {
+func (n *Cluster) reserve(name string, force bool) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	md := n.marked[sharedNameAt(name, n.host)]
+	md := n.drains[n.sharedName(name)]
 	drains := md != nil && md.drains()
 	if !force && !drains && n.last(name, nil, nil) {
-		return lastUpstreamError{name}
+		return lastError(name)
 	}
-	n.pending[name]++
+	n.reserved[name]++
 	return nil
 }
 
-// unclaim takes that note back.
-func (n *node) unclaim(name string) {
+// release takes that note back.
+func (n *Cluster) release(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.pending[name]--; n.pending[name] == 0 {
-		delete(n.pending, name)
+	if n.reserved[name]--; n.reserved[name] == 0 {
+		delete(n.reserved, name)
 	}
 }

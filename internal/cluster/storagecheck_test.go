@@ -1,6 +1,6 @@
 // This file tests that the check of a storage finds what it cannot do, and leaves nothing there.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -14,31 +14,34 @@ import (
 	"github.com/caddyserver/certmagic"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 )
 
 // lockable is a storage with locks, of which each thing can be another's.
 type lockable struct {
-	recordStorage
+	Storage
 	lock, unlock func(name string) error
 	load         func(key string) ([]byte, error)
 	delete       func(key string) error
 }
 
-func (l *lockable) Lock(_ context.Context, name string) error   { return call(l.lock, name) }
-func (l *lockable) Unlock(_ context.Context, name string) error { return call(l.unlock, name) }
+func (l *lockable) Lock(_ context.Context, name string) error { return clustertest.Call(l.lock, name) }
+func (l *lockable) Unlock(_ context.Context, name string) error {
+	return clustertest.Call(l.unlock, name)
+}
 
 func (l *lockable) Load(ctx context.Context, key string) ([]byte, error) {
 	if l.load != nil {
 		return l.load(key)
 	}
-	return l.recordStorage.Load(ctx, key)
+	return l.Storage.Load(ctx, key)
 }
 
 func (l *lockable) Delete(ctx context.Context, key string) error {
 	if l.delete != nil {
 		return l.delete(key)
 	}
-	return l.recordStorage.Delete(ctx, key)
+	return l.Storage.Delete(ctx, key)
 }
 
 // failedSteps returns the names of the steps that failed.
@@ -55,11 +58,11 @@ func failedSteps(c *api.StorageCheck) string {
 func TestCheckFinds(t *testing.T) {
 	refuses := errors.New("access denied")
 	for name, is := range map[string]struct {
-		change func(*lockable, *door)
+		change func(*lockable, *clustertest.Door)
 		failed string
 	}{
-		"nothing where all is well": {func(*lockable, *door) {}, ""},
-		"another error for what is not there": {func(l *lockable, d *door) {
+		"nothing where all is well": {func(*lockable, *clustertest.Door) {}, ""},
+		"another error for what is not there": {func(l *lockable, d *clustertest.Door) {
 			l.load = func(key string) ([]byte, error) {
 				value, err := d.Load(t.Context(), key)
 				if err != nil {
@@ -68,14 +71,14 @@ func TestCheckFinds(t *testing.T) {
 				return value, err
 			}
 		}, "load what is not there"},
-		"something where nothing is": {func(l *lockable, d *door) {
-			l.load = func(key string) ([]byte, error) { return d.value(key), nil }
+		"something where nothing is": {func(l *lockable, d *clustertest.Door) {
+			l.load = func(key string) ([]byte, error) { return d.Value(key), nil }
 		}, "load what is not there, delete"},
-		"what is old": {func(l *lockable, d *door) {
+		"what is old": {func(l *lockable, d *clustertest.Door) {
 			first := make(map[string][]byte)
 			l.load = func(key string) ([]byte, error) {
 				if first[key] == nil {
-					first[key] = d.value(key)
+					first[key] = d.Value(key)
 				}
 				if first[key] == nil {
 					return nil, fs.ErrNotExist
@@ -83,20 +86,20 @@ func TestCheckFinds(t *testing.T) {
 				return first[key], nil
 			}
 		}, "overwrite, delete"},
-		"that nothing is listed": {func(l *lockable, d *door) {
-			l.recordStorage = &lists{d, func([]string, string, bool) ([]string, error) { return nil, nil }}
+		"that nothing is listed": {func(l *lockable, d *clustertest.Door) {
+			l.Storage = &lists{d, func([]string, string, bool) ([]string, error) { return nil, nil }}
 		}, "list"},
-		"that half is listed": {func(l *lockable, d *door) {
-			l.recordStorage = &lists{d, func(keys []string, prefix string, recursive bool) ([]string, error) {
+		"that half is listed": {func(l *lockable, d *clustertest.Door) {
+			l.Storage = &lists{d, func(keys []string, prefix string, recursive bool) ([]string, error) {
 				found, err := byPrefix(keys, prefix, recursive)
 				return found[:min(len(found), 1)], err
 			}}
 		}, "list"},
-		"that a listing is refused": {func(l *lockable, d *door) {
-			l.recordStorage = &lists{d, func([]string, string, bool) ([]string, error) { return nil, refuses }}
+		"that a listing is refused": {func(l *lockable, d *clustertest.Door) {
+			l.Storage = &lists{d, func([]string, string, bool) ([]string, error) { return nil, refuses }}
 		}, "list"},
-		"that an empty folder is refused": {func(l *lockable, d *door) {
-			l.recordStorage = &lists{d, func(keys []string, prefix string, recursive bool) ([]string, error) {
+		"that an empty folder is refused": {func(l *lockable, d *clustertest.Door) {
+			l.Storage = &lists{d, func(keys []string, prefix string, recursive bool) ([]string, error) {
 				found, err := byPrefix(keys, prefix+"/", recursive)
 				if len(found) == 0 {
 					err = errors.New("no such folder")
@@ -104,15 +107,15 @@ func TestCheckFinds(t *testing.T) {
 				return found, err
 			}}
 		}, "list what is not there"},
-		"that a lock is refused":  {func(l *lockable, _ *door) { l.lock = func(string) error { return refuses } }, "lock"},
-		"that nothing is deleted": {func(l *lockable, _ *door) { l.delete = func(string) error { return nil } }, "delete"},
-		"that nothing is stored":  {func(_ *lockable, d *door) { d.fail(refuses) }, "store"}, // the rest would be the same
+		"that a lock is refused":  {func(l *lockable, _ *clustertest.Door) { l.lock = func(string) error { return refuses } }, "lock"},
+		"that nothing is deleted": {func(l *lockable, _ *clustertest.Door) { l.delete = func(string) error { return nil } }, "delete"},
+		"that nothing is stored":  {func(_ *lockable, d *clustertest.Door) { d.Fail(refuses) }, "store"}, // the rest would be the same
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := newVault().door()
-			l := &lockable{recordStorage: d}
+			d := clustertest.NewVault().Door()
+			l := &lockable{Storage: d}
 			is.change(l, d)
-			c := checkStorage(t.Context(), l)
+			c := CheckStorage(t.Context(), l, "")
 			if got := failedSteps(c); got != is.failed || c.OK != (got == "") {
 				t.Errorf("it finds %q, want %q: %+v", got, is.failed, c)
 			}
@@ -121,8 +124,8 @@ func TestCheckFinds(t *testing.T) {
 					t.Errorf("nobody is told what %q means: %+v", s.Name, s)
 				}
 			}
-			if l.delete == nil && len(d.values) > 0 {
-				t.Errorf("it leaves %v", d.values)
+			if l.delete == nil && len(d.Values) > 0 {
+				t.Errorf("it leaves %v", d.Values)
 			}
 		})
 	}
@@ -131,7 +134,7 @@ func TestCheckFinds(t *testing.T) {
 // A storage that is of use passes, however it lists.
 func TestCheckOfHabits(t *testing.T) {
 	for name, habit := range listingHabits {
-		if c := checkStorage(t.Context(), &lockable{recordStorage: &lists{newVault().door(), habit}}); !c.OK {
+		if c := CheckStorage(t.Context(), &lockable{Storage: &lists{clustertest.NewVault().Door(), habit}}, ""); !c.OK {
 			t.Errorf("%s: %+v", name, c.Steps)
 		}
 	}
@@ -139,7 +142,7 @@ func TestCheckOfHabits(t *testing.T) {
 
 func TestCheckOfFiles(t *testing.T) {
 	st := &certmagic.FileStorage{Path: t.TempDir()}
-	if c := checkStorage(t.Context(), st); !c.OK || c.Storage != "*certmagic.FileStorage" {
+	if c := CheckStorage(t.Context(), st, ""); !c.OK || c.Storage != "*certmagic.FileStorage" {
 		t.Errorf("%+v", c)
 	}
 	if left, err := st.List(t.Context(), strings.TrimSuffix(checkFolder, "/"), true); len(left) > 0 {
@@ -150,28 +153,28 @@ func TestCheckOfFiles(t *testing.T) {
 // A lock that lies at the key of its name is said, and does no harm: no lock of ours has the name of a record. Consul refuses
 // such a lock where a record is.
 func TestCheckOfLocksThatAreRecords(t *testing.T) {
-	d := newVault().door()
-	c := checkStorage(t.Context(), &lockable{recordStorage: d, lock: func(name string) error {
-		if d.holds(name) {
+	d := clustertest.NewVault().Door()
+	c := CheckStorage(t.Context(), &lockable{Storage: d, lock: func(name string) error {
+		if d.Holds(name) {
 			return errors.New("existing key does not match lock use")
 		}
 		return d.Store(t.Context(), name, []byte{})
-	}, unlock: func(name string) error { return d.Store(t.Context(), name, []byte{}) }})
+	}, unlock: func(name string) error { return d.Store(t.Context(), name, []byte{}) }}, "")
 	if !c.OK || !strings.Contains(c.Steps[len(c.Steps)-2].Note, "a lock is kept as the record of its name") {
 		t.Errorf("%+v", c)
 	}
-	if len(d.values) > 0 {
-		t.Errorf("it leaves %v", d.values)
+	if len(d.Values) > 0 {
+		t.Errorf("it leaves %v", d.Values)
 	}
 }
 
 // A storage that hangs does not hold up who asks.
 func TestCheckOfAStorageThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newVault().door()
-		defer d.hang()()
+		d := clustertest.NewVault().Door()
+		defer d.Hang()()
 		began := time.Now()
-		c := checkStorage(t.Context(), &lockable{recordStorage: d})
+		c := CheckStorage(t.Context(), &lockable{Storage: d}, "")
 		if took := time.Since(began); failedSteps(c) != "store" || !strings.Contains(c.Steps[0].Error, "has not answered") || took > api.AnswerTimeout {
 			t.Errorf("after %v: %+v", took, c)
 		}
@@ -182,9 +185,9 @@ func TestCheckOfAStorageThatHangs(t *testing.T) {
 func TestCheckOfWhatComesLate(t *testing.T) {
 	for _, late := range []string{"store", "lock"} {
 		synctest.Test(t, func(t *testing.T) {
-			d := &trick{door: newVault().door()}
+			d := &clustertest.Trick{Door: clustertest.NewVault().Door()}
 			locked := 0
-			l := &lockable{recordStorage: d, unlock: func(string) error { locked--; return nil }}
+			l := &lockable{Storage: d, unlock: func(string) error { locked--; return nil }}
 			l.lock = func(string) error {
 				if late == "lock" {
 					time.Sleep(time.Minute)
@@ -193,17 +196,17 @@ func TestCheckOfWhatComesLate(t *testing.T) {
 				return nil
 			}
 			if late == "store" {
-				d.store = func() error {
+				d.OnStore = func() error {
 					time.Sleep(time.Minute)
 					return nil
 				}
 			}
-			if c := checkStorage(t.Context(), l); failedSteps(c) != late {
+			if c := CheckStorage(t.Context(), l, ""); failedSteps(c) != late {
 				t.Errorf("of what is late it finds %q: %+v", failedSteps(c), c)
 			}
 			pass(5 * time.Minute)
-			if len(d.values) > 0 || locked != 0 {
-				t.Errorf("a late %s leaves %v and %d locks", late, d.values, locked)
+			if len(d.Values) > 0 || locked != 0 {
+				t.Errorf("a late %s leaves %v and %d locks", late, d.Values, locked)
 			}
 		})
 	}

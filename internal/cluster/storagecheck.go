@@ -1,6 +1,6 @@
 // This file holds the check of a storage: whether it can do all that this module needs of it.
 
-package caddybokeh
+package cluster
 
 import (
 	"bytes"
@@ -13,31 +13,23 @@ import (
 	"sync"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
-
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 )
 
 const (
 	// checkFolder is where the storage keeps what it is tried with, for that moment.
-	checkFolder = folder + "check/"
+	checkFolder = Folder + "check/"
 
-	// checkWait is how long a storage may take for all that is tried.
-	checkWait = 8 * time.Second
+	// checkTimeout is how long a storage may take for all that is tried.
+	checkTimeout = 8 * time.Second
 )
 
-// lockingStorage is the part of Caddy's storage that this module needs.
-type lockingStorage interface {
-	recordStorage
-	Lock(ctx context.Context, name string) error
-	Unlock(ctx context.Context, name string) error
-}
-
-// checkStorage tries a storage with two records and a lock of its own, which it deletes.
-func checkStorage(ctx context.Context, st lockingStorage) *api.StorageCheck {
+// CheckStorage tries a storage with two records and a lock of its own, which it deletes. The storage goes by a name, or by its type
+// if that is empty.
+func CheckStorage(ctx context.Context, st Storage, name string) *api.StorageCheck {
 	c := &checker{st: st, a: checkKey(), b: checkKey()}
-	c.Storage = cmp.Or(caddy.GetModuleID(st), fmt.Sprintf("%T", st))
-	ctx, cancel := context.WithTimeout(ctx, checkWait)
+	c.Storage = cmp.Or(name, fmt.Sprintf("%T", st))
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	defer c.cleanUp(ctx)
 	c.OK = true
@@ -68,7 +60,7 @@ func checkKey() string { return checkFolder + randomName() + recordSuffix }
 // checker tries a storage with two records.
 type checker struct {
 	api.StorageCheck
-	st   lockingStorage
+	st   Storage
 	a, b string        // their keys
 	way  *wayOfListing // that shows them; nil if none does
 
@@ -93,7 +85,7 @@ func (c *checker) step(ctx context.Context, name, means string, try func(context
 	select {
 	case o = <-done:
 	case <-ctx.Done():
-		o.err = fmt.Errorf("the storage has not answered within %v", checkWait)
+		o.err = fmt.Errorf("the storage has not answered within %v", checkTimeout)
 		go func() { // what comes late leaves nothing behind either
 			<-done
 			c.cleanUp(ctx)

@@ -1,6 +1,6 @@
 // This file holds how to tell that another process of this machine is gone.
 
-package caddybokeh
+package cluster
 
 import (
 	"bytes"
@@ -13,9 +13,9 @@ import (
 	"syscall"
 )
 
-// process names a process such that no other is meant, also after its number was given to another
+// Process names a process such that no other is meant, also after its number was given to another
 // one. It is empty where the system does not tell.
-type process struct {
+type Process struct {
 	Boot      string `json:"boot,omitempty"`      // of the machine
 	Namespace string `json:"namespace,omitempty"` // in which its number counts
 	PID       int    `json:"pid,omitempty"`
@@ -25,22 +25,22 @@ type process struct {
 // proc is where Linux tells of processes. It is a variable for tests.
 var proc = "/proc"
 
-// thisProcess returns the process that runs this.
-func thisProcess() process {
+// ThisProcess returns the process that runs this.
+func ThisProcess() Process {
 	boot, err := os.ReadFile(filepath.Join(proc, "sys/kernel/random/boot_id"))
 	if err != nil {
-		return process{}
+		return Process{}
 	}
 	namespace, err := os.Readlink(filepath.Join(proc, "self/ns/pid"))
 	if err != nil {
-		return process{}
+		return Process{}
 	}
 	pid := os.Getpid()
 	started, err := startOf(pid)
 	if err != nil {
-		return process{}
+		return Process{}
 	}
-	return process{strings.TrimSpace(string(boot)), namespace, pid, started}
+	return Process{strings.TrimSpace(string(boot)), namespace, pid, started}
 }
 
 // startOf returns when a process was started.
@@ -60,7 +60,7 @@ func startOf(pid int) (string, error) {
 
 // isGone says whether p is certainly gone: it was a process of the same machine and namespace as
 // self, and is there no more. Of another machine's we cannot tell.
-func (p process) isGone(self process) bool {
+func (p Process) isGone(self Process) bool {
 	if p.PID <= 0 || p.Boot != self.Boot || p.Namespace != self.Namespace {
 		return false
 	}

@@ -1,6 +1,6 @@
 // This file holds the patience with a storage: every call ends in time, whether the storage heeds its context or not.
 
-package caddybokeh
+package cluster
 
 import (
 	"context"
@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// callWait is how long one call of a storage may take.
-	callWait = 5 * time.Second
+	// callTimeout is how long one call of a storage may take.
+	callTimeout = 5 * time.Second
 
-	// longestSilence bounds for how long a storage that does not answer is not asked again, and what a node needs of it.
-	longestSilence = 5 * time.Minute
+	// maxBackoff bounds for how long a storage that does not answer is not asked again, and what a node needs of it.
+	maxBackoff = 5 * time.Minute
 
-	// longSilence does so for each thing that a node does not need, and for all once manyLeft calls are left behind.
-	longSilence = time.Hour
-	manyLeft    = 512
+	// maxStrangeBackoff does so for each thing that a node does not need, and for all once manyLeft calls are left behind.
+	maxStrangeBackoff = time.Hour
+	manyLeft          = 512
 
 	// allInRow is how many calls in a row must be left behind until nothing at all is asked for a while.
 	allInRow = loadsAtOnce
@@ -33,7 +33,7 @@ const (
 	mostStrange = 4 * loadsAtOnce
 )
 
-// promptStorage is a storage that always answers. Not every storage heeds a context, so a call that takes too long is left
+// patientStorage is a storage that always answers. Not every storage heeds a context, so a call that takes too long is left
 // behind in its goroutine, and may never end: a FIFO in the place of a file keeps it also when it is deleted. The same is
 // asked again only after a pause, which doubles, and so is all else once several calls in a row were left behind. Nothing is
 // given up for good, however much was left behind: what hangs for a day leaves some hundred goroutines, and what is well again
@@ -44,19 +44,19 @@ const (
 //
 // A call that was left behind may do what it was asked for at any later time. So a record may be written after a younger one:
 // the node that has written the younger one finds that, and writes it again.
-type promptStorage struct {
-	recordStorage
+type patientStorage struct {
+	Storage
 	silent *silences
 }
 
-// newPromptStorage returns a storage of which some keys are strange: a node can do without loading them.
-func newPromptStorage(st recordStorage, isStrange func(key string) bool) promptStorage {
+// NewPatientStorage returns a storage that always answers, but for locks. Some keys may be strange: a node can do without loading them.
+func NewPatientStorage(st Storage, isStrange func(key string) bool) patientStorage {
 	s := newSilences()
 	s.isStrange = func(what string) bool {
 		asked, key, _ := strings.Cut(what, " ")
 		return (asked == "load" || asked == "stat") && isStrange(key)
 	}
-	return promptStorage{st, s}
+	return patientStorage{st, s}
 }
 
 // silences are those of one storage.
@@ -107,14 +107,14 @@ type silence struct {
 func (s *silence) lasts() bool { return time.Now().Before(s.until) }
 
 // asked takes note of a call that begins after a silence: it goes first, and alone.
-func (s *silence) asked() { s.until = time.Now().Add(callWait) }
+func (s *silence) asked() { s.until = time.Now().Add(callTimeout) }
 
 // left takes note of a call that was left behind. Those that have begun together count as one.
 func (s *silence) left(inRow int, longest time.Duration) {
 	s.row++
 	s.there++
 	if now := time.Now(); s.row >= inRow && !now.Before(s.until) {
-		s.pause = min(max(2*s.pause, callWait), longest)
+		s.pause = min(max(2*s.pause, callTimeout), longest)
 		s.until = now.Add(s.pause)
 	}
 }
@@ -122,9 +122,9 @@ func (s *silence) left(inRow int, longest time.Duration) {
 // longest bounds the pause.
 func (s *silence) longest() time.Duration {
 	if s.there >= manyLeft {
-		return longSilence
+		return maxStrangeBackoff
 	}
-	return longestSilence
+	return maxBackoff
 }
 
 // over ends a silence.
@@ -230,7 +230,7 @@ func (s *silences) leave(what string, l *look, began time.Time) (strange bool) {
 	one := s.silenceOf(what)
 	delete(s.well, what)
 	if one.strange = s.isStrange(what); one.strange {
-		one.left(1, longSilence)
+		one.left(1, maxStrangeBackoff)
 		s.strange.left(mostStrange, s.strange.longest())
 		return true
 	}
@@ -242,7 +242,7 @@ func (s *silences) leave(what string, l *look, began time.Time) (strange bool) {
 		s.news = time.Now()
 	}
 	if l != nil && s.all.there >= manyLeft {
-		s.many.left(1, longestSilence)
+		s.many.left(1, maxBackoff)
 	}
 	return false
 }
@@ -308,7 +308,7 @@ func await[T any](ctx context.Context, s *silences, what string, f func(context.
 	var none T
 	l, began := lookOf(ctx), time.Now()
 	// A storage that heeds the context answers when that is cancelled. Others are waited for, so that what comes next comes after it.
-	ctx, cancel := context.WithTimeout(ctx, callWait)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	deadline, _ := ctx.Deadline()
 	over := time.NewTimer(time.Until(deadline))
 	defer over.Stop()
@@ -355,30 +355,26 @@ func act(ctx context.Context, s *silences, what string, f func(context.Context) 
 }
 
 // Store implements recordStorage.
-func (p promptStorage) Store(ctx context.Context, key string, value []byte) error {
-	return act(ctx, p.silent, "write "+key, func(ctx context.Context) error { return p.recordStorage.Store(ctx, key, value) })
+func (p patientStorage) Store(ctx context.Context, key string, value []byte) error {
+	return act(ctx, p.silent, "write "+key, func(ctx context.Context) error { return p.Storage.Store(ctx, key, value) })
 }
 
 // Delete implements recordStorage.
-func (p promptStorage) Delete(ctx context.Context, key string) error {
-	return act(ctx, p.silent, "write "+key, func(ctx context.Context) error { return p.recordStorage.Delete(ctx, key) })
+func (p patientStorage) Delete(ctx context.Context, key string) error {
+	return act(ctx, p.silent, "write "+key, func(ctx context.Context) error { return p.Storage.Delete(ctx, key) })
 }
 
 // Load implements recordStorage.
-func (p promptStorage) Load(ctx context.Context, key string) ([]byte, error) {
-	return ask(ctx, p.silent, "load "+key, func(ctx context.Context) ([]byte, error) { return p.recordStorage.Load(ctx, key) })
+func (p patientStorage) Load(ctx context.Context, key string) ([]byte, error) {
+	return ask(ctx, p.silent, "load "+key, func(ctx context.Context) ([]byte, error) { return p.Storage.Load(ctx, key) })
 }
 
 // List implements recordStorage.
-func (p promptStorage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
-	return ask(ctx, p.silent, "list "+prefix, func(ctx context.Context) ([]string, error) { return p.recordStorage.List(ctx, prefix, recursive) })
+func (p patientStorage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
+	return ask(ctx, p.silent, "list "+prefix, func(ctx context.Context) ([]string, error) { return p.Storage.List(ctx, prefix, recursive) })
 }
 
-// Stat implements statStorage, as far as the storage does.
-func (p promptStorage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
-	st, ok := p.recordStorage.(statStorage)
-	if !ok {
-		return certmagic.KeyInfo{}, errors.ErrUnsupported
-	}
-	return ask(ctx, p.silent, "stat "+key, func(ctx context.Context) (certmagic.KeyInfo, error) { return st.Stat(ctx, key) })
+// Stat implements recordStorage.
+func (p patientStorage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
+	return ask(ctx, p.silent, "stat "+key, func(ctx context.Context) (certmagic.KeyInfo, error) { return p.Storage.Stat(ctx, key) })
 }
