@@ -29,12 +29,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
-
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable/printabletest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
@@ -595,10 +594,10 @@ func TestHostileReason(t *testing.T) {
 // An operator's reason is as long as all nodes read it.
 func TestLongReason(t *testing.T) {
 	long, fits := strings.Repeat("x", 1001), strings.Repeat("x", 1000)
-	if _, err := (drainBody{Reason: long}).word(http.MethodPut, ""); err == nil || !strings.Contains(err.Error(), "at most 1000") {
+	if _, err := (drainBody{Reason: long}).request(http.MethodPut, ""); err == nil || !strings.Contains(err.Error(), "at most 1000") {
 		t.Error(err)
 	}
-	if _, err := (drainBody{Reason: fits}).word(http.MethodPut, ""); err != nil {
+	if _, err := (drainBody{Reason: fits}).request(http.MethodPut, ""); err != nil {
 		t.Error(err)
 	}
 }

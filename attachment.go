@@ -8,10 +8,10 @@ import (
 	"net"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
-
-	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 )
 
 // eventMoved tells that a session has left its upstream: from, to, reason (unreachable, unhealthy, closed or reassigned) and session, a

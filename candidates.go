@@ -234,3 +234,18 @@ func (s *Selection) poolVaries() bool { return s.static == nil && s.members.sour
 func (m *member) failing(now time.Duration) bool {
 	return m.IsFailing(now) || m.IsSilent(now) || m.noTLS.JustNow(now)
 }
+
+// allDrain says whether the upstreams that are healthy are all draining.
+func (cs *candidates) allDrain() bool {
+	found := false
+	for i := range cs.all {
+		switch c := &cs.all[i]; {
+		case !cs.isHealthy(c):
+		case !c.Drain.On():
+			return false
+		default:
+			found = true
+		}
+	}
+	return found
+}

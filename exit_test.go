@@ -16,10 +16,11 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/certmagic"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 )
 
 func init() {

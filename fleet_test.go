@@ -16,17 +16,17 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
-
-	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
-	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
-	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
 // fleetNode is a Caddy with one policy, as far as it can be had without one.

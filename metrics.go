@@ -7,10 +7,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
-
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )

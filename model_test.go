@@ -10,10 +10,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
-
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )

@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -20,6 +18,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/admission"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/breaker"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )

@@ -27,8 +27,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -40,6 +38,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 

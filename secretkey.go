@@ -13,11 +13,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
-
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )

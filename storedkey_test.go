@@ -21,15 +21,14 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
-
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
-	"github.com/caddyserver/certmagic"
 )
 
 // memory is a storage for keys, with the habits of those in use.

@@ -26,6 +26,7 @@ type lockable struct {
 }
 
 func (l *lockable) Lock(_ context.Context, name string) error { return clustertest.Call(l.lock, name) }
+
 func (l *lockable) Unlock(_ context.Context, name string) error {
 	return clustertest.Call(l.unlock, name)
 }
