@@ -1,12 +1,13 @@
 # The project's commands, each a line or a script; `make` lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build unit race e2e lint fmt fuzz bench bench-peers stacks records xcaddy clean
+.PHONY: help demo test build unit race e2e lint fmt fuzz bench bench-peers mutants stacks records xcaddy clean
 
 FUZZTIME ?= 30s
 BENCH ?= .
 COUNT ?= 5
 OUT ?= bench/results
+MUTATE ?= internal/stamp internal/bokeh internal/breaker internal/admission
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +59,11 @@ bench-peers: ## HAProxy, nginx, Caddy's own policies and this one side by side: 
 	@scripts/need bench
 	@go -C bench build -buildvcs=false -o ../.build/bench-peers .
 	@exec .build/bench-peers -works '$(WORKS)' -peers '$(PEERS)' -count $(COUNT) -out '$(OUT)' $(ARGS)
+
+mutants: ## which of many small faults, put one by one into MUTATE (the pure packages), no test notices; fails under 85 % a package
+	@scripts/need .
+	@go -C tools/mutants test .
+	@go -C tools/mutants run . $(MUTATE)
 
 stacks: ## what `make e2e` does with every stack, and the table of them in docs/bokeh-servers.md written anew
 	@scripts/need e2e
