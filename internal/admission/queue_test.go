@@ -340,20 +340,20 @@ func TestOffersAreOfPools(t *testing.T) {
 	a, b, c := server(11, 0, 0), server(13, 0, 0), server(17, 0, 0)
 	q := NewQueue()
 	one, other, last := NewWaiter(1, time.Minute), NewWaiter(2, time.Minute), NewWaiter(3, time.Minute)
-	q.Enter(one, "policy", 1, offer([]*Server{a, b}), 4)
-	q.Enter(other, "policy", 1, offer([]*Server{a, c}), 4)
-	q.Enter(last, "policy", 1, offer([]*Server{a, b}, a), 4)
+	q.Enter(one, "policy", 2, offer([]*Server{a, b}), 4)
+	q.Enter(other, "policy", 2, offer([]*Server{a, c}), 4)
+	q.Enter(last, "policy", 2, offer([]*Server{a, b}, a), 4)
 	if !isCalled(one) {
 		t.Error("a visit is not called when another one finds a free server of its pool")
 	}
 	if isCalled(other) {
 		t.Error("a visit is called for what another pool has free")
 	}
-	q.Enter(last, "policy", 1, offer([]*Server{a, b}, a), 5)
+	q.Enter(last, "policy", 2, offer([]*Server{a, b}, a), 5)
 	if isCalled(one) {
 		t.Error("a visit is called again though nothing has changed")
 	}
-	q.Enter(last, "policy", 1, offer([]*Server{a, b}, b), 5)
+	q.Enter(last, "policy", 2, offer([]*Server{a, b}, b), 5)
 	if !isCalled(one) {
 		t.Error("a visit is not called when another server is free")
 	}

@@ -396,6 +396,43 @@ func TestDrainedNotForAWhile(t *testing.T) {
 	})
 }
 
+// A node that has just started says so to the others: browsers may come back to it with sessions that nobody has counted.
+func TestDrainedNotWhileAnotherNodeIsYoung(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		b := startNode(t, v)
+		a.drain(u0)
+		pass(testLifetime - 2*nodePause)
+		a.wantWait(u0, b.name+" "+b.host+" it has just started; browsers may come back to it", "before it is up for so long")
+		pass(15 * time.Second)
+		a.wantDrained(u0, true, "after that")
+	})
+}
+
+// Nobody comes back to a server that is closed, so nodes that are young do not have to be waited for.
+func TestClosedIsDrainedSooner(t *testing.T) {
+	soon := time.Second
+	synctest.Test(t, func(t *testing.T) {
+		a, p := judged(t)
+		a.tell(u0, word{state: stateDraining, grace: &soon})
+		p.account(func(a *account) { a.Sessions.Connected = 1 })
+		p.pass(20 * time.Second)
+		a.wantWait(u0, "it has 1 session", "while somebody is there")
+		p.account(func(a *account) { a.Sessions.Connected = 0 })
+		p.r.Settled = false
+		p.pass(10 * time.Second)
+		a.wantDrained(u0, true, "with another node that is young")
+	})
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		a.tell(u0, word{state: stateDraining, grace: &soon})
+		pass(15 * time.Second)
+		a.wantDrained(u0, true, "at a node that is young itself")
+	})
+}
+
 // The end of a verdict is known where requests are sent: what holds that an upstream is empty does not outlive what was read.
 func TestEmptyIsNotForGood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
