@@ -411,6 +411,28 @@ func TestDrainedNotWhileAnotherNodeIsYoung(t *testing.T) {
 	})
 }
 
+// Browsers may come back to a server that was closed until a moment ago, with sessions that were not counted any more.
+func TestDrainedNotSoonAfterItWasClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		pass(time.Minute)
+		soon := time.Second
+		a.tell(u0, word{state: stateDraining, grace: &soon})
+		pass(time.Minute)
+		a.wantDrained(u0, true, "when it is closed")
+		a.tell(u0, word{state: stateReady})
+		pass(openRest + time.Second)
+		a.drain(u0)
+		pass(testLifetime - 10*time.Second)
+		a.wantWait(u0, "it was closed until a moment ago; browsers may come back for another", "before that time is over")
+		if last, err := loadRecord[report](t.Context(), a.door, nodeKey(a.name)); err != nil || !last.Upstreams[u0].Reopened {
+			t.Errorf("it does not tell the others of it: %v", err)
+		}
+		pass(20 * time.Second)
+		a.wantDrained(u0, true, "after that")
+	})
+}
+
 // Nobody comes back to a server that is closed, so nodes that are young do not have to be waited for.
 func TestClosedIsDrainedSooner(t *testing.T) {
 	soon := time.Second
