@@ -501,6 +501,30 @@ func TestOtherStamps(t *testing.T) {
 	if r.TryAll([]string{"x"}, bokehtest.Ring) || r.Stamp != c || r.TryAll(nil, bokehtest.Ring) {
 		t.Error("there is another one")
 	}
+	r = Request{Others: []string{a, b}}
+	if r.TryAll([]string{"x"}, bokehtest.Ring) || len(r.Others) != 0 {
+		t.Errorf("where none is ours these are left: %q", r.Others)
+	}
+}
+
+// What follows a name without a colon is no header, and who looks for headers may stop at any.
+func TestPackedHeaders(t *testing.T) {
+	for text, want := range map[string]int{
+		`{"headers":{"A":"b","C":"d","E":"f"}}`: 2,
+		`{"headers":{"A" "b","C":"d"}}`:         0,
+		`{"headers":{"A":"b" "C":"d"}}`:         1,
+		`{"headers":{A:"b","C":"d"}}`:           0,
+	} {
+		n := 0
+		for range packedHeaders([]byte(text)) {
+			if n++; n == 2 {
+				break
+			}
+		}
+		if n != want {
+			t.Errorf("%s: %d headers are found, want %d", text, n, want)
+		}
+	}
 }
 
 // What a socket costs whose token has 12 KB, as that of a browser with 8 KB of cookies; and the most that any

@@ -5,6 +5,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"reflect"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -393,6 +394,43 @@ func TestDrainedNotForAWhile(t *testing.T) {
 		a.wantWait("u1:80", "the mark is new", "before every node that is starting has read it")
 		pass(6 * time.Second)
 		a.wantDrained("u1:80", true, "after that")
+	})
+}
+
+// What a node reports of an upstream is what it has there: on that rests the verdict of the others.
+func TestReportTellsWhatThereIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		want := func(when string, want account) {
+			t.Helper()
+			pass(2 * quietPause)
+			last, err := loadRecord[report](t.Context(), a.door, nodeKey(a.name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := last.Upstreams[u0]
+			got.Keys, got.Oldest = nil, 0
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("%s: it tells %+v, want %+v", when, got, want)
+			}
+		}
+		want("nothing yet", account{InPool: true})
+		pass(time.Minute)
+		_, hangUp := a.socket(a.visitAt(u0))
+		want("a session", account{InPool: true, Begun: 1, Sessions: counts{Connected: 1}})
+		u := a.s.members.get(u0)
+		u.draining.add(1)
+		want("its config drains", account{InPool: true, Draining: true, Begun: 1, Sessions: counts{Connected: 1}})
+		hangUp()
+		want("nobody is connected", account{InPool: true, Draining: true, Begun: 1, Sessions: counts{Unused: 1}})
+		pass(testLifetime)
+		want("it has ended", account{InPool: true, Draining: true, Begun: 1, Ended: 1})
+		u.draining.add(-1)
+		a.drain(u0)
+		a.mu.Lock()
+		id := a.markOf(u.upstream).id()
+		a.mu.Unlock()
+		want("an operator drains", account{InPool: true, Draining: true, Mark: id, Begun: 1, Ended: 1})
 	})
 }
 
