@@ -296,6 +296,46 @@ func TestDrainedIsToldOnceAndAgain(t *testing.T) {
 	})
 }
 
+// That a drain has begun is told once, and not by a node that has found it there when it started.
+func TestStartOfADrainIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVault()
+		start := func() (c *caddyNode, started *atomic.Int64) {
+			s, d := newTestSelection(testPool(3)), v.door()
+			started = new(atomic.Int64)
+			s.raise = func(event string, data map[string]any) {
+				if event == eventStarted && data["upstream"] == u0 {
+					started.Add(1)
+				}
+			}
+			c = makeNode(t, d, s, testPool(3))
+			c.door = d
+			s.join(c.node, d)
+			return c, started
+		}
+		a, told := start()
+		pass(time.Minute)
+		a.drain(u0)
+		pass(time.Minute)
+		if n := told.Load(); n != 1 {
+			t.Errorf("that the drain has begun was told %d times, want 1", n)
+		}
+		a.kill()
+		b, told := start()
+		pass(time.Minute)
+		if n := told.Load(); n != 0 {
+			t.Errorf("after a restart it was told %d times, want 0", n)
+		}
+		b.tell(u0, word{state: stateReady})
+		pass(openRest + time.Second)
+		b.drain(u0)
+		pass(time.Minute)
+		if n := told.Load(); n != 1 {
+			t.Errorf("another drain was told %d times, want 1", n)
+		}
+	})
+}
+
 // That an upstream is long empty is logged once an hour.
 func TestLongDrained(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -491,6 +531,38 @@ func TestClosedIsDrainedSooner(t *testing.T) {
 		pass(15 * time.Second)
 		a.wantDrained(u0, true, "at a node that is young itself")
 	})
+}
+
+// Where no other node is there, a session that has ended is known to have. One that may have come since the storage was last read may have it.
+func TestEndedSessionMayLiveOnElsewhere(t *testing.T) {
+	for name, tc := range map[string]struct {
+		fails bool
+		back  bool // a browser that comes back with the session is sent to the upstream
+	}{"while the storage is read": {false, false}, "while it is not": {true, true}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := startNode(t, newVault())
+				pass(time.Minute)
+				token := a.visitAt(u0)
+				_, hangUp := a.socket(token)
+				_, stays := a.socket(a.visitAt(u0)) // so that it is not empty
+				a.drain(u0)
+				hangUp()
+				pass(testLifetime + 10*time.Second)
+				if tc.fails {
+					a.door.fail(errors.New("no route to host"))
+				}
+				pass(20 * time.Second)
+				home, end := a.socket(token)
+				if back := home == u0; back != tc.back {
+					t.Errorf("a browser that comes back is sent to %q", home)
+				}
+				end()
+				stays()
+				pass(time.Hour)
+			})
+		})
+	}
 }
 
 // The end of a verdict is known where requests are sent: what holds that an upstream is empty does not outlive what was read.
