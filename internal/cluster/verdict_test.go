@@ -474,6 +474,39 @@ func TestReportTellsWhatThereIs(t *testing.T) {
 	})
 }
 
+// A node that is about to end tells the others that it may be gone, when somebody has asked for that and nobody is at work there. It
+// takes that back when nobody asks any more.
+func TestNodeThatMayBeKilledSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, newVault())
+		pass(time.Minute)
+		want := func(when string, asks, want bool) {
+			t.Helper()
+			for range 20 {
+				if asks {
+					a.mayBeKilled()
+				}
+				pass(time.Second)
+			}
+			last, err := loadRecord[report](t.Context(), a.door, nodeKey(a.name))
+			if err != nil || last.Left != want {
+				t.Errorf("%s: it may be gone: %v, want %v (%v)", when, last.Left, want, err)
+			}
+			if got := a.mayBeKilled(); asks && got != want {
+				t.Errorf("%s: it may be killed: %v, want %v", when, got, want)
+			}
+		}
+		_, hangUp := a.socket(a.visitAt(u0))
+		a.ends()
+		want("somebody is connected", true, false)
+		hangUp()
+		want("nobody is connected", true, true)
+		pass(killRest)
+		want("nobody asks any more", false, false)
+		want("somebody asks again", true, true)
+	})
+}
+
 // A node that has just started says so to the others: browsers may come back to it with sessions that nobody has counted.
 func TestDrainedNotWhileAnotherNodeIsYoung(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
