@@ -865,3 +865,35 @@ func TestKeysOfAPolicyThatHasNotLooked(t *testing.T) {
 		}
 	})
 }
+
+// Where no other node is there, a session that has ended is known to have. One that may have come since the storage was last read may have it.
+func TestEndedSessionMayLiveOnElsewhere(t *testing.T) {
+	for name, tc := range map[string]struct {
+		fails bool
+		back  bool // a browser that comes back with the session is sent to the upstream
+	}{"while the storage is read": {false, false}, "while it is not": {true, true}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := startCaddy(t, clustertest.NewVault())
+				pass(time.Minute)
+				token := a.visitAt(u0)
+				_, hangUp := a.socket(token)
+				_, stays := a.socket(a.visitAt(u0)) // so that it is not empty
+				a.drain(u0)
+				hangUp()
+				pass(testLifetime + 10*time.Second)
+				if tc.fails {
+					a.door.Fail(errors.New("no route to host"))
+				}
+				pass(20 * time.Second)
+				home, end := a.socket(token)
+				if back := home == u0; back != tc.back {
+					t.Errorf("a browser that comes back is sent to %q", home)
+				}
+				end()
+				stays()
+				pass(time.Hour)
+			})
+		})
+	}
+}

@@ -23,6 +23,9 @@ type puppet struct {
 	quiet bool // it does not report
 }
 
+// sessionTTL is how long sessions live without a websocket.
+const sessionTTL = 32 * time.Second
+
 // newPuppet returns a node as another one is that has long been up, and has nothing to say against an upstream that drains.
 func newPuppet(a *caddyNode) *puppet {
 	return &puppet{a: a, r: report{
@@ -299,9 +302,9 @@ func TestDrainedIsToldOnceAndAgain(t *testing.T) {
 // That a drain has begun is told once, and not by a node that has found it there when it started.
 func TestStartOfADrainIsToldOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		start := func() (c *caddyNode, started *atomic.Int64) {
-			s, d := newTestSelection(testPool(3)), v.door()
+			s, d := newTestPolicy(testPool(3)), v.Door()
 			started = new(atomic.Int64)
 			s.raise = func(event string, data map[string]any) {
 				if event == eventStarted && data["upstream"] == u0 {
@@ -310,7 +313,7 @@ func TestStartOfADrainIsToldOnce(t *testing.T) {
 			}
 			c = makeNode(t, d, s, testPool(3))
 			c.door = d
-			s.join(c.node, d)
+			s.join(c.Cluster, d)
 			return c, started
 		}
 		a, told := start()
@@ -326,8 +329,8 @@ func TestStartOfADrainIsToldOnce(t *testing.T) {
 		if n := told.Load(); n != 0 {
 			t.Errorf("after a restart it was told %d times, want 0", n)
 		}
-		b.tell(u0, word{state: stateReady})
-		pass(openRest + time.Second)
+		b.tell(u0, DrainRequest{State: stateReady})
+		pass(undrainQuarantine + time.Second)
 		b.drain(u0)
 		pass(time.Minute)
 		if n := told.Load(); n != 1 {
@@ -440,10 +443,10 @@ func TestDrainedNotForAWhile(t *testing.T) {
 // What a node reports of an upstream is what it has there: on that rests the verdict of the others.
 func TestReportTellsWhatThereIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := startNode(t, newVault())
+		a := startNode(t, clustertest.NewVault())
 		want := func(when string, want account) {
 			t.Helper()
-			pass(2 * quietPause)
+			pass(2 * reportInterval)
 			last, err := loadRecord[report](t.Context(), a.door, nodeKey(a.name))
 			if err != nil {
 				t.Fatal(err)
@@ -457,18 +460,18 @@ func TestReportTellsWhatThereIs(t *testing.T) {
 		want("nothing yet", account{InPool: true})
 		pass(time.Minute)
 		_, hangUp := a.socket(a.visitAt(u0))
-		want("a session", account{InPool: true, Begun: 1, Sessions: counts{Connected: 1}})
-		u := a.s.members.get(u0)
-		u.draining.add(1)
-		want("its config drains", account{InPool: true, Draining: true, Begun: 1, Sessions: counts{Connected: 1}})
+		want("a session", account{InPool: true, Begun: 1, Sessions: api.Counts{Connected: 1}})
+		u := a.s.get(u0)
+		u.Drain.AddConfigs(1)
+		want("its config drains", account{InPool: true, Draining: true, Begun: 1, Sessions: api.Counts{Connected: 1}})
 		hangUp()
-		want("nobody is connected", account{InPool: true, Draining: true, Begun: 1, Sessions: counts{Unused: 1}})
-		pass(testLifetime)
+		want("nobody is connected", account{InPool: true, Draining: true, Begun: 1, Sessions: api.Counts{Unused: 1}})
+		pass(sessionTTL)
 		want("it has ended", account{InPool: true, Draining: true, Begun: 1, Ended: 1})
-		u.draining.add(-1)
+		u.Drain.AddConfigs(-1)
 		a.drain(u0)
 		a.mu.Lock()
-		id := a.markOf(u.upstream).id()
+		id := a.recordOf(u).id()
 		a.mu.Unlock()
 		want("an operator drains", account{InPool: true, Draining: true, Mark: id, Begun: 1, Ended: 1})
 	})
@@ -478,13 +481,13 @@ func TestReportTellsWhatThereIs(t *testing.T) {
 // takes that back when nobody asks any more.
 func TestNodeThatMayBeKilledSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := startNode(t, newVault())
+		a := startNode(t, clustertest.NewVault())
 		pass(time.Minute)
 		want := func(when string, asks, want bool) {
 			t.Helper()
 			for range 20 {
 				if asks {
-					a.mayBeKilled()
+					a.MayBeKilled()
 				}
 				pass(time.Second)
 			}
@@ -492,7 +495,7 @@ func TestNodeThatMayBeKilledSaysSo(t *testing.T) {
 			if err != nil || last.Left != want {
 				t.Errorf("%s: it may be gone: %v, want %v (%v)", when, last.Left, want, err)
 			}
-			if got := a.mayBeKilled(); asks && got != want {
+			if got := a.MayBeKilled(); asks && got != want {
 				t.Errorf("%s: it may be killed: %v, want %v", when, got, want)
 			}
 		}
@@ -501,7 +504,7 @@ func TestNodeThatMayBeKilledSaysSo(t *testing.T) {
 		want("somebody is connected", true, false)
 		hangUp()
 		want("nobody is connected", true, true)
-		pass(killRest)
+		pass(killTimeout)
 		want("nobody asks any more", false, false)
 		want("somebody asks again", true, true)
 	})
@@ -510,13 +513,13 @@ func TestNodeThatMayBeKilledSaysSo(t *testing.T) {
 // A node that has just started says so to the others: browsers may come back to it with sessions that nobody has counted.
 func TestDrainedNotWhileAnotherNodeIsYoung(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := newVault()
+		v := clustertest.NewVault()
 		a := startNode(t, v)
 		pass(time.Minute)
 		b := startNode(t, v)
 		a.drain(u0)
-		pass(testLifetime - 2*nodePause)
-		a.wantWait(u0, b.name+" "+b.host+" it has just started; browsers may come back to it", "before it is up for so long")
+		pass(sessionTTL - 2*nodeInterval)
+		a.wantWait(u0, b.name+" "+b.Host+" it has just started; browsers may come back to it", "before it is up for so long")
 		pass(15 * time.Second)
 		a.wantDrained(u0, true, "after that")
 	})
@@ -525,16 +528,16 @@ func TestDrainedNotWhileAnotherNodeIsYoung(t *testing.T) {
 // Browsers may come back to a server that was closed until a moment ago, with sessions that were not counted any more.
 func TestDrainedNotSoonAfterItWasClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := startNode(t, newVault())
+		a := startNode(t, clustertest.NewVault())
 		pass(time.Minute)
 		soon := time.Second
-		a.tell(u0, word{state: stateDraining, grace: &soon})
+		a.tell(u0, DrainRequest{State: stateDraining, Grace: &soon})
 		pass(time.Minute)
 		a.wantDrained(u0, true, "when it is closed")
-		a.tell(u0, word{state: stateReady})
-		pass(openRest + time.Second)
+		a.tell(u0, DrainRequest{State: stateReady})
+		pass(undrainQuarantine + time.Second)
 		a.drain(u0)
-		pass(testLifetime - 10*time.Second)
+		pass(sessionTTL - 10*time.Second)
 		a.wantWait(u0, "it was closed until a moment ago; browsers may come back for another", "before that time is over")
 		if last, err := loadRecord[report](t.Context(), a.door, nodeKey(a.name)); err != nil || !last.Upstreams[u0].Reopened {
 			t.Errorf("it does not tell the others of it: %v", err)
@@ -549,7 +552,7 @@ func TestClosedIsDrainedSooner(t *testing.T) {
 	soon := time.Second
 	synctest.Test(t, func(t *testing.T) {
 		a, p := judged(t)
-		a.tell(u0, word{state: stateDraining, grace: &soon})
+		a.tell(u0, DrainRequest{State: stateDraining, Grace: &soon})
 		p.account(func(a *account) { a.Sessions.Connected = 1 })
 		p.pass(20 * time.Second)
 		a.wantWait(u0, "it has 1 session", "while somebody is there")
@@ -559,43 +562,11 @@ func TestClosedIsDrainedSooner(t *testing.T) {
 		a.wantDrained(u0, true, "with another node that is young")
 	})
 	synctest.Test(t, func(t *testing.T) {
-		a := startNode(t, newVault())
-		a.tell(u0, word{state: stateDraining, grace: &soon})
+		a := startNode(t, clustertest.NewVault())
+		a.tell(u0, DrainRequest{State: stateDraining, Grace: &soon})
 		pass(15 * time.Second)
 		a.wantDrained(u0, true, "at a node that is young itself")
 	})
-}
-
-// Where no other node is there, a session that has ended is known to have. One that may have come since the storage was last read may have it.
-func TestEndedSessionMayLiveOnElsewhere(t *testing.T) {
-	for name, tc := range map[string]struct {
-		fails bool
-		back  bool // a browser that comes back with the session is sent to the upstream
-	}{"while the storage is read": {false, false}, "while it is not": {true, true}} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				a := startNode(t, newVault())
-				pass(time.Minute)
-				token := a.visitAt(u0)
-				_, hangUp := a.socket(token)
-				_, stays := a.socket(a.visitAt(u0)) // so that it is not empty
-				a.drain(u0)
-				hangUp()
-				pass(testLifetime + 10*time.Second)
-				if tc.fails {
-					a.door.fail(errors.New("no route to host"))
-				}
-				pass(20 * time.Second)
-				home, end := a.socket(token)
-				if back := home == u0; back != tc.back {
-					t.Errorf("a browser that comes back is sent to %q", home)
-				}
-				end()
-				stays()
-				pass(time.Hour)
-			})
-		})
-	}
 }
 
 // The end of a verdict is known where requests are sent: what holds that an upstream is empty does not outlive what was read.

@@ -57,6 +57,14 @@ func TestAnsweredAt(t *testing.T) {
 	}
 }
 
+// One that two requests find at once is counted once.
+func TestAddressIsAddedOnce(t *testing.T) {
+	var known Addresses
+	if known.add(1) != known.add(1) || known.n != 1 {
+		t.Errorf("%d addresses are counted, want 1", known.n)
+	}
+}
+
 // When there are too many the half goes that was seen longest ago; an address that is seen again counts as seen by then.
 func TestHalfOfTheAddressesGoes(t *testing.T) {
 	var known Addresses
@@ -69,6 +77,7 @@ func TestHalfOfTheAddressesGoes(t *testing.T) {
 	known.SawPage(0, 2*time.Hour)
 	known.SawPage(1, time.Hour+time.Minute) // not a minute later than it was seen
 	known.SawPage(2, time.Hour+time.Minute+3)
+	known.SawPage(3, time.Hour+time.Minute+3)
 	known.SawPage(maxAddresses, 2*time.Hour)
 	if want := maxAddresses/2 + 1; known.n != want {
 		t.Errorf("%d addresses are left, want %d", known.n, want)

@@ -220,10 +220,23 @@ func TestEndedSessionsAreBounded(t *testing.T) {
 // cutOffs are when requests were cut off, since some time.
 type cutOffs struct {
 	start time.Time
+	mu    sync.Mutex // guards at
 	at    []time.Duration
 }
 
-func (c *cutOffs) CutOff() { c.at = append(c.at, time.Since(c.start)) }
+func (c *cutOffs) CutOff() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = append(c.at, time.Since(c.start))
+}
+
+// times returns when requests were cut off up to now.
+func (c *cutOffs) times() []time.Duration {
+	synctest.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(slices.Values(c.at))
+}
 
 // Requests are ended evenly over the span, the first at once.
 func TestRequestsAreEndedOverASpan(t *testing.T) {
@@ -244,8 +257,8 @@ func TestRequestsAreEndedOverASpan(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		want := []time.Duration{10 * time.Second, 12 * time.Second, 14 * time.Second, 16 * time.Second, 18 * time.Second}
-		if !slices.Equal(c.at, want) {
-			t.Errorf("they end at %v, want %v", c.at, want)
+		if !slices.Equal(c.times(), want) {
+			t.Errorf("they end at %v, want %v", c.times(), want)
 		}
 	})
 }
@@ -262,8 +275,8 @@ func TestNewTunnelsAreLetBe(t *testing.T) {
 		time.Sleep(300 * time.Millisecond)
 		rs.EndAll(time.Millisecond)
 		time.Sleep(time.Minute)
-		if want := []time.Duration{10*time.Second + TunnelRest}; !slices.Equal(c.at, want) {
-			t.Errorf("it ends at %v, want %v", c.at, want)
+		if want := []time.Duration{10*time.Second + TunnelRest}; !slices.Equal(c.times(), want) {
+			t.Errorf("it ends at %v, want %v", c.times(), want)
 		}
 	})
 }
@@ -297,8 +310,8 @@ func TestRequestsThatAreNotEnded(t *testing.T) {
 				time.Sleep(time.Second)
 				tc.then(&rs, two)
 				time.Sleep(3 * time.Hour)
-				if !slices.Equal(c.at, tc.want) {
-					t.Errorf("they end at %v, want %v", c.at, tc.want)
+				if !slices.Equal(c.times(), tc.want) {
+					t.Errorf("they end at %v, want %v", c.times(), tc.want)
 				}
 			})
 		})
@@ -316,21 +329,21 @@ func TestLateRequestsAreEnded(t *testing.T) {
 			rs.Add(&OpenRequest{Of: &c})
 		}
 		time.Sleep(time.Hour)
-		if len(c.at) != 100 || slices.Max(c.at) >= 8*time.Second || slices.Max(c.at) < 4*time.Second {
-			t.Errorf("%d of 100 have ended, the last after %v; want all within the 8 s that are left", len(c.at), slices.Max(c.at))
+		if len(c.times()) != 100 || slices.Max(c.times()) >= 8*time.Second || slices.Max(c.times()) < 4*time.Second {
+			t.Errorf("%d of 100 have ended, the last after %v; want all within the 8 s that are left", len(c.times()), slices.Max(c.times()))
 		}
 		after := cutOffs{start: time.Now()}
 		rs.Add(&OpenRequest{Of: &after})
 		time.Sleep(time.Second)
-		if !slices.Equal(after.at, []time.Duration{0}) {
-			t.Errorf("one that comes after the span ends at %v, want at once", after.at)
+		if !slices.Equal(after.times(), []time.Duration{0}) {
+			t.Errorf("one that comes after the span ends at %v, want at once", after.times())
 		}
 		rs.reopen()
 		ready := cutOffs{start: time.Now()}
 		rs.Add(&OpenRequest{Of: &ready})
 		time.Sleep(time.Hour)
-		if len(ready.at) != 0 {
-			t.Errorf("a request to an open upstream ends at %v", ready.at)
+		if len(ready.times()) != 0 {
+			t.Errorf("a request to an open upstream ends at %v", ready.times())
 		}
 	})
 }
@@ -354,8 +367,8 @@ func TestOpenAgainLetsRequestsBe(t *testing.T) {
 				d.Requests.Add(&OpenRequest{Of: &c})
 				d.Set(tc.said)
 				time.Sleep(time.Hour)
-				if len(c.at) != tc.want {
-					t.Errorf("%d requests are ended, want %d", len(c.at), tc.want)
+				if len(c.times()) != tc.want {
+					t.Errorf("%d requests are ended, want %d", len(c.times()), tc.want)
 				}
 			})
 		})

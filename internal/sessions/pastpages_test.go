@@ -53,6 +53,7 @@ func TestPastPagesAgainstModel(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if len(p.all) != 0 || len(p.of) != 0 || p.n.Load() != 0 {
 			t.Errorf("in the end %d are kept, %d by their sessions, and %d weigh", len(p.all), len(p.of), p.n.Load())
 		}

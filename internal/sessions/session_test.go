@@ -109,8 +109,54 @@ func TestPageHoldsASlotForAWhile(t *testing.T) {
 		time.Sleep(SlotTimeout + time.Second)
 		wantSlotless(t, "a page of a session that had a socket", u, 0)
 		time.Sleep(testLifetime)
+		wantSlotless(t, "in the end", u, 0)
 		wantEmpty(t, tb, 1)
 	})
+}
+
+// It holds it for no longer where its visitor reads slowly, and its own time is not that of the session.
+func TestSlotOfASlowReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTestTable()
+		u := tb.Hold("a:80")
+		served(tb, "id", u, Terms{Lifetime: time.Second})
+		page := tb.BeginPage(tb.Key("id"), u, Terms{Lifetime: time.Second})
+		page.PageBuilt()
+		time.Sleep(2 * time.Second)
+		wantSlotless(t, "the time of the session is over", u, 0)
+		wantTally(t, "and its page is being read", u, tally{0, 1, 0, 0})
+		time.Sleep(SlotTimeout)
+		wantSlotless(t, "the time of the slot is over", u, 1)
+		page.PageEnded(true, false)
+		tb.BeginPage(tb.Key("other"), u, testTerms).PageBuilt()
+		wantSlotless(t, "another page is being read", u, 0)
+		time.Sleep(SlotTimeout + ExpiryTick)
+		wantSlotless(t, "its time is over", u, 1)
+	})
+}
+
+// A session with a socket holds its slot, also if its page is asked for once more.
+func TestPageBesideASocket(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTestTable()
+		u := tb.Hold("a:80")
+		tb.BeginSocket(tb.Key("id"), tb.Key("id"), u, testTerms).SocketOpened()
+		served(tb, "id", u, testTerms)
+		time.Sleep(SlotTimeout + time.Second)
+		wantSlotless(t, "after the time of a page", u, 0)
+		time.Sleep(time.Hour)
+	})
+}
+
+// A session that comes back to where it was, while something of it is open there, is kept there again.
+func TestSessionComesBack(t *testing.T) {
+	tb := newTestTable()
+	u := tb.Hold("a:80")
+	page := tb.BeginPage(tb.Key("id"), u, testTerms)
+	tb.Move(tb.Key("id"), u)
+	tb.BeginSocket(tb.Key("id"), tb.Key("id"), u, testTerms).SocketEnded(true)
+	page.PageEnded(false, false)
+	wantTally(t, "back, and closed", u, tally{0, 0, 0, 1})
 }
 
 // A session that holds no slot gives none back when it ends.

@@ -90,6 +90,25 @@ func TestUnansweredAgainstModel(t *testing.T) {
 	}
 }
 
+// An upstream that was stalled for a quarter of a second when the last one gave up is believed to be for as long again, and not a moment longer.
+func TestStalledWhenTheLastGivesUp(t *testing.T) {
+	for name, tc := range map[string]struct{ after, later, want time.Duration }{
+		"not stalled yet":         {StalledAfter - 1, StalledAfter, 0},
+		"just stalled":            {StalledAfter, 2*StalledAfter - 1, 2*StalledAfter - 1},
+		"as long again":           {StalledAfter, 2 * StalledAfter, 0},
+		"for at most ten seconds": {time.Minute, time.Minute + longestDoubt, 0},
+		"and no less":             {time.Minute, time.Minute + longestDoubt - 1, time.Minute + longestDoubt - 1},
+	} {
+		var u Unanswered
+		q := new(Question)
+		u.Ask(q, time.Second)
+		u.GivenUp(q, time.Second+tc.after)
+		if got := u.Stall(time.Second + tc.later); got != tc.want {
+			t.Errorf("%s: it has been stalled for %v, want %v", name, got, tc.want)
+		}
+	}
+}
+
 // An upstream that has answered a moment ago weighs what it owes, and any other one as much more as a browser asks for at a time.
 func TestWeightOfUnanswered(t *testing.T) {
 	var u Unanswered
