@@ -82,13 +82,7 @@ func (c *caddyNode) ends() {
 }
 
 // kill ends a node as kill -9 does.
-func (c *caddyNode) kill() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, sh := range c.shares {
-		sh.halt()
-	}
-}
+func (c *caddyNode) kill() { c.loops.stop() }
 
 func (c *caddyNode) knowsMarks() bool {
 	c.mu.Lock()

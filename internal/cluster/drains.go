@@ -188,7 +188,7 @@ func (n *Cluster) readDrainRecords(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	_ = within(ctx, func(ctx context.Context) error {
+	_ = n.within(ctx, func(ctx context.Context) error {
 		marks, _ := n.loadDrainRecords(ctx, sh)
 		n.mu.Lock()
 		defer n.mu.Unlock()
@@ -351,12 +351,14 @@ func storeAgain(ctx context.Context, st Storage, m *drainRecord) error {
 // errUnanswered is what is said of a storage that may do later what it was asked for.
 var errUnanswered = fmt.Errorf("the storage has not answered within %v", callTimeout)
 
-// within lets f use the storage for as long as an operator waits. Not every storage heeds a context.
-func within(ctx context.Context, f func(context.Context) error) error {
+// within lets f use the storage for as long as an operator waits, until the node is closed. Not every storage heeds a context.
+func (n *Cluster) within(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, operatorTimeout)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- f(ctx) }()
+	if !n.loops.start(func() { done <- f(ctx) }) {
+		return ErrInterrupted
+	}
 	select {
 	case err := <-done:
 		return err

@@ -209,7 +209,17 @@ func (c *checker) delete(ctx context.Context) (string, error) {
 
 // cleanUp deletes what is left of the records and of the lock.
 func (c *checker) cleanUp(ctx context.Context) {
-	_ = within(context.WithoutCancel(ctx), func(ctx context.Context) error {
-		return errors.Join(deleteRecord(ctx, c.st, c.a), deleteRecord(ctx, c.st, c.b), deleteRecord(ctx, c.st, c.lockName()))
-	})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operatorTimeout)
+	defer cancel()
+	done := make(chan struct{})
+	go func() { // not every storage heeds a context
+		defer close(done)
+		for _, key := range []string{c.a, c.b, c.lockName()} {
+			_ = deleteRecord(ctx, c.st, key)
+		}
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
 }

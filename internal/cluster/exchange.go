@@ -1,0 +1,282 @@
+// This file holds the loop of a node: it reads what the others wrote, merges that, judges, reports, and deletes what is over.
+
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// keepUp reads what the others say and reports, until ctx ends.
+func (n *Cluster) keepUp(ctx context.Context, sh *share) {
+	for {
+		if n.exchange(ctx, sh) {
+			sh.first.Do(func() { close(sh.read) })
+		}
+		if n.retire(ctx, sh) {
+			return
+		}
+		if !rest(ctx, n.pause(sh)) {
+			return
+		}
+	}
+}
+
+// keepTime does what the clock alone brings, until ctx ends: a storage that hangs holds up nothing
+// else.
+func (n *Cluster) keepTime(ctx context.Context, sh *share) {
+	for rest(ctx, n.pause(sh)) {
+		n.mu.Lock()
+		if ctx.Err() == nil { // what has been halted does not begin anew
+			n.follow()
+		}
+		if ctx.Err() == nil {
+			now := n.Table.Now()
+			n.closeDue(now)
+			n.noticeHang(sh, now)
+			n.judgeAll(now)
+			n.notify()
+		}
+		n.mu.Unlock()
+	}
+}
+
+// pause returns how long the node rests now.
+func (n *Cluster) pause(sh *share) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case !sh.live || !sh.wasRead():
+		return loadInterval
+	case n.listed == 0 && sh.wrote != 0 && sh.missing == 0:
+		return loadInterval // its report is written, and was not looked for yet
+	}
+	return nodeInterval
+}
+
+// exchange reads the marks and what the other nodes report, and then reports in turn: so whoever
+// finds its own report heard in another one knows that the other one was made later. It says whether
+// all marks were read.
+func (n *Cluster) exchange(ctx context.Context, sh *share) bool {
+	n.mu.Lock()
+	if ctx.Err() == nil { // what has been halted does not begin anew
+		n.follow()
+	}
+	said, began := n.said, n.Table.Now()
+	if ctx.Err() != nil {
+		n.mu.Unlock()
+		return false // another storage is in use
+	}
+	n.asked, n.askedTo = began, "load"
+	n.mu.Unlock()
+	marks, errMarks := n.loadDrainRecords(ctx, sh)
+	reports, errReports := loadRecords[report](ctx, sh.records, nodesFolder)
+
+	n.mu.Lock()
+	if ctx.Err() != nil {
+		n.mu.Unlock()
+		return false
+	}
+	now := n.Table.Now()
+	n.closeDue(now)
+	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
+	err := errors.Join(errMarks, errReports, n.crowd(reports))
+	n.knows = n.knows || errMarks == nil
+	if err == nil {
+		n.round = began
+	}
+	// What a listing lacks is missing only if it shows what is certainly there.
+	all := n.findOwn(sh, reports, errReports, began)
+	sh.trusted = sh.trusted || all && err == nil
+	n.reached = n.reached || len(marks)+len(reports) > 0
+	if !all && err == nil && sh.missing != 0 && now-sh.missing > staleTimeout {
+		n.storageErrors.Add("list")
+		err = errUnlisted
+	}
+	read := errMarks == nil && said == n.said
+	lacking := n.mergeRecords(sh, marks, read, read && all, accounts)
+	n.updatePeers(sh, reports, all && errReports == nil, now)
+	n.bound(marks, reports, now, accounts)
+	n.judgeAll(now)
+	n.witness = n.round != 0
+	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) }) // once more: the marks have changed
+	r := n.dueReport(sh, now, accounts)
+	forgotten, dead := n.forget(now, all && err == nil && said == n.said, accounts)
+	if !sh.live || said != n.said {
+		lacking, forgotten, dead = nil, nil, nil
+	}
+	n.askedTo = "store"
+	n.mu.Unlock()
+
+	if r != nil {
+		err = errors.Join(err, n.write(ctx, sh, r))
+	}
+	err = errors.Join(err,
+		briefly(ctx, lacking, func(ctx context.Context, m *drainRecord) error { return storeAgain(ctx, sh.st, m) }),
+		briefly(ctx, dead, func(ctx context.Context, last *report) error {
+			return storeRecord(ctx, sh.st, nodeKey(last.Node), last)
+		}),
+		briefly(ctx, forgotten, func(ctx context.Context, key string) error { return deleteRecord(ctx, sh.st, key) }))
+	n.finish(ctx, began, err)
+	return errMarks == nil
+}
+
+// briefly calls f, which uses the storage, with some things, and begins with none of them when that has taken as long as one call may. The
+// next exchange finds what is left, in another order.
+func briefly[T any](ctx context.Context, all []T, f func(context.Context, T) error) error {
+	ctx, began := oneLook(ctx), time.Now()
+	errs := make([]error, len(all))
+	severally(len(all), func(i int) {
+		if time.Since(began) < callTimeout {
+			errs[i] = f(ctx, all[i])
+		}
+	})
+	return few(errs)
+}
+
+// errUnlisted is that of a storage in which nodes cannot find each other.
+var errUnlisted = errors.New("what this Caddy has reported is not among what the storage lists, so others may be missing there too" +
+	" (caddy bokeh storage-check says what it can do)")
+
+// findOwn says whether this node's own report is among those that were read since a time, as it was written last. If it
+// is not, it is written once more, and the storage is asked in other ways. One that was written before a reload does not count: it
+// may be old, for nothing may be writable since. n.mu is locked.
+func (n *Cluster) findOwn(sh *share, reports map[string]*report, err error, began time.Duration) bool {
+	own := reports[nodeKey(n.name)]
+	switch {
+	case own != nil && sh.wrote == 0:
+		return false
+	case own != nil && own.Seq >= sh.wrote:
+		n.listed, sh.missing = began, 0
+		return true
+	case errors.Is(err, errUnanswered):
+		return false // that may be why
+	case sh.wrote != 0 && sh.missing == 0:
+		sh.missing, n.reported = began, 0
+	}
+	sh.records.forget()
+	return false
+}
+
+// write writes a report, unless ctx has ended: then the process may have said already that it is gone.
+func (n *Cluster) write(ctx context.Context, sh *share, r *report) error {
+	sh.writeMu.Lock()
+	defer sh.writeMu.Unlock()
+	if ctx.Err() != nil {
+		return nil
+	}
+	r.fit()
+	began := n.Table.Now()
+	err := storeRecord(ctx, sh.st, nodeKey(n.name), r)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.parted = r.Left && err == nil
+	if err == nil {
+		sh.wrote = r.Seq
+	}
+	switch {
+	case n.used != sh: // another storage is in use since
+	case err != nil:
+		n.unheard = cmp.Or(n.unheard, began)
+		n.reported = 0 // it is due, until others can read of this node
+	default:
+		n.unheard, n.reached = 0, true
+	}
+	return err
+}
+
+// finish takes note of how an exchange has ended that was begun at a time, and wakes who waits.
+func (n *Cluster) finish(ctx context.Context, began time.Duration, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if ctx.Err() != nil {
+		return
+	}
+	n.asked = 0
+	if err == nil && n.Table.Now()-began > staleTimeout {
+		err = errHangs // what was read is too old to be of use
+	}
+	n.noteFailure(err)
+	n.notify()
+}
+
+// noticeHang takes note of a storage that has not answered for long. n.mu is locked.
+func (n *Cluster) noticeHang(sh *share, now time.Duration) {
+	if !sh.live || n.asked == 0 || now-n.asked <= staleTimeout {
+		return
+	}
+	n.storageErrors.Add(n.askedTo)
+	n.noteFailure(errHangs)
+}
+
+// errHangs is that of a storage that does not answer.
+var errHangs = fmt.Errorf("the storage has not answered for more than %v", staleTimeout)
+
+// noteFailure logs when the storage begins to fail and when it is well again. n.mu is locked.
+func (n *Cluster) noteFailure(err error) {
+	switch {
+	case err != nil && n.failure != nil && !n.failing:
+		// Once may be a file that was replaced while we listed.
+		n.failing = true
+		n.Logger.Error("the storage fails; traffic goes on as before, but marks made elsewhere may not be seen and no upstream is called drained (mend the storage)",
+			zap.Error(err))
+	case err == nil && n.failing:
+		n.failing = false
+		n.Logger.Info("the storage is well again")
+	}
+	n.failure = err
+}
+
+// retire ends the exchange when there is nothing left to tell of, and says whether it did.
+func (n *Cluster) retire(ctx context.Context, sh *share) bool {
+	n.mu.Lock()
+	idle := ctx.Err() == nil && len(sh.pools) == 0 && n.sessions() == 0
+	if idle {
+		sh.halt()
+		// All is read again when there is something to tell of.
+		n.used, n.knows, n.round, n.listed, n.witness, n.reached, n.asked = nil, false, 0, 0, false, false, 0
+		n.prune()
+		clear(n.peers)
+		for shared := range n.drains {
+			n.forgetDrain(shared)
+		}
+		n.follow() // a config with another storage may be loading
+	}
+	n.mu.Unlock()
+	if idle {
+		n.leave(sh)
+	}
+	return idle
+}
+
+// dueReport returns the report to be written now, or nil. While something drains the others wait for
+// it, and while the process ends. n.mu is locked.
+func (n *Cluster) dueReport(sh *share, now time.Duration, accounts func() map[string]account) *report {
+	if !sh.live || n.reported != 0 && now-n.reported < reportInterval && !n.somethingDrains() && !n.Exiting() {
+		return nil
+	}
+	n.seq++
+	n.known, n.reported = true, now
+	return n.makeReport(now, accounts())
+}
+
+// somethingDrains says whether an upstream is draining, here or elsewhere. n.mu is locked.
+func (n *Cluster) somethingDrains() bool {
+	if len(n.verdicts) > 0 {
+		return true
+	}
+	for _, p := range n.peers {
+		for _, a := range p.Upstreams {
+			if a.Draining && p.gone == 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
