@@ -25,7 +25,7 @@ func (s *Selection) lookedUp(m *member, found []net.IPAddr) {
 	}
 	m.Addresses.Store(int32(addresses))
 	m.AddressFamily.Store(int32(familyOf(four, six)))
-	if addresses <= 1 || m.told.Load() || !s.pacers.names.lets(m.Name, s.table.Now()) {
+	if addresses <= 1 || m.told.Load() || !s.pacers.names.allows(m.Name, s.table.Now()) {
 		return
 	}
 	m.told.Store(true)

@@ -186,12 +186,12 @@ func (v *visit) lookedUp(a *attempt, info httptrace.DNSDoneInfo) {
 
 // dialed takes note of a connection made, or not made. A name may have several addresses, of
 // which one that takes the connection is enough. When all have failed the next request must know
-// at once; where not all are tried, it is known when the attempt is settled.
+// at once; where not all are tried, it is known when the attempt is over.
 func (v *visit) dialed(a *attempt, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	a.dialErr = err
-	defer v.tellBreaker(a.m, err)
+	defer v.logBreaker(a.m, err)
 	if err == nil {
 		a.m.Dialed(a.startedAt, v.s.table.Now(), v.s.pause, nil)
 		return
@@ -201,9 +201,9 @@ func (v *visit) dialed(a *attempt, err error) {
 	}
 }
 
-// tellBreaker logs once that an upstream has begun to fail, and once that it is well again. The error is that of its last
+// logBreaker logs once that an upstream has begun to fail, and once that it is well again. The error is that of its last
 // connection, if that failed.
-func (v *visit) tellBreaker(m *member, err error) {
+func (v *visit) logBreaker(m *member, err error) {
 	tripped, changed := m.Breaker.Changed()
 	if !changed {
 		return

@@ -64,7 +64,7 @@ func (v *visit) failingApp() sessions.App {
 }
 
 // blame takes note of a page that m has failed at, and says how long it weighs there. A client that goes on asking for what
-// fails is heard once in a while, and where the app fails elsewhere as well, m is in trouble only when that can be no chance.
+// fails is heard once in a while, and where the app fails elsewhere as well, m counts as failing only when that can be no chance.
 func (v *visit) blame(a *attempt, now time.Duration) (weighs time.Duration) {
 	m, of := a.m, v.failingApp()
 	// Where pages of an app that works fail for a client nowhere else, that is not its doing, unless it can choose where they go.

@@ -60,7 +60,7 @@ func TestAddressThatAlwaysFails(t *testing.T) {
 					}
 					for _, u := range pool {
 						weighed += int(s.members.get(u.Dial).FailedPages.Count())
-						if s.members.get(u.Dial).troubled(s.table.Now()) {
+						if s.members.get(u.Dial).isToBeSpared(s.table.Now()) {
 							troubled++
 							break
 						}

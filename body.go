@@ -103,8 +103,8 @@ func (l *lastPart) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// errNoPlace is that of a page whose body has come to its end when there is no place for it any more.
-var errNoPlace = errors.New("the upstream takes no new session any more")
+// errNoSlot is that of a page whose body has come to its end when there is no slot for it any more.
+var errNoSlot = errors.New("the upstream takes no new session any more")
 
 // hasAll counts a page whose body has come to its end, and refuses it where no new session may begin by now.
 func (v *visit) hasAll() error {
@@ -119,7 +119,7 @@ func (v *visit) hasAll() error {
 		a.load.PageEnded(false, false) // the server never has all of it
 		a.load = sessions.Load{}
 		v.finish(a, 0)
-		return errNoPlace
+		return errNoSlot
 	}
 	return nil
 }

@@ -99,11 +99,11 @@ func (v *visit) fresh(cs *candidates) pick {
 // avoids says whether this visit's new session should go elsewhere than to m, as long as there is another upstream. A
 // request that may fail by its own fault tries nobody.
 func (v *visit) avoids(m *member, now time.Duration) bool {
-	return m.troubled(now) || v.mayFail && m.Breaker.Tripped()
+	return m.isToBeSpared(now) || v.mayFail && m.Breaker.Tripped()
 }
 
-// troubled says whether new sessions should go elsewhere, as long as there is another upstream.
-func (m *member) troubled(now time.Duration) bool {
+// isToBeSpared says whether new sessions should go elsewhere, as long as there is another upstream.
+func (m *member) isToBeSpared(now time.Duration) bool {
 	return m.Breaker.Blocks(now) || m.noTLS.JustNow(now)
 }
 
@@ -114,7 +114,7 @@ func (v *visit) wait(m *member, now time.Duration) weight {
 		w.queue = (w.queue + 1) * m.Slowness()
 	}
 	if v.avoids(m, now) {
-		w.trouble = 1
+		w.avoided = 1
 	}
 	return w
 }
@@ -216,12 +216,12 @@ func (v *visit) unasked(cs *candidates) func(*candidate) bool {
 func (v *visit) ease(m *member, now time.Duration) weight {
 	w := weight{stall: int64(m.Unanswered.Stall(now) / sessions.StalledAfter), queue: m.Backlog(), load: m.Unanswered.Weight(now)}
 	switch {
-	case m.Breaker.Tripped() || m.troubled(now): // a visit tries it, and not all that a page asks for besides
-		w.trouble = 3
+	case m.Breaker.Tripped() || m.isToBeSpared(now): // a visit tries it, and not all that a page asks for besides
+		w.avoided = 3
 	case strings.Contains(v.path, "/static/extensions/") && !m.IsWarm():
-		w.trouble = 2
+		w.avoided = 2
 	case m.Drain.On():
-		w.trouble = 1
+		w.avoided = 1
 	}
 	return w
 }
@@ -257,11 +257,11 @@ func (cs *candidates) least(may func(*candidate) bool, weigh func(*member) weigh
 
 // weight orders members: what they suffer from, then how long they have stalled, then what waits for them, then
 // what they carry.
-type weight struct{ trouble, stall, queue, load int64 }
+type weight struct{ avoided, stall, queue, load int64 }
 
 func (w weight) less(than weight) bool {
-	if w.trouble != than.trouble {
-		return w.trouble < than.trouble
+	if w.avoided != than.avoided {
+		return w.avoided < than.avoided
 	}
 	if w.stall != than.stall {
 		return w.stall < than.stall

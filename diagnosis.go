@@ -26,8 +26,8 @@ type pacer struct {
 	last atomic.Int64 // on the table's clock; 0 if never
 }
 
-// lets says whether it is time again.
-func (p *pacer) lets(now time.Duration) bool {
+// allows says whether it is time again.
+func (p *pacer) allows(now time.Duration) bool {
 	last := p.last.Load()
 	return (last == 0 || now-time.Duration(last) > adviceInterval) && p.last.CompareAndSwap(last, int64(now))
 }
@@ -41,8 +41,8 @@ type hostPacer struct {
 // maxPacedHosts is for how many hosts in a pause something is let through.
 const maxPacedHosts = 8
 
-// lets says whether it is time again for a host.
-func (p *hostPacer) lets(host string, now time.Duration) bool {
+// allows says whether it is time again for a host.
+func (p *hostPacer) allows(host string, now time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	maps.DeleteFunc(p.last, func(_ string, last time.Duration) bool { return now-last > adviceInterval })
@@ -66,7 +66,7 @@ type pacers struct {
 // examine looks at a websocket for what Bokeh will refuse, or Caddy soon.
 func (s *Selection) examine(r *http.Request, v *visit) {
 	now, c := s.table.Now(), &v.Request
-	if c.IsExpired(time.Now()) && s.pacers.expired.lets(now) {
+	if c.IsExpired(time.Now()) && s.pacers.expired.allows(now) {
 		s.logger.Warn("a browser brings a token that has expired; its server refuses it, and the page stands still"+
 			" (start the servers with --session-token-expiration 36000, for a working day, or where an ASGI server runs the app with its session_token_expiration=36000,"+
 			" which bokeh-django and bokeh-fastapi do not have; or set the clocks right)",
@@ -76,17 +76,17 @@ func (s *Selection) examine(r *http.Request, v *visit) {
 	if !ok || srv.MaxHeaderBytes >= tokenHeaderBytes {
 		return
 	}
-	if v.headerSize > srv.MaxHeaderBytes/4*3 && s.pacers.header.lets(now) {
+	if v.headerSize > srv.MaxHeaderBytes/4*3 && s.pacers.header.allows(now) {
 		s.logger.Warn("the headers of a websocket are close to what the server takes; a visitor with more cookies sees an empty page"+
 			" (set max_header_size 64KB in the servers option)",
 			zap.Int("header_bytes", v.headerSize), zap.Int("max_header_bytes", srv.MaxHeaderBytes))
 	}
 }
 
-// tellFull logs that visits have to wait for a place.
-func (s *Selection) tellFull(upstreams int) {
+// warnFull logs that visits have to wait for a slot.
+func (s *Selection) warnFull(upstreams int) {
 	now := s.table.Now()
-	if s.pacers.full.lets(now) {
+	if s.pacers.full.allows(now) {
 		s.logger.Error("every upstream has max_sessions sessions; new visitors wait as long as lb_try_duration allows, then get 503 (add an upstream, or raise max_sessions)",
 			zap.Int("max_sessions", s.MaxSessions), zap.Int("upstreams", upstreams), zap.Int64("visits_waiting", s.table.Waiting.Len(now)))
 	}
@@ -118,14 +118,14 @@ func (s *Selection) unknownStamp(of bokeh.Kind) {
 		return
 	}
 	s.table.unknownStamps.Add(name)
-	if paced.lets(s.table.Now()) {
+	if paced.allows(s.table.Now()) {
 		s.logger.Warn(text, zap.String("metric", "caddy_bokeh_unknown_stamps_total"))
 	}
 }
 
 // unknownGroup takes note that nothing on the way of a visit has set the placeholder of group_by.
 func (s *Selection) unknownGroup(now time.Duration, err error) {
-	if s.pacers.group.lets(now) {
+	if s.pacers.group.allows(now) {
 		s.logger.Warn("group_by has no value for a visit, which goes where it is ready first"+
 			" (look for a typo; what sets the placeholder, as an authentication, must come before the reverse_proxy;"+
 			" after basic_auth it is {http.auth.user.id}, after forward_auth a header of its copy_headers, as {http.request.header.Remote-User})",
@@ -135,7 +135,7 @@ func (s *Selection) unknownGroup(now time.Duration, err error) {
 
 // refuseAddress takes note that a request has made an address which is too long to be dialed.
 func (s *Selection) refuseAddress(upstream string, size int) {
-	if s.pacers.address.lets(s.table.Now()) {
+	if s.pacers.address.allows(s.table.Now()) {
 		s.logger.Warn("a request makes the address of an upstream longer than anything that can be dialed, so that upstream is none for it"+
 			" (somebody tries what the site takes; bound what the placeholder may be, as with a host matcher or a map)",
 			zap.String("upstream", upstream), zap.Int("bytes", size), zap.Int("most", maxAddress))
@@ -222,7 +222,7 @@ func (v *visit) isTooLongFor(sw *software) bool {
 // headerTooLong takes note that a server did not take a websocket, if that may be for its long header.
 func (s *Selection) headerTooLong(m *member, v *visit, status int) {
 	sw := m.runsOn()
-	if !v.isTooLongFor(sw) || !s.pacers.tooLong.lets(s.table.Now()) {
+	if !v.isTooLongFor(sw) || !s.pacers.tooLong.allows(s.table.Now()) {
 		return
 	}
 	s.logger.Warn("upstream does not take a websocket with a long header, as the token and the cookies of a visitor"+
@@ -233,7 +233,7 @@ func (s *Selection) headerTooLong(m *member, v *visit, status int) {
 
 // lostUpgrade takes note of a websocket that has come without the header that makes it one. Anybody can send such a request by hand.
 func (s *Selection) lostUpgrade(r *http.Request) {
-	if !s.pacers.upgrade.lets(s.table.Now()) {
+	if !s.pacers.upgrade.allows(s.table.Now()) {
 		return
 	}
 	proxy, _, _ := net.SplitHostPort(r.RemoteAddr)
@@ -250,7 +250,7 @@ func (s *Selection) refusedSocket(m *member, v *visit) {
 	}
 	now, upstream := s.table.Now(), zap.String("upstream", m.Name)
 	if v.origin == "null" || v.origin == "file://" {
-		if s.pacers.noOrigin.lets(v.origin, now) {
+		if s.pacers.noOrigin.allows(v.origin, now) {
 			s.logger.Warn("upstream refused a websocket with 403 whose page belongs to no site: it was opened as a file, or stands in a sandboxed frame; if you do not know that page, all is well"+
 				" (have the file served by a web server, or add allow-same-origin to the sandbox of the frame: servers can let in such pages only with those of everybody)",
 				upstream, zap.String("origin", v.origin), zap.String("site", v.host))
@@ -264,10 +264,10 @@ func (s *Selection) refusedSocket(m *member, v *visit) {
 	host := strings.ToLower(u.Host)
 	setting, mend := allowOrigin(host)
 	switch own := strings.EqualFold(host, v.host); {
-	case own && s.pacers.ownOrigin.lets(host, now):
+	case own && s.pacers.ownOrigin.allows(host, now):
 		s.logger.Error("upstream refused a websocket with 403; unless the app has reasons of its own it does not know the site's name"+
 			" ("+mend+"; where an ASGI server runs the app, name the host in its extra_websocket_origins)", upstream, setting)
-	case !own && s.pacers.otherOrigin.lets(host, now):
+	case !own && s.pacers.otherOrigin.allows(host, now):
 		s.logger.Warn("upstream refused a websocket of another site's page with 403; if you do not know that site, all is well"+
 			" (if it shall show the app, "+mend+"; or name the host in extra_websocket_origins)", upstream, setting, zap.String("site", v.host))
 	}

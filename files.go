@@ -250,12 +250,12 @@ func (f *Files) fetch(w http.ResponseWriter, r *http.Request, next caddyhttp.Han
 		}
 		result = filesWrong
 	}
-	if r.Context().Err() != nil { // this visitor has gone, and the next one in line goes on
+	if r.Context().Err() != nil { // this visitor has gone, and the next one who waits goes on
 		first.pass(filesUnkept)
 		return nil, "", passedOn(err)
 	}
 	if result == filesWrong {
-		f.tellWrong(r)
+		f.warnWrong(r)
 	}
 	turn.GiveUp()
 	fileResults.Add(result)
@@ -350,9 +350,9 @@ func encodedFor(r *http.Request, file *contentcache.File) (encoding string, data
 	return "", nil
 }
 
-// tellWrong logs that no server has a file that a page asks for.
-func (f *Files) tellWrong(r *http.Request) {
-	if f.wrong.lets(thisLedger().Now()) {
+// warnWrong logs that no server has a file that a page asks for.
+func (f *Files) warnWrong(r *http.Request) {
+	if f.wrong.allows(thisLedger().Now()) {
 		f.logger.Warn("no server that was asked has the file which this address names by its SHA-512, so a page may not work"+
 			" (if servers with the version that made the page are gone, reload the page; if \"?v=\" of your own files is another hash, serve them under another path than static)",
 			zap.String("site", r.Host), zap.String("path", r.URL.Path))

@@ -99,16 +99,6 @@ func (c *fleetNode) runs(st cluster.Storage) {
 	c.running.Store(&running)
 }
 
-// load loads a config with another pool or storage; what it returns ends the one before.
-func (c *fleetNode) load(st cluster.Storage, pool reverseproxy.UpstreamPool) (end func()) {
-	before := c.s
-	c.s, c.pool = newTestSelectionWith(before.table, pool), pool
-	c.door, _ = st.(*clustertest.Door)
-	c.s.join(c.Cluster, st)
-	c.runs(st)
-	return func() { _ = before.Cleanup() }
-}
-
 // say says something of an upstream to the node.
 func (c *fleetNode) say(addr string, w cluster.DrainRequest) error {
 	w.Force = true

@@ -207,7 +207,7 @@ func (v *visit) second(cs *candidates) *candidate {
 	unasked := v.unasked(cs)
 	return cs.least(func(c *candidate) bool {
 		w := v.ease(c.member, cs.now)
-		return unasked(c) && w.trouble == 0 && w.stall == 0 && !slices.Contains(v.tried, c.member)
+		return unasked(c) && w.avoided == 0 && w.stall == 0 && !slices.Contains(v.tried, c.member)
 	}, func(m *member) weight { return v.ease(m, cs.now) })
 }
 

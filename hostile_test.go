@@ -334,7 +334,7 @@ func TestFailingAddressThatVaries(t *testing.T) {
 				r.answer(http.StatusInternalServerError)
 				synctest.Wait()
 				for _, u := range pool {
-					if s.members.get(u.Dial).troubled(s.table.Now()) {
+					if s.members.get(u.Dial).isToBeSpared(s.table.Now()) {
 						t.Fatalf("%d clients: %s is kept off after %d requests", clients, u.Dial, i+1)
 					}
 				}

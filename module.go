@@ -64,7 +64,7 @@ const tokenHeaderBytes = 64_000
 // ------------|-------------
 // `{http.reverse_proxy.bokeh.decision}` | Why the upstream was chosen: `bound` (the session is there, or what it has made), `new` (a new session, unless the answer is no page), `moved` (its own upstream is lost) or `shared` (any upstream answers this: static files, logins)
 // `{http.reverse_proxy.bokeh.session}` | A short keyed hash of the session's id, the same through every Caddy with the same key; empty for shared requests. Where the server makes the ids itself, a page's differs from its socket's
-// `{http.reverse_proxy.bokeh.waited_ms}` | How long the visit has waited for a place, in milliseconds, where `max_sessions` made it wait
+// `{http.reverse_proxy.bokeh.waited_ms}` | How long the visit has waited for a slot, in milliseconds, where `max_sessions` made it wait
 type Selection struct {
 	// How the servers make session ids, as given to `bokeh serve --session-ids`: `unsigned`,
 	// `signed` or `external-signed`. Default: `unsigned`, as in Bokeh.
@@ -107,20 +107,20 @@ type Selection struct {
 	// address that matches none of the handler's upstreams is logged as a warning. Default: none.
 	Drain []string `json:"drain,omitempty"`
 
-	// The most sessions that an upstream may have through this Caddy. Only new sessions are refused
+	// The most sessions that an upstream may have through this Caddy: so many slots it has. Only new sessions are refused
 	// there: one that is bound to it always gets through, and so does one whose id a program or another
-	// site has named. When every upstream that takes new sessions has so many, a visit waits for a place,
+	// site has named. When every upstream that takes new sessions has so many, a visit waits for a slot,
 	// whoever came first first, as long as the handler's `lb_try_duration` allows, also over a reload of
 	// the config (which may end the wait where upstreams are discovered); without that it does not wait.
-	// Then it takes a place at an upstream that has failed, if one is free, or gets 503 with a `Retry-After` header.
-	// A session has its place until its server gives it up, `unused_session_lifetime` and `check_unused_sessions`
-	// after its last websocket. A page whose websocket has not come 5 seconds after its answer gives its place away; one that comes later
+	// Then it takes a slot at an upstream that has failed, if one is free, or gets 503 with a `Retry-After` header.
+	// A session has its slot until its server gives it up, `unused_session_lifetime` and `check_unused_sessions`
+	// after its last websocket. A page whose websocket has not come 5 seconds after its answer gives its slot away; one that comes later
 	// is let in all the same, so there may be up to twice as many. Default: no limit.
 	MaxSessions int `json:"max_sessions,omitempty"`
 
 	// What the new sessions of a group have in common, as one placeholder: `{http.auth.user.id}`, or
 	// `{http.vars.client_ip}`, which a Caddyfile calls `{client_ip}`. They go to the same
-	// upstream, the first one in an order that depends on the value and the key, of those that take new sessions, do not fail and have a place; so to the same one through every
+	// upstream, the first one in an order that depends on the value and the key, of those that take new sessions, do not fail and have a slot; so to the same one through every
 	// Caddy, with nothing to remember. A session whose value is empty, or that somebody else has named, goes where
 	// it would without. When upstreams come or go, the groups that are first there move with their next session.
 	// Default: sessions are not grouped, and each goes where it is ready first.
@@ -258,7 +258,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// join lets the node tell of the upstreams, and waits until it knows which of them are marked, for the first visitor must
+// join lets the node tell of the upstreams, and waits until it knows which of them drain, for the first visitor must
 // not be sent to a draining one; and for the key. Both are looked for at the same time.
 func (s *Selection) join(n *cluster.Cluster, st cluster.Storage) {
 	s.node = n

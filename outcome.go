@@ -92,7 +92,7 @@ func (v *visit) finish(a *attempt, status int) {
 	if a.probes {
 		defer a.m.Breaker.EndProbe(a.startedAt)
 	}
-	defer v.tellBreaker(a.m, a.dialErr)
+	defer v.logBreaker(a.m, a.dialErr)
 	o := outcome{status: status, hasPage: status == http.StatusOK && !a.noPage, at: v.s.table.Now()}
 	a.m.Unanswered.GivenUp(&a.question, o.at)
 	if a.dialErr != nil && a.failures < a.addrs && !a.answered {

@@ -79,7 +79,7 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 		begins := p.decision.begins()
 		v.sayWhenToComeBack(w, false)
 		v.try(r, cs, p)
-		// Whoever drains an upstream marks it and then counts; we count and then look for the mark.
+		// Whoever drains an upstream says so and then counts; we count and then look whether it drains.
 		// So one of us sees the other. It is the same with what another visit counts.
 		if v.isOver() {
 			v.failed()
@@ -139,10 +139,10 @@ func (v *visit) foundNobody(ctx context.Context, cs *candidates, w http.Response
 func (s *Selection) whyNobody(cs *candidates, v *visit) string {
 	switch {
 	case v.isFull(cs):
-		s.tellFull(len(cs.all))
+		s.warnFull(len(cs.all))
 		return nobodyFull
 	case cs.allDrain():
-		if s.pacers.allDrain.lets(cs.now) {
+		if s.pacers.allDrain.allows(cs.now) {
 			s.logger.Error("every healthy upstream is draining; new visitors get 503 (add an upstream, or take a drain back: caddy bokeh undrain, or the drain line of the config)",
 				zap.Int("upstreams", len(cs.all)))
 		}

@@ -80,7 +80,7 @@ func (v *visit) enterQueue(cs *candidates) bool {
 		v.waiter = admission.NewWaiter(v.startedAt, v.s.tryInterval+2*slotInterval)
 	}
 	v.s.table.Waiting.Enter(v.waiter, v.s, int64(v.s.MaxSessions), v.s.offer(cs), now)
-	v.s.tellFull(len(cs.all))
+	v.s.warnFull(len(cs.all))
 	return true
 }
 

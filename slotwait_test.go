@@ -382,7 +382,7 @@ func TestLineAtRandom(t *testing.T) {
 					if n > int64(limit) || m.Slots.Sessions.Load() > 2*int64(limit) {
 						t.Fatalf("seed %d: %d sessions at %s have %d places of %d", seed, m.Slots.Sessions.Load(), m.Name, n, limit)
 					}
-					if !m.troubled(tb.Now()) {
+					if !m.isToBeSpared(tb.Now()) {
 						free += limit - int(n)
 					}
 				}

@@ -231,7 +231,7 @@ func (s *Selection) discovered(pool reverseproxy.UpstreamPool, cs *candidates) {
 		return
 	}
 	for _, m := range src.found(pool, cs.all, cs.now) {
-		if m.Drain.ByOperator() && s.pacers.reused.lets(cs.now) {
+		if m.Drain.ByOperator() && s.pacers.reused.allows(cs.now) {
 			s.logger.Warn("discovery finds an upstream that it did not find before, and that operators have drained"+
 				" (if another server has that address by now, take the drain back: caddy bokeh undrain, with the address)", zap.String("upstream", m.Name))
 		}

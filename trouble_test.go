@@ -118,7 +118,7 @@ func TestOneVisitTries(t *testing.T) {
 		}
 		r.answer(http.StatusOK)
 		synctest.Wait()
-		if m := s.members.get("u0:80"); m.troubled(s.table.Now()) || m.Breaker.State(s.table.Now()) == breaker.Probing {
+		if m := s.members.get("u0:80"); m.isToBeSpared(s.table.Now()) || m.Breaker.State(s.table.Now()) == breaker.Probing {
 			t.Error("it has answered, and is kept off")
 		}
 	})
@@ -147,7 +147,7 @@ func TestErrorOfAnotherHandler(t *testing.T) {
 				r.end()
 				synctest.Wait()
 			}
-			if got := s.members.get("u0:80").troubled(s.table.Now()); got != c.keeps {
+			if got := s.members.get("u0:80").isToBeSpared(s.table.Now()); got != c.keeps {
 				t.Errorf("%s: it is kept off: %t", name, got)
 			}
 		})
@@ -171,7 +171,7 @@ func TestNamedPagesCauseNoTrouble(t *testing.T) {
 				r.answer(http.StatusInternalServerError)
 				synctest.Wait()
 			}
-			if s.members.get("u0:80").troubled(s.table.Now()) {
+			if s.members.get("u0:80").isToBeSpared(s.table.Now()) {
 				t.Errorf("%s: it is kept off", name)
 			}
 		})
@@ -398,7 +398,7 @@ func TestClientsCauseNoTrouble(t *testing.T) {
 					c(r)
 				})
 			}
-			if s.members.get("u0:80").troubled(s.table.Now()) {
+			if s.members.get("u0:80").isToBeSpared(s.table.Now()) {
 				t.Errorf("%s: it is kept off", name)
 			}
 			for range breaker.PagesInARow { // pages fail, not dials

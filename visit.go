@@ -226,7 +226,7 @@ func (v *visit) isNoVisit() bool { return v.Kind == bokeh.Other || v.Kind == bok
 // isForAnyServer says whether the content that the visit asks for is the same wherever it is.
 func (v *visit) isForAnyServer() bool { return v.isNoVisit() && v.asked != nil }
 
-// failed settles the last attempt when another one is asked for.
+// failed finishes the last attempt when another one is asked for.
 func (v *visit) failed() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -236,7 +236,7 @@ func (v *visit) failed() {
 	}
 }
 
-// end settles the last attempt when the request is over, or another handler has taken it on.
+// end finishes the last attempt when the request is over, or another handler has taken it on.
 func (v *visit) end() {
 	v.mu.Lock()
 	defer v.mu.Unlock()

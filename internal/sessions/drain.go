@@ -14,7 +14,7 @@ const maxEnded = 1 << 16
 
 // Drain says whether an upstream is draining, and what must be remembered for as long.
 type Drain struct {
-	is        atomic.Int32               // what follows from configs and said: one of the three below
+	is        atomic.Int32               // what follows from configs and order: one of the three below
 	configs   atomic.Int64               // policies whose config drains the upstream
 	startedAt atomic.Int64               // when the first of them did, as Unix time in milliseconds
 	order     atomic.Pointer[DrainOrder] // by which an operator drains it, or nil
@@ -103,7 +103,7 @@ func (d *Drain) Set(s *DrainOrder) {
 // Doubt takes note that it is not certain any more that the upstream is empty.
 func (d *Drain) Doubt() { d.empty.Store(0) }
 
-// changed brings everything in line with configs and said.
+// changed brings everything in line with configs and order.
 func (d *Drain) changed() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
