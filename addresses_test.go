@@ -78,7 +78,7 @@ func TestNameOfAForwardProxy(t *testing.T) {
 		s := newTestSelection(pool)
 		r := newRequest(s, "/app")
 		r.choose(pool)
-		trace := r.run().trace(r.run().attempt)
+		trace := r.visit().trace(r.visit().attempt)
 		trace.DNSStart(httptrace.DNSStartInfo{Host: host})
 		trace.DNSDone(httptrace.DNSDoneInfo{Addrs: []net.IPAddr{{IP: net.IPv4(10, 0, 0, 1)}, {IP: net.IPv4(10, 0, 0, 2)}}})
 		if got := s.members.get("app:5006").Addresses.Load(); got != want {

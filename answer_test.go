@@ -233,10 +233,10 @@ func TestNoPageSaysNothingOfPages(t *testing.T) {
 		for range breaker.PagesInARow {
 			status := newRequest(s, "/rest/status")
 			status.choose(pool)
-			rn := status.run()
-			rn.connected(rn.attempt)
-			rn.firstByteCame(rn.attempt)
-			rn.hasAnswer(&http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: http.NoBody})
+			v := status.visit()
+			v.connected(v.attempt)
+			v.firstByteCame(v.attempt)
+			v.hasAnswer(&http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: http.NoBody})
 			if n := m.Slots.Sessions.Load(); n != 0 {
 				t.Errorf("%d sessions, though the answer is no page", n)
 			}
@@ -315,26 +315,26 @@ func TestAddressWithoutPages(t *testing.T) {
 		ask := func() *request {
 			r := newRequest(s, "/poll")
 			r.choose(pool)
-			r.run().connected(r.run().attempt)
+			r.visit().connected(r.visit().attempt)
 			synctest.Wait()
 			return r
 		}
 		first := ask()
-		u := first.run().attempt.m
+		u := first.visit().attempt.m
 		if got := u.Backlog(); got != 1 {
 			t.Errorf("%d pages are built where nothing is known yet, want 1", got)
 		}
-		rn := first.run()
-		rn.firstByteCame(rn.attempt)
-		rn.readAnswer(rn.attempt, false)
+		v := first.visit()
+		v.firstByteCame(v.attempt)
+		v.readAnswer(v.attempt, false)
 		first.end()
 		next := ask()
 		if got := u.Backlog(); got != 0 {
 			t.Errorf("%d pages are built where none ever came", got)
 		}
-		rn = next.run()
-		rn.firstByteCame(rn.attempt)
-		rn.readAnswer(rn.attempt, true) // there is an app by now
+		v = next.visit()
+		v.firstByteCame(v.attempt)
+		v.readAnswer(v.attempt, true) // there is an app by now
 		if got := u.Count(sessions.Waiting); got != 1 {
 			t.Errorf("a page that comes all the same counts %d times", got)
 		}

@@ -158,7 +158,7 @@ func TestPageWithALongBody(t *testing.T) {
 		body := endless{strings.NewReader(strings.Repeat("x", mostBody+1)), make(chan struct{})}
 		page.Body, page.ContentLength = body, 1<<30
 		page.choose(pool)
-		u := page.run().attempt.m
+		u := page.visit().attempt.m
 		if got := u.Slots.Sessions.Load(); got != 0 {
 			t.Errorf("%d sessions before the answer", got)
 		}
@@ -192,12 +192,12 @@ func TestBodyOverHTTP3(t *testing.T) {
 		if got := u.Count(sessions.Building); got != 1 {
 			t.Errorf("%d pages are built, want that which is complete", got)
 		}
-		if none.Body != http.NoBody || none.ContentLength != 0 || none.run().mayFail {
+		if none.Body != http.NoBody || none.ContentLength != 0 || none.visit().mayFail {
 			t.Error("what brings no body counts as something that may fail by itself")
 		}
 		close(end.more)
 		synctest.Wait()
-		if got := u.Count(sessions.Building); got != 2 || !half.run().mayFail {
+		if got := u.Count(sessions.Building); got != 2 || !half.visit().mayFail {
 			t.Errorf("%d pages are built, want 2", got)
 		}
 	})
@@ -211,7 +211,7 @@ func TestPagesThatNobodyWaitsFor(t *testing.T) {
 		page := func() *request {
 			r := newRequest(s, "/app")
 			r.choose(pool)
-			r.run().connected(r.run().attempt)
+			r.visit().connected(r.visit().attempt)
 			return r
 		}
 		u := func() *sessions.Upstream { return s.index.Load().all[0].Upstream }
@@ -240,7 +240,7 @@ func TestPagesThatNobodyWaitsFor(t *testing.T) {
 		for range 10 {
 			again := newRequest(s, "/app?bokeh-session-id=given")
 			again.choose(pool)
-			again.run().connected(again.run().attempt)
+			again.visit().connected(again.visit().attempt)
 			again.end()
 		}
 		weighs("one session, left again and again", 1)

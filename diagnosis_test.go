@@ -90,7 +90,7 @@ func TestMistakesAreLogged(t *testing.T) {
 				case 0:
 					r.hang()
 				case http.StatusBadGateway:
-					r.run().connected(r.run().attempt)
+					r.visit().connected(r.visit().attempt)
 					r.badGateway()
 				default:
 					r.answer(c.status)
@@ -148,7 +148,7 @@ func TestLongHeaderIsMendedByServer(t *testing.T) {
 				r.Header.Add("Cookie", strings.Repeat("x", c.bytes))
 			}
 			r.choose(pool)
-			r.run().connected(r.run().attempt)
+			r.visit().connected(r.visit().attempt)
 			if c.code == http.StatusBadGateway {
 				r.badGateway()
 			} else {
@@ -211,7 +211,7 @@ func TestImpatientVisitorIsNoMistake(t *testing.T) {
 		r := newSocket(s, base64.RawURLEncoding.EncodeToString([]byte(`{"session_id":"x"}`)))
 		r.Header.Set("Cookie", strings.Repeat("x", 9<<10))
 		r.choose(pool)
-		r.run().connected(r.run().attempt)
+		r.visit().connected(r.visit().attempt)
 		r.end()
 		time.Sleep(time.Minute)
 		if logs.Len() != 0 {

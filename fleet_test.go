@@ -190,9 +190,9 @@ func (c *fleetNode) socket(token string) (addr string, hangUp func()) {
 	if addr == "" {
 		return "", r.end
 	}
-	rn := r.run()
-	rn.connected(rn.attempt)
-	rn.firstByteCame(rn.attempt)
+	v := r.visit()
+	v.connected(v.attempt)
+	v.firstByteCame(v.attempt)
 	r.repl.Set(placeholderStatus, http.StatusSwitchingProtocols)
 	// As the reverse proxy does, it ends when the context ends that Select has put on the request.
 	context.AfterFunc(r.Context(), r.end)
@@ -458,10 +458,10 @@ func TestGracePeriodOfWhatNeverEnds(t *testing.T) {
 				r = newSocket(a.s, a.visitAt(u0))
 			}
 			addr, _ := r.choose(a.pool)
-			rn := r.run()
-			rn.connected(rn.attempt)
+			v := r.visit()
+			v.connected(v.attempt)
 			if tc.answered {
-				rn.firstByteCame(rn.attempt)
+				v.firstByteCame(v.attempt)
 			}
 			grace := 5 * time.Second
 			a.tell(addr, cluster.DrainRequest{State: api.StateDraining, Grace: &grace})

@@ -181,7 +181,7 @@ func TestNoHedgeWhereAllAreHeld(t *testing.T) {
 		if at != "u1:80" {
 			t.Fatalf("the second file goes to %s", at)
 		}
-		second := func(f *request) *candidate { return f.run().second(s.candidates(s.static, f.run())) }
+		second := func(f *request) *candidate { return f.visit().second(s.candidates(s.static, f.visit())) }
 		time.Sleep(sessions.StalledAfter)
 		if c, d := second(first), second(other); c != nil || d != nil {
 			t.Errorf("for files of two servers that are held, further ones would be asked: %v and %v", c, d)
@@ -204,7 +204,7 @@ func TestNoHedgeOfAPage(t *testing.T) {
 		for _, wants := range []bool{true, false} {
 			f := newRequest(s, "/app", "Sec-Fetch-Dest", "script")
 			f.choose(s.static)
-			if got := f.run().mayHedge; got != wants {
+			if got := f.visit().mayHedge; got != wants {
 				t.Errorf("another server may be asked: %v, want %v", got, wants)
 			}
 			f.answer(http.StatusOK)
@@ -304,7 +304,7 @@ func TestHedgeOfAFileThatIsTheSameEverywhere(t *testing.T) {
 		if asked != nil {
 			r.Request = r.WithContext(context.WithValue(r.Context(), askedKey{}, asked))
 		}
-		if got, want := r.run().mayHedge, asked != nil; got != want {
+		if got, want := r.visit().mayHedge, asked != nil; got != want {
 			t.Errorf("it may be asked twice: %v, want %v", got, want)
 		}
 	}

@@ -163,7 +163,7 @@ func TestAbortedPages(t *testing.T) {
 						r.Host = fmt.Sprint(tc.host, i)
 					}
 					r.choose(pool)
-					r.run().connected(r.run().attempt)
+					r.visit().connected(r.visit().attempt)
 					time.Sleep(5 * time.Millisecond)
 					r.end()
 					time.Sleep(time.Millisecond)
@@ -197,7 +197,7 @@ func TestPlaceOfALeftPage(t *testing.T) {
 				m := s.members.get(u0)
 				r := newRequest(s, "/app")
 				r.choose(testPool(1))
-				r.run().connected(r.run().attempt)
+				r.visit().connected(r.visit().attempt)
 				time.Sleep(time.Second)
 				tc.end(r)
 				for after, want := range map[time.Duration]struct{ places, sessions int64 }{
@@ -232,7 +232,7 @@ func TestPageLeftTwice(t *testing.T) {
 		for range 2 {
 			r := newRequest(s, "/app?bokeh-session-id=mine")
 			r.choose(pool)
-			r.run().connected(r.run().attempt)
+			r.visit().connected(r.visit().attempt)
 			time.Sleep(10 * time.Millisecond)
 			r.end()
 			synctest.Wait()
@@ -257,9 +257,9 @@ func TestPlaceWithoutASocket(t *testing.T) {
 			s.watches = true
 			r := newSocket(s, token)
 			r.choose(testPool(1))
-			rn := r.run()
-			rn.connected(rn.attempt)
-			rn.hasAnswer(&http.Response{StatusCode: http.StatusForbidden, Body: http.NoBody})
+			v := r.visit()
+			v.connected(v.attempt)
+			v.hasAnswer(&http.Response{StatusCode: http.StatusForbidden, Body: http.NoBody})
 			r.end()
 			s.watches = false
 		},
@@ -283,8 +283,8 @@ func TestPlaceWithoutASocket(t *testing.T) {
 				}
 				open := newSocket(s, bokehtest.Token(t, "given", nil))
 				open.choose(pool)
-				open.run().connected(open.run().attempt)
-				open.run().firstByteCame(open.run().attempt)
+				open.visit().connected(open.visit().attempt)
+				open.visit().firstByteCame(open.visit().attempt)
 				if got := m.Slots.Taken(1); got != 1 {
 					t.Errorf("with a websocket it holds %d places", got)
 				}
@@ -448,7 +448,7 @@ func TestRefusedLongBodyHoldsNoPlace(t *testing.T) {
 			r := newRequest(s, "/app")
 			r.Body, r.ContentLength = io.NopCloser(strings.NewReader(strings.Repeat("x", 2*mostBody))), 2*mostBody
 			r.choose(pool)
-			r.run().connected(r.run().attempt)
+			r.visit().connected(r.visit().attempt)
 			return r
 		}
 		var all []*request
@@ -481,7 +481,7 @@ func TestReloadOfASlowPage(t *testing.T) {
 		s := newCapped(newLedger(), pool, 1, 5*time.Second)
 		first := newRequest(s, "/app")
 		first.choose(pool)
-		first.run().connected(first.run().attempt)
+		first.visit().connected(first.visit().attempt)
 		time.Sleep(1100 * time.Millisecond)
 		first.end()
 		synctest.Wait()
@@ -506,7 +506,7 @@ func TestErrorMakesNoSession(t *testing.T) {
 		ask := func(q string) *request {
 			r := newRequest(s, "/app?bokeh-session-id=mine"+q)
 			r.choose(pool)
-			r.run().connected(r.run().attempt)
+			r.visit().connected(r.visit().attempt)
 			return r
 		}
 		leave := func() {

@@ -97,7 +97,7 @@ func TestFilesOfASessionThatDrains(t *testing.T) {
 		for name, newRequest := range namings(bokeh.ReadToken(token, bokehtest.Ring).ID) {
 			r := newRequest(s)
 			addr, why := r.choose(pool)
-			if want := r.run().ID != ""; (addr == home) != want || (why == "bound") != want {
+			if want := r.visit().ID != ""; (addr == home) != want || (why == "bound") != want {
 				t.Errorf("%s: %s at %s, which drains", name, why, addr)
 			}
 			if addr, why := newRequest(another).choose(pool); addr == home || why != "shared" {

@@ -147,8 +147,8 @@ func (r *request) wantAt(t *testing.T, pool reverseproxy.UpstreamPool, want, wha
 
 // open lets a websocket be opened.
 func (r *request) open() {
-	r.run().connected(r.run().attempt)
-	r.run().firstByteCame(r.run().attempt)
+	r.visit().connected(r.visit().attempt)
+	r.visit().firstByteCame(r.visit().attempt)
 }
 
 // Where the websockets of a site have a handler of their own, both find the sessions of a server that its source does not find any more.

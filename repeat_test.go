@@ -78,10 +78,10 @@ func TestRefusedRequestIsNotEnded(t *testing.T) {
 		s := newTestSelection(pool)
 		r := newRequest(s, "/app")
 		r.choose(pool)
-		rn := r.run()
+		v := r.visit()
 		r.refuse()
-		_ = rn.noAnswer(reverseproxy.NewDialError(syscall.ECONNREFUSED))
-		rn.attempt.m.Drain.Requests.EndAll(time.Nanosecond)
+		_ = v.noAnswer(reverseproxy.NewDialError(syscall.ECONNREFUSED))
+		v.attempt.m.Drain.Requests.EndAll(time.Nanosecond)
 		pass(time.Second)
 		if r.Context().Err() != nil {
 			t.Error("it was ended")

@@ -59,7 +59,7 @@ func TestFilesGoWhereAnswersCome(t *testing.T) {
 			time.Sleep(time.Minute)
 		}, true},
 		"an answer whose end does not come": {func(_ *testing.T, s *Selection) {
-			f := fileAt0(s).run()
+			f := fileAt0(s).visit()
 			f.firstByteCame(f.attempt)
 			time.Sleep(time.Minute)
 		}, true},

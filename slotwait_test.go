@@ -38,7 +38,7 @@ func (r *request) proxied(pool reverseproxy.UpstreamPool) (addr string, header h
 		if u := r.s.Select(pool, r.Request, w); u != nil {
 			return u.Dial, w.Header()
 		}
-		if r.s.table.Now()-r.run().startedAt >= r.s.patience || r.Context().Err() != nil {
+		if r.s.table.Now()-r.visit().startedAt >= r.s.patience || r.Context().Err() != nil {
 			return "", w.Header()
 		}
 	}
@@ -57,8 +57,8 @@ func occupy(t *testing.T, s *Selection, pool reverseproxy.UpstreamPool, n int) (
 		token := bokehtest.Token(t, page.stamp(), nil)
 		socket := newSocket(s, token)
 		socket.choose(pool)
-		socket.run().connected(socket.run().attempt)
-		socket.run().firstByteCame(socket.run().attempt)
+		socket.visit().connected(socket.visit().attempt)
+		socket.visit().firstByteCame(socket.visit().attempt)
 		tokens, hangUp = append(tokens, token), append(hangUp, func() { socket.answer(http.StatusSwitchingProtocols) })
 	}
 	return tokens, hangUp
@@ -256,7 +256,7 @@ func TestWaitForAnUpstreamThatIsTakenOff(t *testing.T) {
 				if addr, _ := r.proxied(pool); addr == "" {
 					return
 				}
-				r.run().connected(r.run().attempt)
+				r.visit().connected(r.visit().attempt)
 				mu.Lock()
 				served++
 				open++
@@ -367,7 +367,7 @@ func TestLineAtRandom(t *testing.T) {
 						addr, _ = r.proxied(pool)
 					}
 					if addr != "" {
-						r.run().connected(r.run().attempt)
+						r.visit().connected(r.visit().attempt)
 						time.Sleep(stays)
 						if !aborts {
 							r.answer(http.StatusNotFound)
@@ -722,8 +722,8 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 				if read {
 					page.answer(http.StatusOK)
 				} else {
-					page.run().connected(page.run().attempt)
-					page.run().firstByteCame(page.run().attempt)
+					page.visit().connected(page.visit().attempt)
+					page.visit().firstByteCame(page.visit().attempt)
 				}
 				synctest.Wait()
 				pages = append(pages, page)
@@ -742,8 +742,8 @@ func TestPagesWithoutASocketGiveUpTheirPlaces(t *testing.T) {
 			}
 			late := newSocket(s, bokehtest.Token(t, pages[0].stamp(), nil))
 			addr, why := late.choose(pool)
-			late.run().connected(late.run().attempt)
-			late.run().firstByteCame(late.run().attempt)
+			late.visit().connected(late.visit().attempt)
+			late.visit().firstByteCame(late.visit().attempt)
 			if why != string(decisionBound) {
 				t.Errorf("%s: a socket that comes late is %s", name, why)
 			}

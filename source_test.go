@@ -192,8 +192,8 @@ func TestWhoseAddressItIs(t *testing.T) {
 				home, token := landed(t, a, u(0, 1))
 				open := newSocket(a, token)
 				open.choose(u(0, 1))
-				open.run().connected(open.run().attempt)
-				open.run().firstByteCame(open.run().attempt)
+				open.visit().connected(open.visit().attempt)
+				open.visit().firstByteCame(open.visit().attempt)
 				open.repl.Set(placeholderStatus, http.StatusSwitchingProtocols)
 				time.Sleep(time.Second)
 				do(c.meanwhile, a)
@@ -350,9 +350,9 @@ func TestAddressModel(t *testing.T) {
 						ended++
 					}
 					s.at, s.server = at, now
-					rn := r.run()
-					rn.connected(rn.attempt)
-					rn.firstByteCame(rn.attempt)
+					v := r.visit()
+					v.connected(v.attempt)
+					v.firstByteCame(v.attempt)
 					r.repl.Set(placeholderStatus, http.StatusSwitchingProtocols)
 					s.hangUp = r.end
 				}

@@ -48,7 +48,7 @@ func TestFailingUpstreamAttractsNobody(t *testing.T) {
 		"refuses dials": {(*request).refuse, 15},
 		"answers 500":   {func(r *request) { r.answer(http.StatusInternalServerError) }, 17},
 		"hangs up": {func(r *request) {
-			r.run().connected(r.run().attempt)
+			r.visit().connected(r.visit().attempt)
 			r.repl.Set(placeholderErrorID, "x")
 			r.repl.Set(placeholderErrorStatus, http.StatusBadGateway)
 		}, 17},
@@ -141,7 +141,7 @@ func TestErrorOfAnotherHandler(t *testing.T) {
 				before := caddyhttp.HandlerError{ID: "before", StatusCode: http.StatusBadGateway}
 				r.Request = r.WithContext(context.WithValue(r.Context(), caddyhttp.ErrorCtxKey, error(before)))
 				r.choose(pool)
-				r.run().connected(r.run().attempt)
+				r.visit().connected(r.visit().attempt)
 				r.repl.Set(placeholderErrorID, c.ends)
 				r.repl.Set(placeholderErrorStatus, http.StatusBadGateway)
 				r.end()
@@ -196,7 +196,7 @@ func TestRequestsThatMayFail(t *testing.T) {
 				r := newRequest(s, "/app")
 				odd(r)
 				r.choose(pool[:1])
-				r.run().connected(r.run().attempt)
+				r.visit().connected(r.visit().attempt)
 				r.repl.Set(placeholderErrorID, "x")
 				r.repl.Set(placeholderErrorStatus, http.StatusBadGateway)
 				r.end()
@@ -228,7 +228,7 @@ func TestRequestsThatMayFail(t *testing.T) {
 func TestPagesOverHTTP3AreTaken(t *testing.T) {
 	r := newRequest(newTestSelection(testPool(1)), "/app")
 	r.ContentLength, r.ProtoMajor = -1, 3
-	if r.run().mayFail {
+	if r.visit().mayFail {
 		t.Error("a page over HTTP/3 may fail by its own fault")
 	}
 }
@@ -314,8 +314,8 @@ func TestRetriedAnswers(t *testing.T) {
 			for range breaker.PagesInARow {
 				r := newRequest(s, "/app")
 				r.choose(pool)
-				r.run().connected(r.run().attempt)
-				r.run().firstByteCame(r.run().attempt)
+				r.visit().connected(r.visit().attempt)
+				r.visit().firstByteCame(r.visit().attempt)
 				if status != 0 {
 					r.repl.Set(placeholderStatus, status)
 				}
@@ -351,7 +351,7 @@ func TestFilesTryNobody(t *testing.T) {
 		dead := s.members.get("u0:80")
 		dead.Breaker.Failure(0, s.table.Now(), breaker.Backoff)
 		building := newRequest(s, "/app", bokeh.SessionIDHeader, "x")
-		for building.choose(pool); building.run().attempt.m == dead; building.choose(pool) {
+		for building.choose(pool); building.visit().attempt.m == dead; building.choose(pool) {
 			building.refuse()
 		}
 		time.Sleep(time.Minute) // the pause is over
@@ -378,14 +378,16 @@ func TestFilesTryNobody(t *testing.T) {
 func TestClientsCauseNoTrouble(t *testing.T) {
 	for name, c := range map[string]func(*request){
 		"4xx":                 func(r *request) { r.answer(http.StatusNotFound) },
-		"left before it came": func(r *request) { r.run().connected(r.run().attempt); r.end() },
+		"left before it came": func(r *request) { r.visit().connected(r.visit().attempt); r.end() },
 		"left, as Caddy says it": func(r *request) {
-			r.run().connected(r.run().attempt)
+			r.visit().connected(r.visit().attempt)
 			r.repl.Set(placeholderErrorID, "x")
 			r.repl.Set(placeholderErrorStatus, 499)
 		},
-		"page without a socket":   func(r *request) { r.answer(http.StatusOK) },
-		"dial that was cancelled": func(r *request) { r.run().dialed(r.run().attempt, errors.Join(errors.New("dial"), r.Context().Err())) },
+		"page without a socket": func(r *request) { r.answer(http.StatusOK) },
+		"dial that was cancelled": func(r *request) {
+			r.visit().dialed(r.visit().attempt, errors.Join(errors.New("dial"), r.Context().Err()))
+		},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			pool := testPool(1)
@@ -543,7 +545,7 @@ func TestRequestThatFailsEverywhere(t *testing.T) {
 		r := newRequest(s, "/app")
 		for range 20 { // as the proxy retries where a server hangs up
 			r.choose(pool)
-			r.run().connected(r.run().attempt)
+			r.visit().connected(r.visit().attempt)
 			time.Sleep(250 * time.Millisecond)
 		}
 		r.end()
@@ -591,8 +593,8 @@ func TestTrialEndsAtTheFirstByte(t *testing.T) {
 		if addr, _ := long.choose(pool); addr != "u0:80" {
 			t.Fatal("it is tried at ", addr)
 		}
-		long.run().connected(long.run().attempt)
-		long.run().firstByteCame(long.run().attempt)
+		long.visit().connected(long.visit().attempt)
+		long.visit().firstByteCame(long.visit().attempt)
 		tryPage(s, pool, func(addr string, r *request) {
 			if addr != "u0:80" {
 				t.Errorf("while a long answer goes on, nobody else tries")
