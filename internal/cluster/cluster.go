@@ -25,6 +25,9 @@ const (
 	// 5 s, if the storage is not slow.
 	nodeInterval = 2 * time.Second
 
+	// judgeInterval is how often it is looked whether an upstream that drains is empty: somebody may wait for that.
+	judgeInterval = time.Second
+
 	// loadInterval is the same while the first config is loading: when it runs, the others must know.
 	loadInterval = 100 * time.Millisecond
 
@@ -59,7 +62,7 @@ type Cluster struct {
 	peers    map[string]*peer               // the other nodes, by their keys in the storage
 	verdicts map[*sessions.Upstream]verdict // of the upstreams that drain
 	seq      uint64                         // of the last report
-	lastTTL  time.Duration                  // what sessionTTL returned last
+	lastTTL  time.Duration                  // what sessionTTL was when a policy went last; 0 if none has
 	known    bool                           // others may have read of it
 	reported time.Duration                  // when it last wrote a report, on the table's clock; 0 if one is due
 	reached  bool                           // one was written, or any record read: a storage that hides its errors may seem to be empty
@@ -192,8 +195,7 @@ func (n *Cluster) sessionTTL() (longest time.Duration) {
 	for p := range n.policies() {
 		longest = max(longest, p.SessionTTL())
 	}
-	n.lastTTL = cmp.Or(longest, n.lastTTL, n.SessionTTL)
-	return n.lastTTL
+	return cmp.Or(longest, n.lastTTL, n.SessionTTL)
 }
 
 // policies are those of all configs. n.mu is locked.

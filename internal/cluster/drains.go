@@ -289,6 +289,7 @@ func (n *Cluster) holdRecord(sh *share, m *drainRecord) {
 		md.drainRecord = m // it has settled
 	}
 	n.drains[m.Upstream].share = sh
+	n.judgeAll(n.Table.Now()) // who has said so reads at once what it waits for
 	n.notify()
 }
 

@@ -59,7 +59,7 @@ func TestNodeIsEmptyWhileTheStorageHangs(t *testing.T) {
 		time.AfterFunc(10*time.Second, hangUp)
 		begun := time.Now()
 		empty, err := a.Await(t.Context(), time.Hour, func() (bool, error) {
-			return a.Cluster.Self().Sessions.Connected == 0, nil
+			return a.Self().Sessions.Connected == 0, nil
 		})
 		if took := time.Since(begun); !empty || err != nil || took > 20*time.Second {
 			t.Errorf("after %v: empty is %v, %v", took, empty, err)

@@ -31,20 +31,40 @@ func (n *Cluster) keepUp(ctx context.Context, sh *share) {
 // keepTime does what the clock alone brings, until ctx ends: a storage that hangs holds up nothing
 // else.
 func (n *Cluster) keepTime(ctx context.Context, sh *share) {
-	for rest(ctx, n.pause(sh)) {
+	due := n.Table.Now() + n.pause(sh)
+	for rest(ctx, n.untilJudged(due)) {
 		n.mu.Lock()
-		if ctx.Err() == nil { // what has been halted does not begin anew
+		isDue := n.Table.Now() >= due
+		if isDue && ctx.Err() == nil { // what has been halted does not begin anew
 			n.follow()
 		}
 		if ctx.Err() == nil {
 			now := n.Table.Now()
-			n.closeDue(now)
-			n.noticeHang(sh, now)
+			if isDue {
+				n.closeDue(now)
+				n.noticeHang(sh, now)
+			}
 			n.judgeAll(now)
 			n.notify()
 		}
 		n.mu.Unlock()
+		if isDue {
+			due = n.Table.Now() + n.pause(sh)
+		}
 	}
+}
+
+// untilJudged returns how long nothing is judged now, where all else is due at a time.
+func (n *Cluster) untilJudged(due time.Duration) time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	left := due - n.Table.Now()
+	for _, v := range n.verdicts {
+		if !v.drained {
+			return min(left, judgeInterval)
+		}
+	}
+	return left
 }
 
 // pause returns how long the node rests now.

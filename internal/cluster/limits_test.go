@@ -154,13 +154,13 @@ func TestMarkWithoutID(t *testing.T) {
 		put(t, v, drainKey(u0), poisoned(""))
 		pass(10 * time.Second)
 		a.wantState(u0, stateReady, "with a mark of no id")
-		if st := a.Cluster.Self(); !strings.Contains(st.Storage, drainKey(u0)) || !strings.Contains(st.Storage, "delete it") {
+		if st := a.Self(); !strings.Contains(st.Storage, drainKey(u0)) || !strings.Contains(st.Storage, "delete it") {
 			t.Errorf("the node says %q", st.Storage)
 		}
 		a.drain(u0)
 		pass(10 * time.Second)
 		a.wantState(u0, api.StateDrained, "when an operator has said so")
-		if st := a.Cluster.Self(); st.Storage != "" {
+		if st := a.Self(); st.Storage != "" {
 			t.Errorf("the node says %q", st.Storage)
 		}
 	})
@@ -221,7 +221,7 @@ func TestBrokenReports(t *testing.T) {
 				v.Unlock()
 				pass(time.Minute)
 				b.wantDrained(u0, false, "with a report that cannot be read")
-				st := a.Cluster.Self()
+				st := a.Self()
 				if !strings.Contains(st.Storage, "DELETE /bokeh/nodes/beef") || len(st.Storage) > 1000 {
 					t.Errorf("the node says %.1000q", st.Storage)
 				}
@@ -313,7 +313,7 @@ func TestTooManyRecords(t *testing.T) {
 		v.Unlock()
 		pass(time.Minute)
 		a.wantDrained(u0, false, "in a crowd")
-		if st := a.Cluster.Self(); !strings.Contains(st.Storage, "more than 4096 records") || !strings.Contains(st.Storage, "and 409") || len(st.Storage) > 2000 {
+		if st := a.Self(); !strings.Contains(st.Storage, "more than 4096 records") || !strings.Contains(st.Storage, "and 409") || len(st.Storage) > 2000 {
 			t.Errorf("the node says %.2000q", st.Storage)
 		}
 		if n := a.storageErrors["list"].Load(); n == 0 {

@@ -191,7 +191,7 @@ func TestListsNothing(t *testing.T) {
 				if got := a.logs.FilterMessageSnippet("the storage fails").Len(); got != 1 {
 					t.Errorf("it is logged %d times, want once", got)
 				}
-				if st := a.Cluster.Self(); !strings.Contains(st.Storage, "storage-check") {
+				if st := a.Self(); !strings.Contains(st.Storage, "storage-check") {
 					t.Errorf("the status says %q of the storage", st.Storage)
 				}
 				if a.storageErrors["list"].Load() <= 3 { // what the alert in examples/ asks for

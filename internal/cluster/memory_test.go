@@ -223,8 +223,9 @@ func TestOutlineSpeaksAgainstDrained(t *testing.T) {
 			}
 		}
 		for _, m := range marks {
-			before := n.waitsFor(whole, whole.Upstreams[u0], m, now)
-			after := n.waitsFor(outlined, outlined.Upstreams[u0], m, now)
+			s := &snapshot{now: now, node: n.name, ttl: 32 * time.Second, shared: u0, record: m}
+			before := s.waitsFor(whole)
+			after := s.waitsFor(outlined)
 			certain := func(w wait) bool { return w.certain }
 			if len(before) > 0 && len(after) == 0 || slices.ContainsFunc(before, certain) && !slices.ContainsFunc(after, certain) {
 				t.Errorf("%+v, mark %+v: it waits for %v, and then for %v", whole, m, before, after)

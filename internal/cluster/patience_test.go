@@ -76,7 +76,7 @@ func TestOneRecordHangs(t *testing.T) {
 			t.Fatal(err)
 		}
 		pass(10 * time.Second)
-		if got := a.Cluster.Self().Storage; got != "" {
+		if got := a.Self().Storage; got != "" {
 			t.Errorf("when the record is gone the node tells of its storage: %q", got)
 		}
 		pass(10 * time.Second)
@@ -170,7 +170,7 @@ func TestDrainedWhileWritesFail(t *testing.T) {
 					a.wantDrained(u0, false, "after a reload, while it cannot write")
 					pass(time.Second)
 				}
-				if got := a.Cluster.Self().Storage; got == "" || strings.Contains(got, "read") {
+				if got := a.Self().Storage; got == "" || strings.Contains(got, "read") {
 					t.Errorf("the node tells of its storage: %q", got)
 				}
 				failing.Store(false)
@@ -230,7 +230,7 @@ func TestManyRecordsHang(t *testing.T) {
 						_ = v.Door().Delete(t.Context(), key)
 					}
 					pass(time.Minute)
-					if got := a.Cluster.Self().Storage; got != "" {
+					if got := a.Self().Storage; got != "" {
 						t.Errorf("a minute after the records are gone the node tells of its storage: %q", got)
 					}
 					a.wantDrained(u0, true, "when the records are gone, though the calls for them are not")
@@ -256,7 +256,7 @@ func TestRecordIsMended(t *testing.T) {
 		b.drain("u2:80")
 		pass(maxBackoff + 3*callTimeout)
 		a.wantNoVisit("u2:80", "when its mark can be read again")
-		if got := a.Cluster.Self().Storage; got != "" {
+		if got := a.Self().Storage; got != "" {
 			t.Errorf("when it is mended: %q", got)
 		}
 	})
@@ -280,7 +280,7 @@ func TestStorageHangsForHours(t *testing.T) {
 			t.Error("an operator hears: ", err)
 		}
 		pass(time.Minute)
-		if got := a.Cluster.Self().Storage; got != "" {
+		if got := a.Self().Storage; got != "" {
 			t.Errorf("the node tells of its storage: %q", got)
 		}
 	})
@@ -530,7 +530,7 @@ func TestManyMarksAreMended(t *testing.T) {
 		}
 		q.on.Store(false)
 		pass(maxStrangeBackoff + time.Minute)
-		if got := a.Cluster.Self().Storage; got != "" {
+		if got := a.Self().Storage; got != "" {
 			t.Errorf("when all is mended the node tells of its storage: %q", got)
 		}
 	})
@@ -576,7 +576,7 @@ func TestManyWritesHang(t *testing.T) {
 		if looks.longest > nodeInterval+3*callTimeout {
 			t.Error("from one look to the next it takes ", looks.longest)
 		}
-		if st := a.Cluster.Self(); len(st.Storage) > 2000 {
+		if st := a.Self(); len(st.Storage) > 2000 {
 			t.Errorf("the node says %.1000q", st.Storage)
 		}
 		for i := range 4 {

@@ -94,7 +94,12 @@ func (p *peer) overdue(now time.Duration) bool { return now-p.changed > overdueT
 
 // mayReturnFor returns how long browsers may still come back to sessions that p had, which is gone.
 func (n *Cluster) mayReturnFor(p *peer, now time.Duration) time.Duration {
-	return p.gone + max(p.Settles, n.sessionTTL()) - now
+	return p.mayReturnFor(n.sessionTTL(), now)
+}
+
+// mayReturnFor is the same, where a session lives for so long here.
+func (p *peer) mayReturnFor(ttl, now time.Duration) time.Duration {
+	return p.gone + max(p.Settles, ttl) - now
 }
 
 // forget drops what need not be known any more, and returns the keys of the records to delete and the last

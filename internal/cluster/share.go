@@ -104,6 +104,7 @@ func Same(a, b any) bool {
 func (n *Cluster) Detach(p Policy) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.lastTTL = n.sessionTTL() // its sessions live on
 	for _, sh := range n.shares {
 		sh.pools = slices.DeleteFunc(sh.pools, func(other Policy) bool { return other == p })
 	}

@@ -12,45 +12,19 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
-// Upstreams returns what there is to tell of every known upstream, in the order of their addresses.
+// Upstreams returns what there is to tell of every known upstream, in the order of their addresses. What it returns is the caller's. It
+// changes nothing: what is told of drains was found by the loop, not long ago.
 func (n *Cluster) Upstreams() []*api.Upstream {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now := n.Table.Now()
-	n.judgeAll(now)
-	all := make(map[string]*api.Upstream)
-	of := func(address string) *api.Upstream {
-		st := all[address]
-		if st == nil {
-			st = &api.Upstream{Address: address, Healthy: true}
-			all[address] = st
-		}
-		return st
-	}
-	count := func(name, host, shared string, a account) {
-		address := n.here(shared)
-		if address == "" {
-			return
-		}
-		addShare(of(address), api.NodeShare{Node: name, Host: host, InPool: a.InPool, Holding: api.Holding{
-			Sessions: a.Sessions, Total: a.Sessions.All(), Oldest: a.Oldest, EndedRecently: a.Ended,
-		}})
-	}
-	for shared, a := range n.accounts(now) {
-		count(n.name, n.Host, shared, a)
-	}
-	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
-		p := n.peers[key]
-		for shared, a := range p.Upstreams {
-			if p.gone == 0 || a.Sessions.All() > 0 {
-				count(p.Node, p.Host, shared, a)
-			}
-		}
-	}
-	n.addHealth(of)
+	all := make(statuses)
+	n.addShares(all, now)
+	n.addHealth(all)
+	peers := n.peersByName()
 	n.Table.Each(func(u *sessions.Upstream) {
 		if u.Drain.On() && !n.isOpening(u) {
-			addDrain(of(u.Name), u, n.recordOf(u), n.verdicts[u])
+			addDrain(all.of(u.Name), u, n.recordOf(u), n.verdictToTell(u, peers, now))
 		}
 	})
 	for _, st := range all {
@@ -69,13 +43,59 @@ func (n *Cluster) Upstreams() []*api.Upstream {
 	return sorted
 }
 
+// statuses are what is told of upstreams, by their addresses.
+type statuses map[string]*api.Upstream
+
+// of returns what is told of an upstream.
+func (all statuses) of(address string) *api.Upstream {
+	st := all[address]
+	if st == nil {
+		st = &api.Upstream{Address: address, Healthy: true}
+		all[address] = st
+	}
+	return st
+}
+
+// verdictToTell returns the verdict on u as it is now. What the loop has not found drained is not told to be: who is sent there goes by what
+// that has found. n.mu is locked.
+func (n *Cluster) verdictToTell(u *sessions.Upstream, peers []*peer, now time.Duration) verdict {
+	kept := n.verdicts[u]
+	if v := n.snapshotOf(u, n.concerned(u, peers, now), now).judge(kept); kept.drained || !v.drained {
+		return v
+	}
+	return kept
+}
+
+// addShares adds what each node has. n.mu is locked.
+func (n *Cluster) addShares(all statuses, now time.Duration) {
+	count := func(name, host, shared string, a account) {
+		address := n.here(shared)
+		if address == "" {
+			return
+		}
+		addShare(all.of(address), api.NodeShare{Node: name, Host: host, InPool: a.InPool, Holding: api.Holding{
+			Sessions: a.Sessions, Total: a.Sessions.All(), Oldest: a.Oldest, EndedRecently: a.Ended,
+		}})
+	}
+	for shared, a := range n.accounts(now) {
+		count(n.name, n.Host, shared, a)
+	}
+	for _, p := range n.peersByName() {
+		for shared, a := range p.Upstreams {
+			if p.gone == 0 || a.Sessions.All() > 0 {
+				count(p.Node, p.Host, shared, a)
+			}
+		}
+	}
+}
+
 // addHealth adds what the reverse proxies of this Caddy say of their upstreams. n.mu is locked.
-func (n *Cluster) addHealth(of func(address string) *api.Upstream) {
+func (n *Cluster) addHealth(all statuses) {
 	for m := range n.members() {
 		if !m.Told {
 			continue
 		}
-		st := of(m.Upstream.Name)
+		st := all.of(m.Upstream.Name)
 		if n := int(m.Upstream.Addresses.Load()); n > 1 {
 			st.Addresses = n
 		}

@@ -313,14 +313,14 @@ func TestBrokenRecord(t *testing.T) {
 		if got := a.storageErrors["load"].Load(); got <= 3 { // what the alert in examples/ asks for
 			t.Errorf("%d failures to load are counted", got)
 		}
-		if got := a.Cluster.Self().Storage; !strings.Contains(got, nodeKey("feedfeed")) {
+		if got := a.Self().Storage; !strings.Contains(got, nodeKey("feedfeed")) {
 			t.Errorf("the node tells of its storage: %q", got)
 		}
 		v.Lock()
 		delete(v.Values, nodeKey("feedfeed"))
 		v.Unlock()
 		pass(5 * time.Second)
-		if got := a.Cluster.Self().Storage; got != "" {
+		if got := a.Self().Storage; got != "" {
 			t.Errorf("with the record deleted the node tells of its storage: %q", got)
 		}
 	})
@@ -490,7 +490,7 @@ func TestHangingStorageIsToldOf(t *testing.T) {
 		if got := a.logs.FilterMessageSnippet("the storage fails").Len(); got != 1 {
 			t.Errorf("it is logged %d times, want once", got)
 		}
-		if got := a.Cluster.Self().Storage; !strings.Contains(got, "has not answered") {
+		if got := a.Self().Storage; !strings.Contains(got, "has not answered") {
 			t.Errorf("the node tells of its storage: %q", got)
 		}
 		if a.storageErrors["load"].Load() <= 3 { // what the alert in examples/ asks for
@@ -498,8 +498,8 @@ func TestHangingStorageIsToldOf(t *testing.T) {
 		}
 		release()
 		pass(10 * time.Second)
-		if got := a.logs.FilterMessageSnippet("well again").Len(); got != 1 || a.Cluster.Self().Storage != "" {
-			t.Errorf("that it is over is logged %d times, want once; the node tells of its storage: %q", got, a.Cluster.Self().Storage)
+		if got := a.logs.FilterMessageSnippet("well again").Len(); got != 1 || a.Self().Storage != "" {
+			t.Errorf("that it is over is logged %d times, want once; the node tells of its storage: %q", got, a.Self().Storage)
 		}
 	})
 }
@@ -512,7 +512,7 @@ func TestStorageThatCannotBeWritten(t *testing.T) {
 		a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnStore: func() error { return errors.New("read-only file system") }}, 3)
 		for range 20 {
 			pass(7 * time.Second)
-			if got := a.Cluster.Self().Storage; !strings.Contains(got, "read-only") {
+			if got := a.Self().Storage; !strings.Contains(got, "read-only") {
 				t.Fatalf("the node tells of its storage: %q", got)
 			}
 		}
