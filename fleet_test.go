@@ -815,10 +815,10 @@ func TestStartWaitsOnce(t *testing.T) {
 			if n == nil {
 				n = makeCaddy(t, rand.Text(), d, s, pool).Cluster
 			}
-			s.keyed = keys.keeper(config, st, keyPatience).answered
+			s.keyed = keys.keeper(config, st, keyGrace).answered
 			s.join(n, d)
 		}
-		if took := time.Since(began); took != storageWait {
+		if took := time.Since(began); took != storageTimeout {
 			t.Errorf("8 policies wait %v", took)
 		}
 		pass(time.Minute)

@@ -109,7 +109,7 @@ func (s *Selection) provideKeys(ctx caddy.Context) error {
 		s.ring.Store(&ring)
 		return err
 	}
-	patience := keyPatience
+	patience := keyGrace
 	if ctx.Storage() == caddy.DefaultStorage {
 		patience = 0 // a folder of this machine, where it is most likely the first start of all
 	}

@@ -29,8 +29,8 @@ const (
 	// no record of ours has this name.
 	storedKeyLock = storedKey + ".lock"
 
-	// storageWait is how long a config load waits for the storage.
-	storageWait = 5 * time.Second
+	// storageTimeout is how long a config load waits for the storage.
+	storageTimeout = 5 * time.Second
 
 	// keyInterval is how often the stored key is looked at.
 	keyInterval = time.Second
@@ -38,14 +38,14 @@ const (
 	// keyRetryInterval is the same while it is missing.
 	keyRetryInterval = 250 * time.Millisecond
 
-	// largeKeyPause is how long a record is let be that was larger than a key.
-	largeKeyPause = time.Minute
+	// largeKeyBackoff is how long a record is let be that was larger than a key.
+	largeKeyBackoff = time.Minute
 
-	// keyPatience is how long a process that has never seen a stored key leaves it to others to write back theirs, before
+	// keyGrace is how long a process that has never seen a stored key leaves it to others to write back theirs, before
 	// it stores its own: longer than they take to see that it is missing.
-	keyPatience = 2 * time.Second
+	keyGrace = 2 * time.Second
 
-	// keyLockTimeout is how long the lock is tried. With keyPatience it must be shorter than storageWait.
+	// keyLockTimeout is how long the lock is tried. With keyGrace it must be shorter than storageTimeout.
 	keyLockTimeout = 1500 * time.Millisecond
 )
 
@@ -68,8 +68,7 @@ type keeper struct {
 
 	read atomic.Bool // the key was there once
 
-	large   error     // that of a record that is larger than a key; nil if there was none
-	largeAt time.Time // when it was read last
+	large largeKey
 
 	// What is told. Until answered is closed it is within first, then only by follow.
 	failures int       // since the key was there last
@@ -77,12 +76,18 @@ type keeper struct {
 	toldAt   time.Time // last
 }
 
+// largeKey is that a record was larger than a key is.
+type largeKey struct {
+	err error     // nil if there was none
+	at  time.Time // when it was read last
+}
+
 // errNoKey says that no key is stored, or a broken one.
 var errNoKey = errors.New("there is no key")
 
 // follow looks at the stored key until ctx ends.
 func (k *keeper) follow(ctx context.Context) {
-	defer time.AfterFunc(storageWait, func() { k.answer(fmt.Errorf("no answer for %v", storageWait)) }).Stop()
+	defer time.AfterFunc(storageTimeout, func() { k.answer(fmt.Errorf("no answer for %v", storageTimeout)) }).Stop()
 	defer k.answer(nil)
 	for ctx.Err() == nil {
 		err := k.look(ctx)
@@ -140,9 +145,8 @@ func (k *keeper) load(ctx context.Context) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("loading: %w", err)
 	case len(record) > maxKey:
-		k.large = keyTooLarge(int64(len(record)))
-		k.largeAt = time.Now()
-		return nil, k.large
+		k.large = largeKey{keyTooLarge(int64(len(record))), time.Now()}
+		return nil, k.large.err
 	case isCutShort(record, k.secret()):
 		return nil, fmt.Errorf("%w, but a record of %d bytes that was not written to its end", errNoKey, len(record))
 	}
@@ -153,8 +157,8 @@ func (k *keeper) load(ctx context.Context) ([]byte, error) {
 // it, the record is let be for a while after it was.
 func (k *keeper) tooLarge(ctx context.Context) error {
 	if !cluster.KnowsSizes(k.st) {
-		if k.large != nil && time.Since(k.largeAt) < largeKeyPause {
-			return k.large
+		if k.large.err != nil && time.Since(k.large.at) < largeKeyBackoff {
+			return k.large.err
 		}
 		return nil
 	}

@@ -184,7 +184,7 @@ func startKeyNode(t *testing.T, m *memory) *keyNode {
 func (n *keyNode) load(t *testing.T, m *memory) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	n.keeper = n.keys.keeper(ctx, &keyDoor{m}, keyPatience)
+	n.keeper = n.keys.keeper(ctx, &keyDoor{m}, keyGrace)
 	n.unload()
 	n.unload = cancel
 }
@@ -372,7 +372,7 @@ func TestStorageFails(t *testing.T) {
 					t.Errorf("after an hour %d lines are logged, want 1, and %q is stored", n.logs.Len(), m.key())
 				}
 				m.fail(nil)
-				time.Sleep(keyInterval + keyPatience + time.Second)
+				time.Sleep(keyInterval + keyGrace + time.Second)
 				if want := cmp.Or(stored, own); n.signs() != want || m.key() != want {
 					t.Errorf("it signs with %q, and %q is stored, want %q", n.signs(), m.key(), want)
 				}
@@ -420,9 +420,9 @@ func TestPoliciesShareAKeeper(t *testing.T) {
 		st := &hung{release: make(chan struct{})}
 		began := time.Now()
 		for range 100 {
-			<-keys.keeper(one, st, keyPatience).answered
+			<-keys.keeper(one, st, keyGrace).answered
 		}
-		if took := time.Since(began); took != storageWait {
+		if took := time.Since(began); took != storageTimeout {
 			t.Errorf("100 policies wait %v", took)
 		}
 		if logs.Len() != 1 {
@@ -431,8 +431,8 @@ func TestPoliciesShareAKeeper(t *testing.T) {
 
 		m := newMemory()
 		for range 100 {
-			keys.keeper(one, m, keyPatience)
-			keys.keeper(two, m, keyPatience)
+			keys.keeper(one, m, keyGrace)
+			keys.keeper(two, m, keyGrace)
 		}
 		time.Sleep(time.Minute)
 		if loads := m.countLoads(); loads > 70 {
@@ -445,7 +445,7 @@ func TestPoliciesShareAKeeper(t *testing.T) {
 		if m.key() == "" {
 			t.Error("it ends before the last config")
 		}
-		<-keys.keeper(one, newMemory(), keyPatience).answered // of a config that has ended
+		<-keys.keeper(one, newMemory(), keyGrace).answered // of a config that has ended
 		endTwo()
 		time.Sleep(time.Second)
 		loads := m.countLoads()
@@ -469,12 +469,12 @@ func TestKeyOfTheNextStorage(t *testing.T) {
 		before := n.keeper
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		next := n.keys.keeper(ctx, empty, keyPatience)
+		next := n.keys.keeper(ctx, empty, keyGrace)
 		<-next.answered
 		if empty.key() != key {
 			t.Error("the key does not go along")
 		}
-		third := n.keys.keeper(ctx, other, keyPatience)
+		third := n.keys.keeper(ctx, other, keyGrace)
 		time.Sleep(time.Minute)
 		if got := string(third.secret()); got != "another fleet's" || other.key() != got {
 			t.Errorf("there it signs with %q", got)

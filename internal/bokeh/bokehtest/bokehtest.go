@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -78,15 +79,18 @@ type Case struct{ Token, ID, Stamp string }
 
 // Tokens are tokens and what is read of them. They seed the fuzz target as well.
 func Tokens(t testing.TB) map[string]Case {
+	all := plainTokens(t)
+	maps.Copy(all, packedTokens(t))
+	return all
+}
+
+// raw encodes what is in a token.
+func raw(payload string) string { return base64.RawURLEncoding.EncodeToString([]byte(payload)) }
+
+// plainTokens are those whose point is not in what Bokeh packs.
+func plainTokens(t testing.TB) map[string]Case {
 	ours, beside := Stamp("a:80"), Stamp("b:80")
 	forged := beside[:40] + "AAAA" + beside[44:]
-	raw := func(payload string) string { return base64.RawURLEncoding.EncodeToString([]byte(payload)) }
-	packed := func(json string) string {
-		return raw(fmt.Sprintf(`{"session_id":"x","__bk__zlib_":%q}`, Pack(t, json)))
-	}
-	behind := func(blocks int) string {
-		return raw(fmt.Sprintf(`{"session_id":"x","__bk__zlib_":%q}`, PackBehind(t, blocks, `{"headers":{"`+besideHeader+`":"`+beside+`"}}`)))
-	}
 	return map[string]Case{
 		"ours":                     {Token(t, ours, nil), ours, ours},
 		"ours, signed":             {Token(t, ours, nil) + "." + strings.Repeat("s", 43), ours, ours},
@@ -118,14 +122,28 @@ func Tokens(t testing.TB) map[string]Case {
 		"object id":                {Token(t, map[string]any{"a": 1}, nil), "", ""},
 		"1 MB id":                  {Token(t, strings.Repeat("x", 1<<20), nil), "", ""},
 		"oversized":                {Token(t, ours, nil) + "." + strings.Repeat("s", tooLong), "", ""},
+		"id twice":                 {raw(`{"session_id":"x","session_id":"y"}`), "x", ""},
+		"stamp in a value":         {Token(t, "x", map[string]any{"A": `","` + besideHeader + `":"` + beside}), "x", ""},
+		"stamp behind backslashes": {Token(t, "x", map[string]any{"A": `\\"\`, besideHeader: beside}), "x", beside},
+		"deep":                     {raw(strings.Repeat(`{"a":`, 10000)), "", ""},
+	}
+}
+
+// packedTokens are those whose point is there.
+func packedTokens(t testing.TB) map[string]Case {
+	ours, beside := Stamp("a:80"), Stamp("b:80")
+	packed := func(json string) string {
+		return raw(fmt.Sprintf(`{"session_id":"x","__bk__zlib_":%q}`, Pack(t, json)))
+	}
+	behind := func(blocks int) string {
+		return raw(fmt.Sprintf(`{"session_id":"x","__bk__zlib_":%q}`, PackBehind(t, blocks, `{"headers":{"`+besideHeader+`":"`+beside+`"}}`)))
+	}
+	return map[string]Case{
 		"packed is a number":       {raw(`{"session_id":"x","__bk__zlib_":1}`), "x", ""},
 		"packed is empty":          {raw(`{"session_id":"x","__bk__zlib_":""}`), "x", ""},
 		"packed twice":             {raw(fmt.Sprintf(`{"session_id":"x","__bk__zlib_":%q,"__bk__zlib_":%q}`, Pack(t, `{"headers":{"`+besideHeader+`":"`+beside+`"}}`), Pack(t, `{}`))), "x", beside},
 		"packed in the id":         {raw(`{"session_id":"\"__bk__zlib_\":\"x"}`), `"__bk__zlib_":"x`, ""},
-		"id twice":                 {raw(`{"session_id":"x","session_id":"y"}`), "x", ""},
 		"packed id twice":          {packed(`{"headers":{"` + asIDHeader + `":"x","` + strings.ToLower(asIDHeader) + `":"` + ours + `"}}`), "x", ours},
-		"stamp in a value":         {Token(t, "x", map[string]any{"A": `","` + besideHeader + `":"` + beside}), "x", ""},
-		"stamp behind backslashes": {Token(t, "x", map[string]any{"A": `\\"\`, besideHeader: beside}), "x", beside},
 		"stamp in a cookie":        {packed(`{"headers":{},"cookies":{"` + besideHeader + `":"` + beside + `"}}`), "x", ""},
 		"stamp in no string":       {packed(`{"headers":{"A":{"` + besideHeader + `":"` + beside + `"}}}`), "x", ""},
 		"stamp after no strings":   {packed(`{"headers":{"A":{"B":["}\"]"],"C":{}},"D":["x"],"E":null,"F": -1.5e3 ,"` + besideHeader + `":"` + beside + `"}}`), "x", beside},
@@ -144,6 +162,5 @@ func Tokens(t testing.TB) map[string]Case {
 		"packed is a bomb":         {packed(`{"cookies":"` + strings.Repeat("0", 4<<20) + `","headers":{"` + besideHeader + `":"` + beside + `"}}`), "x", ""},
 		"packed in many blocks":    {behind(20), "x", beside},
 		"packed in too many":       {behind(tooManyBlocks), "x", ""},
-		"deep":                     {raw(strings.Repeat(`{"a":`, 10000)), "", ""},
 	}
 }
