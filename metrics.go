@@ -73,8 +73,8 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	now := m.n.Table.Now()
-	m.n.Table.Each(func(u *sessions.Upstream) {
+	now := m.l.Now()
+	m.l.Each(func(u *sessions.Upstream) {
 		label := labelOf(u.Name)
 		for s, name := range stateNames {
 			gauge(descSessions, float64(u.Count(s)), label, name)
@@ -105,7 +105,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for kind, n := range m.l.unknownStamps {
 		counter(descUnknown, n.Load(), kind)
 	}
-	gauge(descWaiting, float64(m.n.Table.Waiting.Len(now)))
+	gauge(descWaiting, float64(m.l.Waiting.Len(now)))
 	gauge(descKeys, asFloat(m.n.KeysAgree()))
 }
 

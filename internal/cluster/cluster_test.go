@@ -40,7 +40,7 @@ func startNode(t *testing.T, v *clustertest.Vault) *caddyNode {
 func startNodeOn(t *testing.T, host string, d *clustertest.Door, pool []string) *caddyNode {
 	t.Helper()
 	c := makeNode(t, d, newTestPolicy(pool), pool)
-	c.Host, c.door = host, d
+	c.conf.Host, c.door = host, d
 	c.s.join(c.Cluster, d)
 	return c
 }
@@ -50,7 +50,7 @@ func makeNode(t *testing.T, st Storage, s *testPolicy, pool []string) *caddyNode
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
 	n := New(context.Background(), testConfig(s.table, func() Storage { return st }, zap.New(core)))
-	n.Host, n.Process = randomName(), Process{}
+	n.conf.Host, n.conf.Process = randomName(), Process{}
 	c := &caddyNode{Cluster: n, t: t, s: s, pool: pool, logs: logs}
 	t.Cleanup(c.kill)
 	return c
@@ -60,7 +60,7 @@ func makeNode(t *testing.T, st Storage, s *testPolicy, pool []string) *caddyNode
 func (c *caddyNode) runs(st Storage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.Running = func() Storage { return st }
+	c.conf.Running = func() Storage { return st }
 }
 
 // load loads a config with another pool or storage; what it returns ends the one before.
@@ -78,7 +78,7 @@ func (c *caddyNode) ends() {
 	c.runs(nil)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.Exiting = func() bool { return true }
+	c.conf.Exiting = func() bool { return true }
 }
 
 // kill ends a node as kill -9 does.
@@ -190,7 +190,7 @@ func TestDrainedWhenAllNodesAreEmpty(t *testing.T) {
 		_, hangUp := b.socket(b.visitAt(u0))
 		a.drain(u0)
 		pass(time.Hour)
-		a.wantWait(u0, b.name+" "+b.Host+" it has 1 session", "with a session on the other node")
+		a.wantWait(u0, b.name+" "+b.conf.Host+" it has 1 session", "with a session on the other node")
 		hangUp()
 		pass(32 * time.Second)
 		a.wantDrained(u0, false, "when the session has just ended")
@@ -241,7 +241,7 @@ func TestPeerThatCannotReachTheStorage(t *testing.T) {
 		b.door.Fail(errors.New("no route to host"))
 		a.drain(u0)
 		pass(50 * time.Minute)
-		a.wantWait(u0, b.name+" "+b.Host+" it has not said that it has read the mark", "for as long as it may be alive")
+		a.wantWait(u0, b.name+" "+b.conf.Host+" it has not said that it has read the mark", "for as long as it may be alive")
 		a.wantWait(u0, "if it is dead, say so", "for as long as it may be alive")
 		if home, _ := b.visit(); home == "" {
 			t.Error("traffic stopped")
@@ -404,7 +404,7 @@ func TestMarkIsMissing(t *testing.T) {
 			t.Error("the mark is forgotten")
 		}
 		a.kill()
-		a = startNodeOn(t, a.Host, v.Door(), a.pool)
+		a = startNodeOn(t, a.conf.Host, v.Door(), a.pool)
 		if home, _ := a.visit(); home == u0 {
 			t.Error("the mark was not written again, and a restart has forgotten it")
 		}

@@ -1,13 +1,10 @@
-// This file holds what operators say of upstreams: written to the storage, read from it, made to hold.
+// This file holds what operators have said of upstreams: written to the storage, read from it, made to hold.
 
 package cluster
 
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -18,112 +15,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
-)
-
-// drainsFolder is where Caddy's storage keeps the marks.
-const drainsFolder = Folder + "marks/"
-
-// What a mark can say: what the admin API tells of an upstream as well.
-const (
-	stateReady    = api.StateReady
-	stateDraining = api.StateDraining
-	stateClosed   = api.StateClosed
-)
-
-// drainRecord is what an operator has last said of an upstream. Caddy's storage keeps it, one record for
-// each upstream, so that it outlives Caddy and holds on every node. Taking a drain back writes
-// another mark: a record that is missing, or cannot be read, changes nothing.
-type drainRecord struct {
-	ID       string    `json:"id"`       // of this mark, by which nodes say that they have read it
-	Said     int64     `json:"said"`     // when, in nanoseconds of Unix time; by whatever clock, later than the mark before
-	Upstream string    `json:"upstream"` // its name between nodes, see sharedName
-	State    string    `json:"state"`
-	Since    time.Time `json:"since"` // by the clock of the node that wrote it
-	By       string    `json:"by"`
-	Reason   string    `json:"reason,omitempty"`
-
-	// Left is how long after it was written the upstream is closed; 0 if never. Each node counts from
-	// when it reads that. By the same clock, times can be compared.
-	Left    time.Duration `json:"left,omitempty"`
-	Written time.Time     `json:"written"`
-	Clock   string        `json:"clock"`          // of the machine
-	Span    time.Duration `json:"span,omitempty"` // over which the sockets are closed then
-
-	// Unsettled is a drain that may be taken back yet, because another one leaves nobody. Versions before this one ignore it.
-	Unsettled bool `json:"unsettled,omitempty"`
-}
-
-// drains says whether m, which may be nil, drains its upstream.
-func (m *drainRecord) drains() bool { return m != nil && m.State != stateReady }
-
-// id returns the id of m, or nothing if m is nil.
-func (m *drainRecord) id() string {
-	if m == nil {
-		return ""
-	}
-	return m.ID
-}
-
-// closes says whether m, which may be nil, lets nothing go to its upstream.
-func (m *drainRecord) closes() bool { return m != nil && m.State == stateClosed }
-
-// closed returns what becomes of m when its time is up. Nodes that find so at once write the same.
-func (m *drainRecord) closed() *drainRecord {
-	c := *m
-	c.ID, c.State, c.Unsettled = m.ID+closedSuffix, stateClosed, false
-	return &c
-}
-
-// closedSuffix is what the id of a mark gets when its time is up.
-const closedSuffix = "-closed"
-
-// newer says whether m was said after another mark of the upstream, so that every node finds the same
-// one to be the last, in whatever order and storage it meets them. (A hybrid logical clock: Kulkarni et
-// al., "Logical Physical Clocks", 2014.)
-func (m *drainRecord) newer(than *drainRecord) bool {
-	return cmp.Or(
-		cmp.Compare(m.Said, than.Said),
-		cmp.Compare(strings.TrimSuffix(m.ID, closedSuffix), strings.TrimSuffix(than.ID, closedSuffix)),
-		cmp.Compare(len(m.ID), len(than.ID)), // closed comes after what it was before
-	) > 0
-}
-
-// deadline returns when the upstream is closed, by the clock of the node that wrote m.
-func (m *drainRecord) deadline() *time.Time {
-	if m.Left == 0 || m.Written.IsZero() {
-		return nil
-	}
-	at := m.Written.Add(m.Left)
-	return &at
-}
-
-// randomName is unlikely to be that of anything else.
-func randomName() string {
-	var raw [8]byte
-	rand.Read(raw[:])
-	return hex.EncodeToString(raw[:])
-}
-
-// drainKey is where the storage keeps the mark of an upstream. A name may hold anything.
-func drainKey(shared string) string {
-	sum := sha256.Sum256([]byte(shared))
-	return drainsFolder + hex.EncodeToString(sum[:16]) + recordSuffix
-}
-
-const (
-	// lonelyTimeout is how long an upstream is in no pool until it is forgotten that it drains, so that
-	// the next server at its address is ready.
-	lonelyTimeout = 10 * time.Minute
-
-	// readyTimeout is the same for a drain that was taken back. It keeps nobody out, and a node that was cut
-	// off for long may still know of the drain.
-	readyTimeout = 24 * time.Hour
-
-	// defaultSpan is over which the requests to a closed upstream are ended, most of which are websockets: browsers reconnect at
-	// once, and every one of them lets another server run the app.
-	defaultSpan = 30 * time.Second
 )
 
 // drain is an upstream that an operator has said something of.
@@ -135,50 +27,6 @@ type drain struct {
 	lonelySince time.Duration      // since when it is in no pool, on the table's clock; 0 if it is in one
 	heldSince   time.Duration      // since when u is, on the table's clock
 	opensAt     time.Duration      // when a drain that was taken back is over here, on the table's clock; 0 if there is none
-}
-
-// undrainQuarantine is how long a node goes on sending no new session to an upstream whose drain was taken back, where there are others: one
-// that has not read of it yet may take the upstream for empty, and would send the websocket of a new session elsewhere.
-const undrainQuarantine = nodeInterval + nodeInterval/2
-
-// DrainRequest is what an operator says of an upstream. What is left out stays as it was.
-type DrainRequest struct {
-	State  string
-	By     string
-	Reason string
-	Grace  *time.Duration // after which the upstream is closed; 0 for never
-	Span   *time.Duration // over which its sockets are closed then
-
-	Force bool // also where no other upstream takes new sessions
-
-	unlessLast bool // it may be taken back
-}
-
-// record returns the mark by which w holds after another one, which may be nil. It is that one if
-// nothing changes. Of its grace period so much is left.
-func (w DrainRequest) record(before *drainRecord, shared, clock string, left time.Duration) *drainRecord {
-	now := time.Now()
-	m := &drainRecord{ID: randomName(), Said: now.UnixNano(), Upstream: shared, State: w.State, Since: now, By: w.By, Reason: w.Reason, Written: now, Clock: clock}
-	if before != nil {
-		m.comeAfter(before)
-	}
-	if before != nil && before.drains() == m.drains() {
-		if (w.Reason == "" || w.Reason == before.Reason) && w.Grace == nil && w.Span == nil && (w.unlessLast || !before.Unsettled) {
-			return before
-		}
-		m.State, m.Since, m.Reason, m.Left, m.Span = before.State, before.Since, cmp.Or(w.Reason, before.Reason), left, before.Span
-	}
-	m.Unsettled = w.unlessLast && (!before.drains() || before.Unsettled)
-	if w.Grace != nil {
-		m.State, m.Left = w.State, *w.Grace
-	}
-	if m.closes() {
-		m.Written = before.Written // so that it shows when that was to be
-	}
-	if w.Span != nil {
-		m.Span = *w.Span
-	}
-	return m
 }
 
 // readDrainRecords reads what was said through other nodes since they were read last, as far as that is possible: the
@@ -207,7 +55,7 @@ func (n *Cluster) loadDrainRecords(ctx context.Context, sh *share) (map[string]*
 		return marks, err
 	}
 	n.mu.Lock()
-	known := n.accounts(n.Table.Now())
+	known := n.accounts(n.conf.Table.Now())
 	n.mu.Unlock()
 	names := slices.DeleteFunc(slices.Collect(maps.Keys(known)), func(shared string) bool {
 		_, listed := marks[drainKey(shared)]
@@ -224,14 +72,6 @@ func (n *Cluster) loadDrainRecords(ctx context.Context, sh *share) (map[string]*
 		}
 	}
 	return marks, err
-}
-
-// lonelyFor is how long an upstream is in no pool until m is forgotten.
-func (m *drainRecord) lonelyFor() time.Duration {
-	if m.State == stateReady {
-		return readyTimeout
-	}
-	return lonelyTimeout
 }
 
 // setDrain writes what an operator says of an upstream, and makes it hold here. Nothing changes if the
@@ -289,7 +129,7 @@ func (n *Cluster) holdRecord(sh *share, m *drainRecord) {
 		md.drainRecord = m // it has settled
 	}
 	n.drains[m.Upstream].share = sh
-	n.judgeAll(n.Table.Now()) // who has said so reads at once what it waits for
+	n.judgeAll(n.conf.Table.Now()) // who has said so reads at once what it waits for
 	n.notify()
 }
 
@@ -297,21 +137,7 @@ func (n *Cluster) holdRecord(sh *share, m *drainRecord) {
 var ErrUnsure = errors.New("the storage failed while it was written to")
 
 // clock returns what tells this machine's clock from others.
-func (n *Cluster) clock() string { return cmp.Or(n.Process.Boot, n.Host) }
-
-// loadDrainRecord returns the mark of an upstream in the storage, or nil if there is none that can be read.
-func loadDrainRecord(ctx context.Context, st Storage, shared string) (*drainRecord, error) {
-	m, err := loadRecord[drainRecord](ctx, st, drainKey(shared))
-	switch {
-	case errors.Is(err, errBroken):
-		return nil, nil
-	case err != nil:
-		return nil, err
-	case m != nil && m.Upstream != shared: // broken in another way
-		return nil, nil
-	}
-	return m, nil
-}
+func (n *state) clock() string { return cmp.Or(n.conf.Process.Boot, n.conf.Host) }
 
 // stands returns the mark that holds of an upstream, or nil, where the storage has one that may be nil; and
 // how much is left of its grace period, 0 if it has none.
@@ -327,26 +153,16 @@ func (n *Cluster) stands(shared string, stored *drainRecord) (*drainRecord, time
 	case md.closesAt == 0:
 		return md.drainRecord, md.Left
 	}
-	return md.drainRecord, max(md.closesAt-n.Table.Now(), 1)
+	return md.drainRecord, max(md.closesAt-n.conf.Table.Now(), 1)
 }
 
-// closeDue closes the upstreams whose grace period is over. n.mu is locked.
-func (n *Cluster) closeDue(now time.Duration) {
+// closeDue closes the upstreams whose grace period is over.
+func (n *state) closeDue(now time.Duration) {
 	for _, md := range n.drains {
 		if md.closesAt != 0 && now >= md.closesAt {
 			n.apply(md.closed())
 		}
 	}
-}
-
-// storeAgain writes a mark that the storage lacks, unless an operator has said something of its
-// upstream since.
-func storeAgain(ctx context.Context, st Storage, m *drainRecord) error {
-	stored, err := loadDrainRecord(ctx, st, m.Upstream)
-	if err != nil || stored != nil && !m.newer(stored) {
-		return err
-	}
-	return storeRecord(ctx, st, drainKey(m.Upstream), m)
 }
 
 // errUnanswered is what is said of a storage that may do later what it was asked for.
@@ -370,8 +186,8 @@ func (n *Cluster) within(ctx context.Context, f func(context.Context) error) err
 
 // mergeRecords makes the marks in the storage what holds here, as far as they are newer than what does, and
 // returns those that it lacks, as far as is known. read says whether they were read just now, and all whether these
-// are certainly all. n.mu is locked.
-func (n *Cluster) mergeRecords(sh *share, marks map[string]*drainRecord, read, all bool, accounts func() map[string]account) (lacking []*drainRecord) {
+// are certainly all.
+func (n *state) mergeRecords(sh *share, marks map[string]*drainRecord, read, all bool, accounts func() map[string]account) (lacking []*drainRecord) {
 	for key, m := range marks {
 		if m == nil || drainKey(m.Upstream) != key || !n.mayName(m.Upstream) {
 			continue
@@ -398,8 +214,8 @@ func (n *Cluster) mergeRecords(sh *share, marks map[string]*drainRecord, read, a
 	return lacking
 }
 
-// apply makes m what an operator has said last of its upstream. n.mu is locked.
-func (n *Cluster) apply(m *drainRecord) {
+// apply makes m what an operator has said last of its upstream.
+func (n *state) apply(m *drainRecord) {
 	md := n.drains[m.Upstream]
 	if md == nil {
 		md = new(drain)
@@ -411,29 +227,29 @@ func (n *Cluster) apply(m *drainRecord) {
 	before := md.drainRecord
 	md.drainRecord, md.closesAt, md.lonelySince = m, 0, 0
 	if m.State == stateDraining && m.Left != 0 {
-		md.closesAt = n.Table.Now() + m.Left
+		md.closesAt = n.conf.Table.Now() + m.Left
 		if m.Clock == n.clock() && !m.Written.IsZero() {
 			md.closesAt -= min(max(time.Since(m.Written), 0), m.Left)
 		}
 	}
 	name := n.here(m.Upstream)
-	known := n.Table.Knows(name, md.u)
+	known := n.conf.Table.Knows(name, md.u)
 	if before.closes() && !m.closes() && md.u != nil {
-		md.u.Drain.SetReopened(n.Table.Now())
+		md.u.Drain.SetReopened(n.conf.Table.Now())
 	}
 	switch {
 	case name == "":
 		return
 	case m.drains():
 		if md.u == nil {
-			md.u, md.heldSince = n.Table.Hold(name), n.Table.Now()
+			md.u, md.heldSince = n.conf.Table.Hold(name), n.conf.Table.Now()
 		}
 		md.opensAt = 0
 		md.u.Drain.Set(&sessions.DrainOrder{Closed: m.closes(), Since: m.Since})
 	case md.u != nil && before.drains() && n.mayBeTakenForEmpty(md):
-		md.opensAt = n.Table.Now() + undrainQuarantine
+		md.opensAt = n.conf.Table.Now() + undrainQuarantine
 		md.u.Drain.Doubt()
-		time.AfterFunc(undrainQuarantine, func() { n.finishOpening(md) })
+		n.later(undrainQuarantine, func() { n.finishOpening(md) })
 	case md.u != nil:
 		n.releaseDrain(md)
 	}
@@ -445,28 +261,26 @@ func (n *Cluster) apply(m *drainRecord) {
 		if !known {
 			level = zapcore.DebugLevel // there may be thousands
 		}
-		n.Logger.Log(level, "upstream is marked "+m.State, zap.String("upstream", name), zap.String("by", m.By), zap.String("reason", m.Reason))
+		n.conf.Logger.Log(level, "upstream is marked "+m.State, zap.String("upstream", name), zap.String("by", m.By), zap.String("reason", m.Reason))
 	}
 }
 
 // mayBeTakenForEmpty says whether another node may call an upstream drained, of which something else was just said. One that gives way to
-// a rival has not drained for long enough, but for a moment. n.mu is locked.
-func (n *Cluster) mayBeTakenForEmpty(md *drain) bool {
-	now := n.Table.Now()
+// a rival has not drained for long enough, but for a moment.
+func (n *state) mayBeTakenForEmpty(md *drain) bool {
+	now := n.conf.Table.Now()
 	return now-md.heldSince > drainQuarantine-undrainQuarantine && !strings.HasSuffix(md.ID, withdrawnSuffix) && len(n.concerned(md.u, n.peersByName(), now)) > 0
 }
 
-// isOpening says whether a drain of u was taken back and is about to be over. n.mu is locked.
-func (n *Cluster) isOpening(u *sessions.Upstream) bool {
+// isOpening says whether a drain of u was taken back and is about to be over.
+func (n *state) isOpening(u *sessions.Upstream) bool {
 	md := n.drainOf(u)
 	return md != nil && md.opensAt != 0
 }
 
 // finishOpening ends a drain that was taken back, unless it is over already, or the upstream drains again.
-func (n *Cluster) finishOpening(md *drain) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if md.u == nil || md.opensAt == 0 || n.Table.Now() < md.opensAt {
+func (n *state) finishOpening(md *drain) {
+	if md.u == nil || md.opensAt == 0 || n.conf.Table.Now() < md.opensAt {
 		return
 	}
 	md.opensAt = 0
@@ -474,41 +288,41 @@ func (n *Cluster) finishOpening(md *drain) {
 	n.notify()
 }
 
-// evict ends what a closed upstream still has. n.mu is locked.
-func (n *Cluster) evict(md *drain) {
-	n.Table.Abandon(md.u)
+// evict ends what a closed upstream still has.
+func (n *state) evict(md *drain) {
+	n.conf.Table.Abandon(md.u)
 	span := cmp.Or(md.Span, defaultSpan)
 	if all, tunnels := md.u.Drain.Requests.EndAll(span); all > 0 {
-		n.Logger.Warn("grace period is over; closing the remaining websockets, and ending other requests",
+		n.conf.Logger.Warn("grace period is over; closing the remaining websockets, and ending other requests",
 			zap.String("upstream", md.u.Name), zap.Int("websockets", tunnels), zap.Int("others", all-tunnels), zap.Duration("over", span))
 	}
 }
 
-// drainOf returns what holds u because an operator drains it, or did until a moment ago; or nil. n.mu is locked.
-func (n *Cluster) drainOf(u *sessions.Upstream) *drain {
+// drainOf returns what holds u because an operator drains it, or did until a moment ago; or nil.
+func (n *state) drainOf(u *sessions.Upstream) *drain {
 	if md := n.drains[u.Shared]; md != nil && md.u == u {
 		return md
 	}
 	return nil
 }
 
-// recordOf returns what an operator has said last of u, which drains for that or did until a moment ago; or nil. n.mu is locked.
-func (n *Cluster) recordOf(u *sessions.Upstream) *drainRecord {
+// recordOf returns what an operator has said last of u, which drains for that or did until a moment ago; or nil.
+func (n *state) recordOf(u *sessions.Upstream) *drainRecord {
 	if md := n.drainOf(u); md != nil {
 		return md.drainRecord
 	}
 	return nil
 }
 
-// releaseDrain takes a drain off its upstream. n.mu is locked.
-func (n *Cluster) releaseDrain(md *drain) {
+// releaseDrain takes a drain off its upstream.
+func (n *state) releaseDrain(md *drain) {
 	md.u.Drain.Set(nil)
-	n.Table.Release(md.u)
+	n.conf.Table.Release(md.u)
 	md.u = nil
 }
 
-// forgetDrain forgets what was said of an upstream. n.mu is locked.
-func (n *Cluster) forgetDrain(shared string) {
+// forgetDrain forgets what was said of an upstream.
+func (n *state) forgetDrain(shared string) {
 	if md := n.drains[shared]; md.u != nil {
 		n.releaseDrain(md)
 	}
@@ -517,23 +331,23 @@ func (n *Cluster) forgetDrain(shared string) {
 
 // mayName says whether a name between nodes is that of one upstream alone: without the host, that of one which belongs to a machine
 // would be a second name of ours, under which it drains and cannot be undrained.
-func (n *Cluster) mayName(shared string) bool {
+func (n *state) mayName(shared string) bool {
 	name := n.here(shared)
 	return name == "" || n.sharedName(name) == shared
 }
 
 // sharedName returns the name between nodes of an upstream of this process.
-func (n *Cluster) sharedName(name string) string { return n.SharedName(name, n.Host) }
+func (n *state) sharedName(name string) string { return n.conf.SharedName(name, n.conf.Host) }
 
 // here returns the name in this process of an upstream that nodes call by its shared name, or
 // nothing if it is another machine's.
-func (n *Cluster) here(shared string) string {
+func (n *state) here(shared string) string {
 	// Only what belongs to a machine has the machine's name with it.
 	i := strings.LastIndex(shared, "@")
 	switch {
 	case i < 0:
 		return shared
-	case shared[i+1:] == n.Host:
+	case shared[i+1:] == n.conf.Host:
 		return shared[:i]
 	}
 	return ""

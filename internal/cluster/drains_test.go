@@ -435,7 +435,7 @@ func TestVerdictIsSteady(t *testing.T) {
 			defer close(done)
 			for range 20_000 {
 				a.mu.Lock()
-				a.judgeAll(a.Table.Now())
+				a.judgeAll(a.conf.Table.Now())
 				a.mu.Unlock()
 			}
 		}()
@@ -444,7 +444,7 @@ func TestVerdictIsSteady(t *testing.T) {
 			case <-done:
 				return
 			default:
-				if !dr.IsEmpty(a.Table.Now()) {
+				if !dr.IsEmpty(a.conf.Table.Now()) {
 					t.Fatal("for a moment it was not called empty")
 				}
 			}

@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"context"
+	"sync/atomic"
 
 	"go.uber.org/zap"
 )
@@ -28,19 +29,30 @@ type event struct {
 	data map[string]any
 }
 
-// Publish puts an event in the queue, from which one goroutine raises it: subscribers run in that,
-// never in a request. What finds the queue full is lost.
-func (n *Cluster) Publish(name string, data map[string]any) {
-	if n == nil {
-		return
-	}
+// publisher is the queue of events that are to be raised.
+type publisher struct {
+	events chan event
+	lost   atomic.Int64 // events, since one was last taken
+	logger *zap.Logger
+}
+
+// publish puts an event in the queue. What finds the queue full is lost. It needs no lock.
+func (p *publisher) publish(name string, data map[string]any) {
 	select {
-	case n.events <- event{name, data}:
-		n.lost.Store(0)
+	case p.events <- event{name, data}:
+		p.lost.Store(0)
 	default:
-		if n.lost.Add(1) == 1 {
-			n.Logger.Warn("events are lost, for those who subscribe to them are slow", zap.String("event", name))
+		if p.lost.Add(1) == 1 {
+			p.logger.Warn("events are lost, for those who subscribe to them are slow", zap.String("event", name))
 		}
+	}
+}
+
+// Publish lets an event be raised through a policy of the config that runs: one goroutine does that, and subscribers run in that, never in
+// a request. Where there are too many to be raised, it is lost.
+func (n *Cluster) Publish(name string, data map[string]any) {
+	if n != nil {
+		n.publish(name, data)
 	}
 }
 

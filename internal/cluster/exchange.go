@@ -31,15 +31,15 @@ func (n *Cluster) keepUp(ctx context.Context, sh *share) {
 // keepTime does what the clock alone brings, until ctx ends: a storage that hangs holds up nothing
 // else.
 func (n *Cluster) keepTime(ctx context.Context, sh *share) {
-	due := n.Table.Now() + n.pause(sh)
+	due := n.conf.Table.Now() + n.pause(sh)
 	for rest(ctx, n.untilJudged(due)) {
 		n.mu.Lock()
-		isDue := n.Table.Now() >= due
+		isDue := n.conf.Table.Now() >= due
 		if isDue && ctx.Err() == nil { // what has been halted does not begin anew
 			n.follow()
 		}
 		if ctx.Err() == nil {
-			now := n.Table.Now()
+			now := n.conf.Table.Now()
 			if isDue {
 				n.closeDue(now)
 				n.noticeHang(sh, now)
@@ -49,7 +49,7 @@ func (n *Cluster) keepTime(ctx context.Context, sh *share) {
 		}
 		n.mu.Unlock()
 		if isDue {
-			due = n.Table.Now() + n.pause(sh)
+			due = n.conf.Table.Now() + n.pause(sh)
 		}
 	}
 }
@@ -58,7 +58,7 @@ func (n *Cluster) keepTime(ctx context.Context, sh *share) {
 func (n *Cluster) untilJudged(due time.Duration) time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	left := due - n.Table.Now()
+	left := due - n.conf.Table.Now()
 	for _, v := range n.verdicts {
 		if !v.drained {
 			return min(left, judgeInterval)
@@ -88,63 +88,92 @@ func (n *Cluster) exchange(ctx context.Context, sh *share) bool {
 	if ctx.Err() == nil { // what has been halted does not begin anew
 		n.follow()
 	}
-	said, began := n.said, n.Table.Now()
+	f := findings{said: n.said, began: n.conf.Table.Now()}
 	if ctx.Err() != nil {
 		n.mu.Unlock()
 		return false // another storage is in use
 	}
-	n.asked, n.askedTo = began, "load"
+	n.asked, n.askedTo = f.began, "load"
 	n.mu.Unlock()
-	marks, errMarks := n.loadDrainRecords(ctx, sh)
-	reports, errReports := loadRecords[report](ctx, sh.records, nodesFolder)
+	f.records, f.errRecords = n.loadDrainRecords(ctx, sh)
+	f.reports, f.errReports = loadRecords[report](ctx, sh.records, nodesFolder)
 
 	n.mu.Lock()
 	if ctx.Err() != nil {
 		n.mu.Unlock()
 		return false
 	}
-	now := n.Table.Now()
+	todo, err := n.merge(sh, f)
+	n.askedTo = "store"
+	n.mu.Unlock()
+
+	n.finish(ctx, f.began, errors.Join(err, n.do(ctx, sh, todo)))
+	return f.errRecords == nil
+}
+
+// findings are what a look at the storage has shown.
+type findings struct {
+	said  int           // what operators had said here before it
+	began time.Duration // the look
+
+	records    map[string]*drainRecord
+	errRecords error
+	reports    map[string]*report
+	errReports error
+}
+
+// duties are what is to be written after that.
+type duties struct {
+	report    *report        // of this node; nil if none is due
+	lacking   []*drainRecord // that the storage has lost, or never had
+	dead      []*report      // of nodes that did not say themselves that they are gone
+	forgotten []string       // keys of what is over
+}
+
+// merge makes what was found hold here, judges, and returns what is to be written, and why not all could be read.
+func (n *state) merge(sh *share, f findings) (todo duties, err error) {
+	now := n.conf.Table.Now()
 	n.closeDue(now)
 	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
-	err := errors.Join(errMarks, errReports, n.crowd(reports))
-	n.knows = n.knows || errMarks == nil
+	err = errors.Join(f.errRecords, f.errReports, n.crowd(f.reports))
+	n.knows = n.knows || f.errRecords == nil
 	if err == nil {
-		n.round = began
+		n.round = f.began
 	}
 	// What a listing lacks is missing only if it shows what is certainly there.
-	all := n.findOwn(sh, reports, errReports, began)
+	all := n.findOwn(sh, f.reports, f.errReports, f.began)
 	sh.trusted = sh.trusted || all && err == nil
-	n.reached = n.reached || len(marks)+len(reports) > 0
+	n.reached = n.reached || len(f.records)+len(f.reports) > 0
 	if !all && err == nil && sh.missing != 0 && now-sh.missing > staleTimeout {
 		n.storageErrors.Add("list")
 		err = errUnlisted
 	}
-	read := errMarks == nil && said == n.said
-	lacking := n.mergeRecords(sh, marks, read, read && all, accounts)
-	n.updatePeers(sh, reports, all && errReports == nil, now)
-	n.bound(marks, reports, now, accounts)
+	read := f.errRecords == nil && f.said == n.said
+	todo.lacking = n.mergeRecords(sh, f.records, read, read && all, accounts)
+	n.updatePeers(sh, f.reports, all && f.errReports == nil, now)
+	n.bound(f.records, f.reports, now, accounts)
 	n.judgeAll(now)
 	n.witness = n.round != 0
 	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) }) // once more: the marks have changed
-	r := n.dueReport(sh, now, accounts)
-	forgotten, dead := n.forget(now, all && err == nil && said == n.said, accounts)
-	if !sh.live || said != n.said {
-		lacking, forgotten, dead = nil, nil, nil
+	todo.report = n.dueReport(sh, now, accounts)
+	todo.forgotten, todo.dead = n.forget(now, all && err == nil && f.said == n.said, accounts)
+	if !sh.live || f.said != n.said {
+		todo.lacking, todo.forgotten, todo.dead = nil, nil, nil
 	}
-	n.askedTo = "store"
-	n.mu.Unlock()
+	return todo, err
+}
 
-	if r != nil {
-		err = errors.Join(err, n.write(ctx, sh, r))
+// do writes and deletes what is to be.
+func (n *Cluster) do(ctx context.Context, sh *share, todo duties) (err error) {
+	if todo.report != nil {
+		err = n.write(ctx, sh, todo.report)
 	}
-	err = errors.Join(err,
-		briefly(ctx, lacking, func(ctx context.Context, m *drainRecord) error { return storeAgain(ctx, sh.st, m) }),
-		briefly(ctx, dead, func(ctx context.Context, last *report) error {
+	return errors.Join(err,
+		briefly(ctx, todo.lacking, func(ctx context.Context, m *drainRecord) error { return storeAgain(ctx, sh.st, m) }),
+		briefly(ctx, todo.dead, func(ctx context.Context, last *report) error {
 			return storeRecord(ctx, sh.st, nodeKey(last.Node), last)
 		}),
-		briefly(ctx, forgotten, func(ctx context.Context, key string) error { return deleteRecord(ctx, sh.st, key) }))
-	n.finish(ctx, began, err)
-	return errMarks == nil
+		briefly(ctx, todo.forgotten, func(ctx context.Context, key string) error { return deleteRecord(ctx, sh.st, key) }))
 }
 
 // briefly calls f, which uses the storage, with some things, and begins with none of them when that has taken as long as one call may. The
@@ -166,8 +195,8 @@ var errUnlisted = errors.New("what this Caddy has reported is not among what the
 
 // findOwn says whether this node's own report is among those that were read since a time, as it was written last. If it
 // is not, it is written once more, and the storage is asked in other ways. One that was written before a reload does not count: it
-// may be old, for nothing may be writable since. n.mu is locked.
-func (n *Cluster) findOwn(sh *share, reports map[string]*report, err error, began time.Duration) bool {
+// may be old, for nothing may be writable since.
+func (n *state) findOwn(sh *share, reports map[string]*report, err error, began time.Duration) bool {
 	own := reports[nodeKey(n.name)]
 	switch {
 	case own != nil && sh.wrote == 0:
@@ -192,7 +221,7 @@ func (n *Cluster) write(ctx context.Context, sh *share, r *report) error {
 		return nil
 	}
 	r.fit()
-	began := n.Table.Now()
+	began := n.conf.Table.Now()
 	err := storeRecord(ctx, sh.st, nodeKey(n.name), r)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -219,15 +248,15 @@ func (n *Cluster) finish(ctx context.Context, began time.Duration, err error) {
 		return
 	}
 	n.asked = 0
-	if err == nil && n.Table.Now()-began > staleTimeout {
+	if err == nil && n.conf.Table.Now()-began > staleTimeout {
 		err = errHangs // what was read is too old to be of use
 	}
 	n.noteFailure(err)
 	n.notify()
 }
 
-// noticeHang takes note of a storage that has not answered for long. n.mu is locked.
-func (n *Cluster) noticeHang(sh *share, now time.Duration) {
+// noticeHang takes note of a storage that has not answered for long.
+func (n *state) noticeHang(sh *share, now time.Duration) {
 	if !sh.live || n.asked == 0 || now-n.asked <= staleTimeout {
 		return
 	}
@@ -238,17 +267,17 @@ func (n *Cluster) noticeHang(sh *share, now time.Duration) {
 // errHangs is that of a storage that does not answer.
 var errHangs = fmt.Errorf("the storage has not answered for more than %v", staleTimeout)
 
-// noteFailure logs when the storage begins to fail and when it is well again. n.mu is locked.
-func (n *Cluster) noteFailure(err error) {
+// noteFailure logs when the storage begins to fail and when it is well again.
+func (n *state) noteFailure(err error) {
 	switch {
 	case err != nil && n.failure != nil && !n.failing:
 		// Once may be a file that was replaced while we listed.
 		n.failing = true
-		n.Logger.Error("the storage fails; traffic goes on as before, but marks made elsewhere may not be seen and no upstream is called drained (mend the storage)",
+		n.conf.Logger.Error("the storage fails; traffic goes on as before, but marks made elsewhere may not be seen and no upstream is called drained (mend the storage)",
 			zap.Error(err))
 	case err == nil && n.failing:
 		n.failing = false
-		n.Logger.Info("the storage is well again")
+		n.conf.Logger.Info("the storage is well again")
 	}
 	n.failure = err
 }
@@ -276,9 +305,9 @@ func (n *Cluster) retire(ctx context.Context, sh *share) bool {
 }
 
 // dueReport returns the report to be written now, or nil. While something drains the others wait for
-// it, and while the process ends. n.mu is locked.
-func (n *Cluster) dueReport(sh *share, now time.Duration, accounts func() map[string]account) *report {
-	if !sh.live || n.reported != 0 && now-n.reported < reportInterval && !n.somethingDrains() && !n.Exiting() {
+// it, and while the process ends.
+func (n *state) dueReport(sh *share, now time.Duration, accounts func() map[string]account) *report {
+	if !sh.live || n.reported != 0 && now-n.reported < reportInterval && !n.somethingDrains() && !n.conf.Exiting() {
 		return nil
 	}
 	n.seq++
@@ -286,8 +315,8 @@ func (n *Cluster) dueReport(sh *share, now time.Duration, accounts func() map[st
 	return n.makeReport(now, accounts())
 }
 
-// somethingDrains says whether an upstream is draining, here or elsewhere. n.mu is locked.
-func (n *Cluster) somethingDrains() bool {
+// somethingDrains says whether an upstream is draining, here or elsewhere.
+func (n *state) somethingDrains() bool {
 	if len(n.verdicts) > 0 {
 		return true
 	}

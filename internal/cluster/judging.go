@@ -12,17 +12,10 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
-// aloneQuarantine is how long after it has read the storage a node knows that there is no other. One that has
-// started since has no session yet that has ended here.
-const aloneQuarantine = 5 * time.Second
-
-// reminderInterval is how often it is logged that an upstream drains which is long empty.
-const reminderInterval = time.Hour
-
-// judgeAll passes the verdict on every draining upstream, keeps it, and tells of what is new. n.mu is locked.
-func (n *Cluster) judgeAll(now time.Duration) {
+// judgeAll passes the verdict on every draining upstream, keeps it, and tells of what is new.
+func (n *state) judgeAll(now time.Duration) {
 	verdicts, all := make(map[*sessions.Upstream]verdict), n.peersByName()
-	n.Table.Each(func(u *sessions.Upstream) {
+	n.conf.Table.Each(func(u *sessions.Upstream) {
 		if u.Drain.On() && !n.isOpening(u) {
 			before, known := n.verdicts[u]
 			peers := n.concerned(u, all, now)
@@ -48,7 +41,7 @@ func (n *Cluster) judgeAll(now time.Duration) {
 }
 
 // publishStarted raises the event that u has begun to drain, unless it did before this process started.
-func (n *Cluster) publishStarted(u *sessions.Upstream) {
+func (n *state) publishStarted(u *sessions.Upstream) {
 	if !n.witness {
 		return
 	}
@@ -56,52 +49,52 @@ func (n *Cluster) publishStarted(u *sessions.Upstream) {
 	if m := n.recordOf(u); m.drains() {
 		data["by"], data["reason"] = m.By, m.Reason
 	}
-	n.Publish(eventStarted, data)
+	n.publish(eventStarted, data)
 }
 
 // publishDrained raises the event that u is drained, and logs from time to time that it still is. What was
 // told is told again only if a session may have been there since: while the storage fails nothing is
 // called drained, and nobody needs to hear of that when it is over.
-func (n *Cluster) publishDrained(u *sessions.Upstream, v *verdict, now time.Duration) {
+func (n *state) publishDrained(u *sessions.Upstream, v *verdict, now time.Duration) {
 	switch {
 	case v.told == nil || grew(v.told, v.moment.begun):
-		n.Logger.Info("upstream is drained; its server can be stopped", zap.String("upstream", u.Name))
-		n.Publish(eventDrained, map[string]any{"upstream": u.Name})
+		n.conf.Logger.Info("upstream is drained; its server can be stopped", zap.String("upstream", u.Name))
+		n.publish(eventDrained, map[string]any{"upstream": u.Name})
 		v.nagged = now
 	case now-v.nagged >= reminderInterval:
-		n.Logger.Warn("upstream has been drained for long and gets no new session (take the drain back if that is not meant)",
+		n.conf.Logger.Warn("upstream has been drained for long and gets no new session (take the drain back if that is not meant)",
 			zap.String("upstream", u.Name), zap.Time("draining_since", u.Drain.Since()))
 		v.nagged = now
 	}
 	v.told = v.moment.begun
 }
 
-// peersByName returns the peers in the order of their names. n.mu is locked.
-func (n *Cluster) peersByName() (peers []*peer) {
+// peersByName returns the peers in the order of their names.
+func (n *state) peersByName() (peers []*peer) {
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
 		peers = append(peers, n.peers[key])
 	}
 	return peers
 }
 
-// concerned returns those of some peers that may dial u, or to which browsers may come back that they sent there. n.mu is locked.
-func (n *Cluster) concerned(u *sessions.Upstream, all []*peer, now time.Duration) (peers []*peer) {
+// concerned returns those of some peers that may dial u, or to which browsers may come back that they sent there.
+func (n *state) concerned(u *sessions.Upstream, all []*peer, now time.Duration) (peers []*peer) {
 	for _, p := range all {
 		over := p.gone != 0 && n.mayReturnFor(p, now) <= 0
-		if !over && (u.Shared == u.Name || p.Host == n.Host || p.Host == "") { // of which nothing could be read
+		if !over && (u.Shared == u.Name || p.Host == n.conf.Host || p.Host == "") { // of which nothing could be read
 			peers = append(peers, p)
 		}
 	}
 	return peers
 }
 
-// sure returns when all was read last, and its own report was found in it; 0 if never. n.mu is locked.
-func (n *Cluster) sure() time.Duration { return min(n.round, n.listed) }
+// sure returns when all was read last, and its own report was found in it; 0 if never.
+func (n *state) sure() time.Duration { return min(n.round, n.listed) }
 
-// snapshotOf returns what is known of u at a moment, given the peers that may dial it. n.mu is locked.
-func (n *Cluster) snapshotOf(u *sessions.Upstream, peers []*peer, now time.Duration) *snapshot {
+// snapshotOf returns what is known of u at a moment, given the peers that may dial it.
+func (n *state) snapshotOf(u *sessions.Upstream, peers []*peer, now time.Duration) *snapshot {
 	return &snapshot{
-		now: now, node: n.name, host: n.Host, seq: n.seq, ttl: n.sessionTTL(), upSince: n.start,
+		now: now, node: n.name, host: n.conf.Host, seq: n.seq, ttl: n.sessionTTL(), upSince: n.start,
 		shared: u.Shared, record: n.recordOf(u), peers: peers,
 		here: hereAt{
 			sessions: u.Slots.Sessions.Load(), started: u.TotalStarted(), closed: u.Drain.IsClosed(), reopened: n.reopened(u, now),

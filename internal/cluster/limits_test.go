@@ -539,7 +539,7 @@ func FuzzMark(f *testing.F) {
 		}
 		n.mu.Lock()
 		n.mergeRecords(n.used, map[string]*drainRecord{drainKey(m.Upstream): m}, true, false, nil)
-		n.closeDue(n.Table.Now())
+		n.closeDue(n.conf.Table.Now())
 		n.mu.Unlock()
 		if _, err := json.Marshal(n.Upstreams()); err != nil {
 			t.Error(err)
@@ -547,7 +547,7 @@ func FuzzMark(f *testing.F) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.mergeRecords(n.used, map[string]*drainRecord{drainKey(m.Upstream): ready}, true, false, nil)
-		n.Table.Each(func(u *sessions.Upstream) {
+		n.conf.Table.Each(func(u *sessions.Upstream) {
 			if u.Drain.On() {
 				t.Errorf("%q drains still", u.Name)
 			}
@@ -575,7 +575,7 @@ func FuzzReport(f *testing.F) {
 			return
 		}
 		n.mu.Lock()
-		key, now := nodeKey(r.Node), n.Table.Now()+time.Hour
+		key, now := nodeKey(r.Node), n.conf.Table.Now()+time.Hour
 		n.round, n.listed, n.used.trusted = now, now, true
 		n.updatePeers(n.used, map[string]*report{key: r}, true, now)
 		n.judgeAll(now)

@@ -143,7 +143,7 @@ func TestHabitsOfListing(t *testing.T) {
 				pass(6 * time.Second)
 				b.wantNoVisit(u0, "6 s after another node was told")
 				pass(time.Minute)
-				a.wantWait(u0, b.name+" "+b.Host+" it has 1 session", "with a session on the other node")
+				a.wantWait(u0, b.name+" "+b.conf.Host+" it has 1 session", "with a session on the other node")
 				c := startListed(t, v, habit)
 				c.wantNoVisit(u0, "the first visitor of a node that has just started")
 				pass(time.Minute)

@@ -47,22 +47,22 @@ func (r *report) outline() *report {
 	return &o
 }
 
-// bound forgets what is too much of what the others have written, where these are the records that were just read. n.mu is locked.
-func (n *Cluster) bound(marks map[string]*drainRecord, reports map[string]*report, now time.Duration, accounts func() map[string]account) {
+// bound forgets what is too much of what the others have written, where these are the records that were just read.
+func (n *state) bound(marks map[string]*drainRecord, reports map[string]*report, now time.Duration, accounts func() map[string]account) {
 	outlined, forgotten := n.boundReports(reports, accounts), n.boundMarks(marks, accounts)
 	if outlined+forgotten == 0 || n.overfull != 0 && now-n.overfull < reminderInterval {
 		return
 	}
 	n.overfull = now
-	n.Logger.Warn("the storage has held more of other Caddys, and of servers that are in no pool here, than is remembered; what matters least"+
+	n.conf.Logger.Warn("the storage has held more of other Caddys, and of servers that are in no pool here, than is remembered; what matters least"+
 		" is forgotten, and no upstream is called drained for it (look who writes to "+Folder+" in the storage, and delete the records of nodes"+
 		" and servers that are gone; a restart of this Caddy forgets those whose records are deleted)",
 		zap.Int("reports_forgotten", outlined), zap.Int("marks_forgotten", forgotten))
 }
 
 // boundReports leaves the outlines of some reports where all take too much memory, and returns of how many. First go those that tell of
-// no upstream in a pool here and of no session, and of these those that the storage does not hold any more, the oldest first. n.mu is locked.
-func (n *Cluster) boundReports(reports map[string]*report, accounts func() map[string]account) (outlined int) {
+// no upstream in a pool here and of no session, and of these those that the storage does not hold any more, the oldest first.
+func (n *state) boundReports(reports map[string]*report, accounts func() map[string]account) (outlined int) {
 	size := 0
 	for _, p := range n.peers {
 		size += p.memory()
@@ -100,8 +100,8 @@ func (r *report) concerns(own map[string]account) bool {
 
 // boundMarks forgets marks of upstreams that are not in use here, where those are too many, and returns how many. First go those that
 // no other node has in use either, and of these those that the storage does not hold any more, and those that keep nobody out. One that
-// it holds is read again when its upstream comes into a pool. n.mu is locked.
-func (n *Cluster) boundMarks(marks map[string]*drainRecord, accounts func() map[string]account) (forgotten int) {
+// it holds is read again when its upstream comes into a pool.
+func (n *state) boundMarks(marks map[string]*drainRecord, accounts func() map[string]account) (forgotten int) {
 	if len(n.drains) <= maxStrangers {
 		return 0
 	}
@@ -121,8 +121,8 @@ func (n *Cluster) boundMarks(marks map[string]*drainRecord, accounts func() map[
 	return forgotten
 }
 
-// wantedElsewhere returns the upstreams that other nodes have in use. n.mu is locked.
-func (n *Cluster) wantedElsewhere() map[string]bool {
+// wantedElsewhere returns the upstreams that other nodes have in use.
+func (n *state) wantedElsewhere() map[string]bool {
 	wanted := make(map[string]bool)
 	for _, p := range n.peers {
 		for shared, a := range p.Upstreams {

@@ -200,7 +200,7 @@ func TestStrangersReportsAreBounded(t *testing.T) {
 // that it is there.
 func TestOutlineSpeaksAgainstDrained(t *testing.T) {
 	n := newTestNode(t)
-	now := n.Table.Now() + 2*time.Hour
+	now := n.conf.Table.Now() + 2*time.Hour
 	marks := []*drainRecord{nil, {ID: "x", State: stateDraining}, {ID: "x", State: stateClosed}}
 	cases := 0
 	for bits := range 1 << 9 {

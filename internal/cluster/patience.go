@@ -16,15 +16,7 @@ import (
 )
 
 const (
-	// callTimeout is how long one call of a storage may take.
-	callTimeout = 5 * time.Second
-
-	// maxBackoff bounds for how long a storage that does not answer is not asked again, and what a node needs of it.
-	maxBackoff = 5 * time.Minute
-
-	// maxStrangeBackoff does so for each thing that a node does not need, and for all once manyLeft calls are left behind.
-	maxStrangeBackoff = time.Hour
-	manyLeft          = 512
+	manyLeft = 512
 
 	// allInRow is how many calls in a row must be left behind until nothing at all is asked for a while.
 	allInRow = loadsAtOnce

@@ -10,22 +10,6 @@ import (
 	"time"
 )
 
-const (
-	// leftTimeout is when a node is gone that has said so, for it may have something to say after all:
-	// one that may be killed still serves whoever comes.
-	leftTimeout = 3 * nodeInterval
-
-	// silentTimeout is when it is looked whether the process of a node of this machine is there.
-	silentTimeout = reportInterval + nodeInterval
-
-	// overdueTimeout is when a node is missed whose report does not change.
-	overdueTimeout = 30 * time.Second
-
-	// deadTimeout is when a node that is missed is taken for dead. It may be cut off from the storage
-	// and well otherwise, so this is long.
-	deadTimeout = time.Hour
-)
-
 // peer is another node as its reports show it.
 type peer struct {
 	*report
@@ -37,8 +21,8 @@ type peer struct {
 }
 
 // updatePeers takes note of what the other nodes report; all says whether every report could be read. Those
-// who reported in the storage before this one may be slow to follow. n.mu is locked.
-func (n *Cluster) updatePeers(sh *share, reports map[string]*report, all bool, now time.Duration) {
+// who reported in the storage before this one may be slow to follow.
+func (n *state) updatePeers(sh *share, reports map[string]*report, all bool, now time.Duration) {
 	for key, r := range reports {
 		if r == nil || r.Node == n.name || key != nodeKey(r.Node) {
 			continue
@@ -59,7 +43,7 @@ func (n *Cluster) updatePeers(sh *share, reports map[string]*report, all bool, n
 	for key, p := range n.peers {
 		silent := now - p.changed
 		lost := all && reports[key] == nil && p.share == sh && p.Left ||
-			silent > leftTimeout && p.Left || silent > silentTimeout && p.Process.isGone(n.Process) || silent > deadTimeout
+			silent > leftTimeout && p.Left || silent > silentTimeout && p.Process.isGone(n.conf.Process) || silent > deadTimeout
 		switch {
 		case !lost && reports[key] != nil:
 			p.gone = 0
@@ -73,8 +57,8 @@ func (n *Cluster) updatePeers(sh *share, reports map[string]*report, all bool, n
 	n.compareKeys()
 }
 
-// crowd returns an error where there are more nodes than are remembered. n.mu is locked.
-func (n *Cluster) crowd(reports map[string]*report) error {
+// crowd returns an error where there are more nodes than are remembered.
+func (n *state) crowd(reports map[string]*report) error {
 	if len(n.peers) >= maxRecords {
 		for key := range reports {
 			if n.peers[key] == nil && key != nodeKey(n.name) {
@@ -93,7 +77,7 @@ var errCrowd = fmt.Errorf("more than %d Caddys have reported in %s, and the othe
 func (p *peer) overdue(now time.Duration) bool { return now-p.changed > overdueTimeout }
 
 // mayReturnFor returns how long browsers may still come back to sessions that p had, which is gone.
-func (n *Cluster) mayReturnFor(p *peer, now time.Duration) time.Duration {
+func (n *state) mayReturnFor(p *peer, now time.Duration) time.Duration {
 	return p.mayReturnFor(n.sessionTTL(), now)
 }
 
@@ -105,8 +89,8 @@ func (p *peer) mayReturnFor(ttl, now time.Duration) time.Duration {
 // forget drops what need not be known any more, and returns the keys of the records to delete and the last
 // reports of nodes that did not say themselves that they are gone: those are told to all others first, for
 // not everyone can see it, and a record that is missing says nothing. sure says whether all was read just
-// now. n.mu is locked.
-func (n *Cluster) forget(now time.Duration, sure bool, accounts func() map[string]account) (keys []string, dead []*report) {
+// now.
+func (n *state) forget(now time.Duration, sure bool, accounts func() map[string]account) (keys []string, dead []*report) {
 	if !sure {
 		return nil, nil
 	}
@@ -138,8 +122,8 @@ func (n *Cluster) forget(now time.Duration, sure bool, accounts func() map[strin
 	return keys, dead
 }
 
-// wanted says whether an upstream may be in the pool of a node, or have sessions. n.mu is locked.
-func (n *Cluster) wanted(shared string, own account, now time.Duration) bool {
+// wanted says whether an upstream may be in the pool of a node, or have sessions.
+func (n *state) wanted(shared string, own account, now time.Duration) bool {
 	if own.wanted() || n.unsure() {
 		return true
 	}
@@ -174,7 +158,7 @@ func (n *Cluster) RemoveNode(ctx context.Context, name string, forget bool) erro
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if p := n.peers[nodeKey(name)]; p != nil && p.gone == 0 {
-		p.gone = n.Table.Now()
+		p.gone = n.conf.Table.Now()
 	}
 	return nil
 }

@@ -47,16 +47,16 @@ type account struct {
 // wanted says whether the upstream is in use.
 func (a account) wanted() bool { return a.InPool || a.Sessions.All() > 0 }
 
-// makeReport returns what there is to tell, given what there is of the upstreams. n.mu is locked.
-func (n *Cluster) makeReport(now time.Duration, accounts map[string]account) *report {
+// makeReport returns what there is to tell, given what there is of the upstreams.
+func (n *state) makeReport(now time.Duration, accounts map[string]account) *report {
 	r := &report{
-		Node: n.name, Host: n.Host, Process: n.Process,
+		Node: n.name, Host: n.conf.Host, Process: n.conf.Process,
 		Seq: n.seq, Heard: make(map[string]uint64), Settles: n.sessionTTL(),
 		Upstreams: accounts,
 	}
 	r.Settled = now-n.start >= r.Settles
 	r.Unsure = n.unsure()
-	r.Left = n.Exiting() && n.sessionCounts().AtWork() == 0 && n.awaited != 0 && now < n.awaited+killTimeout
+	r.Left = n.conf.Exiting() && n.sessionCounts().AtWork() == 0 && n.awaited != 0 && now < n.awaited+killTimeout
 	for _, p := range n.peers {
 		r.Heard[p.Node] = p.Seq
 	}
@@ -64,23 +64,23 @@ func (n *Cluster) makeReport(now time.Duration, accounts map[string]account) *re
 }
 
 // sessionCounts returns what there is of sessions here.
-func (n *Cluster) sessionCounts() (c api.Counts) {
-	n.Table.Each(func(u *sessions.Upstream) { c = c.Plus(countsOf(u)) })
+func (n *state) sessionCounts() (c api.Counts) {
+	n.conf.Table.Each(func(u *sessions.Upstream) { c = c.Plus(countsOf(u)) })
 	return c
 }
 
-// unsure says whether a policy does not know all upstreams of its pool. n.mu is locked.
-func (n *Cluster) unsure() (unsure bool) {
+// unsure says whether a policy does not know all upstreams of its pool.
+func (n *state) unsure() (unsure bool) {
 	for p := range n.policies() {
 		unsure = unsure || !p.KnowsPool()
 	}
 	return unsure
 }
 
-// accounts returns what there is to tell of the upstreams. n.mu is locked.
-func (n *Cluster) accounts(now time.Duration) map[string]account {
+// accounts returns what there is to tell of the upstreams.
+func (n *state) accounts(now time.Duration) map[string]account {
 	as := make(map[string]account)
-	n.Table.Each(func(u *sessions.Upstream) {
+	n.conf.Table.Each(func(u *sessions.Upstream) {
 		a := accountOf(u, now)
 		a.Mark = n.recordOf(u).id()
 		a.Reopened = n.reopened(u, now) > 0
@@ -97,7 +97,7 @@ func (n *Cluster) accounts(now time.Duration) map[string]account {
 			as[m.Upstream.Shared] = a
 		}
 	}
-	for u, began := range n.Table.Oldest() {
+	for u, began := range n.conf.Table.Oldest() {
 		a := as[u.Shared]
 		a.Oldest = (now - began).Seconds()
 		as[u.Shared] = a
@@ -106,8 +106,8 @@ func (n *Cluster) accounts(now time.Duration) map[string]account {
 }
 
 // reopened returns how long browsers may still come back to sessions that u had when it was closed, if it
-// was opened again. n.mu is locked.
-func (n *Cluster) reopened(u *sessions.Upstream, now time.Duration) time.Duration {
+// was opened again.
+func (n *state) reopened(u *sessions.Upstream, now time.Duration) time.Duration {
 	if at := u.Drain.ReopenedAt(); at != 0 {
 		return max(at+n.sessionTTL()-now, 0)
 	}
@@ -126,9 +126,8 @@ func countsOf(u *sessions.Upstream) api.Counts {
 	}
 }
 
-// verifiable returns the fingerprints of the keys that can be verified here, by upstream. n.mu is
-// locked.
-func (n *Cluster) verifiable() map[string][]string {
+// verifiable returns the fingerprints of the keys that can be verified here, by upstream.
+func (n *state) verifiable() map[string][]string {
 	prints := make(map[string][]string)
 	for p := range n.policies() {
 		own := p.StampKeys()
@@ -142,8 +141,8 @@ func (n *Cluster) verifiable() map[string][]string {
 	return prints
 }
 
-// compareKeys looks at the keys of all other nodes. n.mu is locked.
-func (n *Cluster) compareKeys() {
+// compareKeys looks at the keys of all other nodes.
+func (n *state) compareKeys() {
 	if len(n.peers) == 0 {
 		return
 	}
@@ -154,8 +153,8 @@ func (n *Cluster) compareKeys() {
 }
 
 // compareKeysOf logs when another node signs with a key that cannot be verified here: its sessions
-// would not be found through this one. n.mu is locked.
-func (n *Cluster) compareKeysOf(p *peer, verifiable map[string][]string) {
+// would not be found through this one.
+func (n *state) compareKeysOf(p *peer, verifiable map[string][]string) {
 	stray := ""
 	for shared, a := range p.Upstreams {
 		prints, ok := verifiable[shared]
@@ -166,7 +165,7 @@ func (n *Cluster) compareKeysOf(p *peer, verifiable map[string][]string) {
 		}
 	}
 	if stray != "" && !p.strayKey && p.gone == 0 {
-		n.Logger.Error("another node signs its stamps with a key that this one does not have; each takes the other's sessions for strange ones"+
+		n.conf.Logger.Error("another node signs its stamps with a key that this one does not have; each takes the other's sessions for strange ones"+
 			" (give all the same secret_key, or the same storage)", zap.String("node", p.Node), zap.String("host", p.Host), zap.String("upstream", stray))
 	}
 	p.strayKey = stray != ""

@@ -25,14 +25,8 @@ import (
 // object stores do that. Where a storage shows old records for a while, as a cache or a replica does, two Caddys may still
 // miss each other's mark. Nothing prevents that here; the log of the visits that are refused tells of it.
 const (
-	// rivalTimeout is how long a drain waits for a newer one to give way, and for the next.
-	rivalTimeout = 2 * time.Second
-
 	// mostRivals bounds for how many it waits.
 	mostRivals = 3
-
-	// rivalInterval is how often it looks whether they have.
-	rivalInterval = 100 * time.Millisecond
 )
 
 // RefusedError is that of a drain that is refused for what else was said, and not because the storage fails.
@@ -125,7 +119,7 @@ func (sh *share) storeConfirmed(ctx context.Context, m *drainRecord) {
 
 // confirm looks whether a mark that was written can stand, and returns why not.
 func (n *Cluster) confirm(ctx context.Context, name string, m *drainRecord, began bool) error {
-	for start := n.Table.Now(); ; time.Sleep(rivalInterval) {
+	for start := n.conf.Table.Now(); ; time.Sleep(rivalInterval) {
 		l, err := n.lookBeside(ctx, name)
 		if err != nil {
 			return err
@@ -133,7 +127,7 @@ func (n *Cluster) confirm(ctx context.Context, name string, m *drainRecord, bega
 		if l.own != nil && l.own.newer(m) && !l.own.drains() {
 			return errTakenBack
 		}
-		last, late := n.isLast(name, nil, l.missed), n.Table.Now()-start >= l.patience(m)
+		last, late := n.isLast(name, nil, l.missed), n.conf.Table.Now()-start >= l.patience(m)
 		switch {
 		case !last || !began && late:
 			return nil
@@ -230,8 +224,8 @@ func (n *Cluster) isLast(name string, m *drainRecord, missed map[string]error) (
 	return n.last(name, m, missed)
 }
 
-// last is isLast. n.mu is locked.
-func (n *Cluster) last(name string, m *drainRecord, missed map[string]error) (last bool) {
+// last is isLast.
+func (n *state) last(name string, m *drainRecord, missed map[string]error) (last bool) {
 	for p := range n.policies() {
 		itself, others := false, 0
 		for _, other := range p.Pool() {
@@ -248,8 +242,8 @@ func (n *Cluster) last(name string, m *drainRecord, missed map[string]error) (la
 	return last
 }
 
-// takes says whether an upstream takes new sessions, or will if its mark is newer than m and gives way. n.mu is locked.
-func (n *Cluster) takes(other *sessions.Upstream, m *drainRecord) bool {
+// takes says whether an upstream takes new sessions, or will if its mark is newer than m and gives way.
+func (n *state) takes(other *sessions.Upstream, m *drainRecord) bool {
 	if !other.Drain.On() {
 		return n.reserved[other.Name] == 0
 	}

@@ -63,16 +63,13 @@ func (n *Cluster) redial(ctx context.Context) {
 	var all sync.WaitGroup
 	for u := range n.unreachable() {
 		all.Go(func() {
-			if n.Dial(ctx, u.Name) == nil {
-				u.Dialed(0, n.Table.Now(), breaker.Backoff, nil)
+			if n.conf.Dial(ctx, u.Name) == nil {
+				u.Dialed(0, n.conf.Table.Now(), breaker.Backoff, nil)
 			}
 		})
 	}
 	all.Wait()
 }
-
-// redialTimeout is how long that may take.
-const redialTimeout = time.Second
 
 // unreachable returns the upstreams that could not be reached when they were dialed last.
 func (n *Cluster) unreachable() map[*sessions.Upstream]bool {
@@ -113,8 +110,8 @@ func (n *Cluster) Await(ctx context.Context, patience time.Duration, so func() (
 func (n *Cluster) MayBeKilled() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.awaited = n.Table.Now()
-	return !n.Exiting() || !n.known || n.parted || n.unheard != 0
+	n.awaited = n.conf.Table.Now()
+	return !n.conf.Exiting() || !n.known || n.parted || n.unheard != 0
 }
 
 // listen returns what is closed when something may have changed, and what is closed when nobody

@@ -64,10 +64,10 @@ func (n *Cluster) warnUnread() {
 	knows := n.knows
 	n.mu.Unlock()
 	if knows {
-		n.Logger.Warn("the storage does not answer; the drains that this Caddy knew before the reload go on, but others may not be seen (mend the storage)")
+		n.conf.Logger.Warn("the storage does not answer; the drains that this Caddy knew before the reload go on, but others may not be seen (mend the storage)")
 		return
 	}
-	n.Logger.Error("the storage does not answer; upstreams that are marked as draining in what could not be read get new sessions until it does (mend the storage)")
+	n.conf.Logger.Error("the storage does not answer; upstreams that are marked as draining in what could not be read get new sessions until it does (mend the storage)")
 }
 
 // share returns a storage as the node uses it. n.mu is locked.
@@ -116,7 +116,7 @@ func (n *Cluster) Detach(p Policy) (last bool) {
 // may be closed. It forgets those that no config has. The config before may last for long, and one that is
 // loading may fail. When Caddy ends, none runs, and all stays as it is. n.mu is locked.
 func (n *Cluster) follow() {
-	next, running := n.used, n.Running()
+	next, running := n.used, n.conf.Running()
 	i := slices.IndexFunc(n.shares, func(sh *share) bool { return running != nil && Same(sh.raw, running) })
 	switch {
 	case i >= 0:

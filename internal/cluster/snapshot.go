@@ -17,12 +17,12 @@ import (
 func (n *Cluster) Upstreams() []*api.Upstream {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	now := n.Table.Now()
+	now := n.conf.Table.Now()
 	all := make(statuses)
 	n.addShares(all, now)
 	n.addHealth(all)
 	peers := n.peersByName()
-	n.Table.Each(func(u *sessions.Upstream) {
+	n.conf.Table.Each(func(u *sessions.Upstream) {
 		if u.Drain.On() && !n.isOpening(u) {
 			addDrain(all.of(u.Name), u, n.recordOf(u), n.verdictToTell(u, peers, now))
 		}
@@ -57,8 +57,8 @@ func (all statuses) of(address string) *api.Upstream {
 }
 
 // verdictToTell returns the verdict on u as it is now. What the loop has not found drained is not told to be: who is sent there goes by what
-// that has found. n.mu is locked.
-func (n *Cluster) verdictToTell(u *sessions.Upstream, peers []*peer, now time.Duration) verdict {
+// that has found.
+func (n *state) verdictToTell(u *sessions.Upstream, peers []*peer, now time.Duration) verdict {
 	kept := n.verdicts[u]
 	if v := n.snapshotOf(u, n.concerned(u, peers, now), now).judge(kept); kept.drained || !v.drained {
 		return v
@@ -66,8 +66,8 @@ func (n *Cluster) verdictToTell(u *sessions.Upstream, peers []*peer, now time.Du
 	return kept
 }
 
-// addShares adds what each node has. n.mu is locked.
-func (n *Cluster) addShares(all statuses, now time.Duration) {
+// addShares adds what each node has.
+func (n *state) addShares(all statuses, now time.Duration) {
 	count := func(name, host, shared string, a account) {
 		address := n.here(shared)
 		if address == "" {
@@ -78,7 +78,7 @@ func (n *Cluster) addShares(all statuses, now time.Duration) {
 		}})
 	}
 	for shared, a := range n.accounts(now) {
-		count(n.name, n.Host, shared, a)
+		count(n.name, n.conf.Host, shared, a)
 	}
 	for _, p := range n.peersByName() {
 		for shared, a := range p.Upstreams {
@@ -89,8 +89,8 @@ func (n *Cluster) addShares(all statuses, now time.Duration) {
 	}
 }
 
-// addHealth adds what the reverse proxies of this Caddy say of their upstreams. n.mu is locked.
-func (n *Cluster) addHealth(all statuses) {
+// addHealth adds what the reverse proxies of this Caddy say of their upstreams.
+func (n *state) addHealth(all statuses) {
 	for m := range n.members() {
 		if !m.Told {
 			continue
@@ -148,7 +148,7 @@ func addDrain(st *api.Upstream, u *sessions.Upstream, m *drainRecord, v verdict)
 func (n *Cluster) Nodes() []api.Node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	now := n.Table.Now()
+	now := n.conf.Table.Now()
 	all := make([]api.Node, 0, 1+len(n.peers))
 	all = append(all, n.self(now))
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
@@ -174,12 +174,12 @@ func (n *Cluster) Nodes() []api.Node {
 func (n *Cluster) Self() api.Node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.self(n.Table.Now())
+	return n.self(n.conf.Table.Now())
 }
 
-// self returns what there is to tell of this node. n.mu is locked.
-func (n *Cluster) self(now time.Duration) api.Node {
-	st := api.Node{Node: n.name, Host: n.Host, Self: true, State: api.NodeUp, Heard: (now - n.round).Seconds()}
+// self returns what there is to tell of this node.
+func (n *state) self(now time.Duration) api.Node {
+	st := api.Node{Node: n.name, Host: n.conf.Host, Self: true, State: api.NodeUp, Heard: (now - n.round).Seconds()}
 	if now-n.start < n.sessionTTL() {
 		st.State = api.NodeSettling
 	}
@@ -189,7 +189,7 @@ func (n *Cluster) self(now time.Duration) api.Node {
 	for range n.policies() {
 		st.Policies++
 	}
-	st.Waiting = n.Table.Waiting.Len(now)
+	st.Waiting = n.conf.Table.Waiting.Len(now)
 	st.Sessions = n.sessionCounts()
 	return st
 }

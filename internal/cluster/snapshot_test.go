@@ -28,7 +28,7 @@ func TestReadingChangesNothing(t *testing.T) {
 		pass(32*time.Second + 250*time.Millisecond)
 		a.s.drain("u1:80")
 		a.mu.Lock()
-		a.round, a.listed = a.Table.Now(), a.Table.Now() // as if it had just read the storage
+		a.round, a.listed = a.conf.Table.Now(), a.conf.Table.Now() // as if it had just read the storage
 		verdicts, events, logged, ttl := maps.Clone(a.verdicts), len(a.events), a.logs.Len(), a.lastTTL
 		a.mu.Unlock()
 		v.Lock()
@@ -53,7 +53,7 @@ func TestReadingChangesNothing(t *testing.T) {
 		if !reflect.DeepEqual(a.verdicts, verdicts) || len(a.events) != events || a.logs.Len() != logged || a.lastTTL != ttl {
 			t.Errorf("verdicts are %+v, were %+v; events %d, were %d; lines logged %d, were %d", a.verdicts, verdicts, len(a.events), events, a.logs.Len(), logged)
 		}
-		if a.s.get(u0).Drain.IsEmpty(a.Table.Now()) {
+		if a.s.get(u0).Drain.IsEmpty(a.conf.Table.Now()) {
 			t.Error("sessions are sent elsewhere because somebody has asked")
 		}
 		v.Lock()
@@ -62,7 +62,7 @@ func TestReadingChangesNothing(t *testing.T) {
 			t.Error("something was stored")
 		}
 		wantRunning(t, 0, "after it was asked")
-		a.judgeAll(a.Table.Now())
+		a.judgeAll(a.conf.Table.Now())
 		if !a.verdicts[a.s.get(u0)].drained {
 			t.Errorf("nothing was to be found: %+v", a.verdicts)
 		}

@@ -147,7 +147,7 @@ func TestGoneIsToldToAll(t *testing.T) {
 		startAs := func(p Process) *caddyNode {
 			d, pool := v.Door(), testPool(3)
 			c := makeNode(t, d, newTestPolicy(pool), pool)
-			c.door, c.Process = d, p
+			c.door, c.conf.Process = d, p
 			c.s.join(c.Cluster, d)
 			return c
 		}

@@ -19,9 +19,6 @@ import (
 const (
 	// checkFolder is where the storage keeps what it is tried with, for that moment.
 	checkFolder = Folder + "check/"
-
-	// checkTimeout is how long a storage may take for all that is tried.
-	checkTimeout = 8 * time.Second
 )
 
 // CheckStorage tries a storage with two records and a lock of its own, which it deletes. The storage goes by a name, or by its type

@@ -138,14 +138,6 @@ func grew(before, now map[string]int64) bool {
 	return false
 }
 
-// staleTimeout is how long after a node has last read the storage, or could not write to it any more, it calls nothing drained:
-// somebody may have taken the drain back, or not hear of the sessions that this node begins.
-const staleTimeout = 3 * nodeInterval
-
-// drainQuarantine is how long after a mark was set no upstream is called drained: a node that was starting
-// at that moment has read no mark, and nobody has read of it yet.
-const drainQuarantine = 5 * time.Second
-
 // waitsHere returns what this node waits for by itself, where the mark has been known since a time.
 func (s *snapshot) waitsHere(since time.Duration) (waits []wait) {
 	say := func(certain bool, format string, args ...any) {

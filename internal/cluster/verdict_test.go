@@ -519,7 +519,7 @@ func TestDrainedNotWhileAnotherNodeIsYoung(t *testing.T) {
 		b := startNode(t, v)
 		a.drain(u0)
 		pass(sessionTTL - 2*nodeInterval)
-		a.wantWait(u0, b.name+" "+b.Host+" it has just started; browsers may come back to it", "before it is up for so long")
+		a.wantWait(u0, b.name+" "+b.conf.Host+" it has just started; browsers may come back to it", "before it is up for so long")
 		pass(15 * time.Second)
 		a.wantDrained(u0, true, "after that")
 	})

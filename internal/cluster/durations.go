@@ -1,0 +1,95 @@
+// This file holds how long things take and last among nodes. Where one depends on another, nodes of other versions go by that too.
+
+package cluster
+
+import "time"
+
+const (
+	// nodeInterval is how often a node reads what the others wrote. So a drain holds everywhere
+	// within 5 s, if the storage is not slow.
+	nodeInterval = 2 * time.Second
+
+	// judgeInterval is how often it is looked whether an upstream that drains is empty: somebody may wait for that.
+	judgeInterval = time.Second
+
+	// loadInterval is how often a node reads and writes while its first config is loading: when that runs, the others must know.
+	loadInterval = 100 * time.Millisecond
+
+	// killTimeout is how long after it was told so somebody may take to kill a process that is about to end.
+	killTimeout = 30 * time.Second
+
+	// reportInterval is how often a node reports while nothing drains.
+	reportInterval = 10 * time.Second
+
+	// attachTimeout is how long a config load waits for the storage.
+	attachTimeout = 5 * time.Second
+
+	// operatorTimeout is how long an operator waits for the storage, and so does the end of the process.
+	operatorTimeout = 5 * time.Second
+
+	// lonelyTimeout is how long an upstream is in no pool until it is forgotten that it drains, so that
+	// the next server at its address is ready.
+	lonelyTimeout = 10 * time.Minute
+
+	// readyTimeout is how long an upstream is in no pool until it is forgotten that a drain was taken back. That keeps nobody out, and a
+	// node that was cut off for long may still know of the drain.
+	readyTimeout = 24 * time.Hour
+
+	// undrainQuarantine is how long a node goes on sending no new session to an upstream whose drain was taken back, where
+	// there are others: one that has not read of it yet may take the upstream for empty, and would send the websocket of a new session elsewhere.
+	undrainQuarantine = nodeInterval + nodeInterval/2
+
+	// defaultSpan is over which the requests to a closed upstream are ended, most of which are websockets: browsers reconnect at
+	// once, and every one of them lets another server run the app.
+	defaultSpan = 30 * time.Second
+
+	// aloneQuarantine is how long after it has read the storage a node knows that there is no other. One that has
+	// started since has no session yet that has ended here.
+	aloneQuarantine = 5 * time.Second
+
+	// reminderInterval is how often it is logged that an upstream drains which is long empty.
+	reminderInterval = time.Hour
+
+	// staleTimeout is how long after a node has last read the storage, or could not write to it any more, it calls nothing
+	// drained: somebody may have taken the drain back, or not hear of the sessions that this node begins.
+	staleTimeout = 3 * nodeInterval
+
+	// drainQuarantine is how long after a drain began no upstream is called drained: a node that was starting at that moment has read
+	// no record of it, and nobody has read of that node yet.
+	drainQuarantine = 5 * time.Second
+
+	// leftTimeout is when a node is gone that has said so, for it may have something to say after all:
+	// one that may be killed still serves whoever comes.
+	leftTimeout = 3 * nodeInterval
+
+	// silentTimeout is when it is looked whether the process of a node of this machine is there.
+	silentTimeout = reportInterval + nodeInterval
+
+	// overdueTimeout is when a node is missed whose report does not change.
+	overdueTimeout = 30 * time.Second
+
+	// deadTimeout is when a node that is missed is taken for dead. It may be cut off from the storage
+	// and well otherwise, so this is long.
+	deadTimeout = time.Hour
+
+	// rivalTimeout is how long a drain waits for a newer one to give way, and for the next.
+	rivalTimeout = 2 * time.Second
+
+	// rivalInterval is how often a drain looks whether newer ones have given way.
+	rivalInterval = 100 * time.Millisecond
+
+	// redialTimeout is how long it is tried to reach upstreams before one is called the last.
+	redialTimeout = time.Second
+
+	// callTimeout is how long one call of a storage may take.
+	callTimeout = 5 * time.Second
+
+	// maxBackoff bounds for how long a storage that does not answer is not asked again, and what a node needs of it.
+	maxBackoff = 5 * time.Minute
+
+	// maxStrangeBackoff bounds for how long a thing is not asked for that a node does not need, and all once manyLeft calls are left behind.
+	maxStrangeBackoff = time.Hour
+
+	// checkTimeout is how long a storage may take for all that is tried.
+	checkTimeout = 8 * time.Second
+)
