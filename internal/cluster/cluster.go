@@ -83,7 +83,8 @@ func (n *Cluster) Close() {
 	n.loops.end(operatorTimeout - time.Since(began))
 }
 
-// ServersStopped is called when the servers of a config have stopped and its storage is open yet.
+// ServersStopped is to be called when the servers of a config have stopped and its storage is open yet: it closes the node if the process
+// ends, and else goes on with the storage of the next config.
 func (n *Cluster) ServersStopped() {
 	if n.conf.Exiting() {
 		n.Close()
@@ -94,7 +95,7 @@ func (n *Cluster) ServersStopped() {
 	n.follow() // before that storage is closed
 }
 
-// Active returns an error where the node has no storage, and so nothing to tell.
+// Active returns api.ErrNoPolicy where the node has no storage, and so nothing to tell; else nil.
 func (n *Cluster) Active() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -62,10 +62,10 @@ type Config struct {
 	// SharedName returns the name between nodes of an upstream, of a machine with the given host.
 	SharedName func(name, host string) string
 
-	// Running returns the storage of the config that runs, or nil if none does. It is called with the node locked.
+	// Running returns the storage of the config that runs, or nil if none does. It is called with the node locked, and returns at once.
 	Running func() Storage
 
-	// Exiting says whether the process is about to end. It is called with the node locked.
+	// Exiting says whether the process is about to end. It is called with the node locked, and returns at once.
 	Exiting func() bool
 
 	// Dial tries whether the named upstream can be reached, until ctx ends.

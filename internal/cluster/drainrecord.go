@@ -15,10 +15,10 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 )
 
-// drainsFolder is where Caddy's storage keeps the marks.
+// drainsFolder is where Caddy's storage keeps the drain records.
 const drainsFolder = Folder + "marks/"
 
-// What a mark can say: what the admin API tells of an upstream as well.
+// What a drain record can say: what the admin API tells of an upstream as well.
 const (
 	stateReady    = api.StateReady
 	stateDraining = api.StateDraining
@@ -27,10 +27,10 @@ const (
 
 // drainRecord is what an operator has last said of an upstream. Caddy's storage keeps it, one record for
 // each upstream, so that it outlives Caddy and holds on every node. Taking a drain back writes
-// another mark: a record that is missing, or cannot be read, changes nothing.
+// another record: a record that is missing, or cannot be read, changes nothing.
 type drainRecord struct {
-	ID       string    `json:"id"`       // of this mark, by which nodes say that they have read it
-	Said     int64     `json:"said"`     // when, in nanoseconds of Unix time; by whatever clock, later than the mark before
+	ID       string    `json:"id"`       // of this record, by which nodes say that they have read it
+	Said     int64     `json:"said"`     // when, in nanoseconds of Unix time; by whatever clock, later than the drain record before
 	Upstream string    `json:"upstream"` // its name between nodes, see sharedName
 	State    string    `json:"state"`
 	Since    time.Time `json:"since"` // by the clock of the node that wrote it
@@ -69,10 +69,10 @@ func (m *drainRecord) closed() *drainRecord {
 	return &c
 }
 
-// closedSuffix is what the id of a mark gets when its time is up.
+// closedSuffix is what the id of a drain record gets when its time is up.
 const closedSuffix = "-closed"
 
-// newer says whether m was said after another mark of the upstream, so that every node finds the same
+// newer says whether m was said after another record of the upstream, so that every node finds the same
 // one to be the last, in whatever order and storage it meets them. (A hybrid logical clock: Kulkarni et
 // al., "Logical Physical Clocks", 2014.)
 func (m *drainRecord) newer(than *drainRecord) bool {
@@ -107,7 +107,7 @@ func randomName() string {
 	return hex.EncodeToString(raw[:])
 }
 
-// drainKey is where the storage keeps the mark of an upstream. A name may hold anything.
+// drainKey is where the storage keeps the drain record of an upstream. A name may hold anything.
 func drainKey(shared string) string {
 	sum := sha256.Sum256([]byte(shared))
 	return drainsFolder + hex.EncodeToString(sum[:16]) + recordSuffix
@@ -115,9 +115,9 @@ func drainKey(shared string) string {
 
 // DrainRequest is what an operator says of an upstream. What is left out stays as it was.
 type DrainRequest struct {
-	State  string
-	By     string
-	Reason string
+	State  string         // api.StateDraining, or api.StateReady to take that back
+	By     string         // who says so, for people
+	Reason string         // at most MaxReason bytes in one line
 	Grace  *time.Duration // after which the upstream is closed; 0 for never
 	Span   *time.Duration // over which its sockets are closed then
 
@@ -126,7 +126,7 @@ type DrainRequest struct {
 	unlessLast bool // it may be taken back
 }
 
-// record returns the mark by which w holds after another one, which may be nil. It is that one if
+// record returns the drain record by which w holds after another one, which may be nil. It is that one if
 // nothing changes. Of its grace period so much is left.
 func (w DrainRequest) record(before *drainRecord, shared, clock string, left time.Duration) *drainRecord {
 	now := time.Now()
@@ -153,7 +153,7 @@ func (w DrainRequest) record(before *drainRecord, shared, clock string, left tim
 	return m
 }
 
-// loadDrainRecord returns the mark of an upstream in the storage, or nil if there is none that can be read.
+// loadDrainRecord returns the drain record of an upstream in the storage, or nil if there is none that can be read.
 func loadDrainRecord(ctx context.Context, st Storage, shared string) (*drainRecord, error) {
 	m, err := loadRecord[drainRecord](ctx, st, drainKey(shared))
 	switch {
@@ -167,7 +167,7 @@ func loadDrainRecord(ctx context.Context, st Storage, shared string) (*drainReco
 	return m, nil
 }
 
-// storeAgain writes a mark that the storage lacks, unless an operator has said something of its
+// storeAgain writes a drain record that the storage lacks, unless an operator has said something of its
 // upstream since.
 func storeAgain(ctx context.Context, st Storage, m *drainRecord) error {
 	stored, err := loadDrainRecord(ctx, st, m.Upstream)

@@ -30,35 +30,35 @@ type drain struct {
 }
 
 // readDrainRecords reads what was said through other nodes since they were read last, as far as that is possible: the
-// last upstream but one may have been marked a moment ago.
+// last upstream but one may drain since a moment ago.
 func (n *Cluster) readDrainRecords(ctx context.Context) {
 	sh, err := n.activeShare()
 	if err != nil {
 		return
 	}
 	_ = n.within(ctx, func(ctx context.Context) error {
-		marks, _ := n.loadDrainRecords(ctx, sh)
+		records, _ := n.loadDrainRecords(ctx, sh)
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		if n.used == sh {
-			n.mergeRecords(sh, marks, false, false, nil)
+			n.mergeRecords(sh, records, false, false, nil)
 		}
 		return nil
 	})
 }
 
-// loadDrainRecords returns the marks in a storage by their keys. Where it is not known that it lists them, or more than are read, it is
+// loadDrainRecords returns the drain records in a storage by their keys. Where it is not known that it lists them, or more than are read, it is
 // asked for those of each known upstream too.
 func (n *Cluster) loadDrainRecords(ctx context.Context, sh *share) (map[string]*drainRecord, error) {
-	marks, err := loadRecords[drainRecord](ctx, sh.records, drainsFolder)
+	records, err := loadRecords[drainRecord](ctx, sh.records, drainsFolder)
 	if sh.records.way.Load() != nil && !errors.Is(err, errTooMuch) {
-		return marks, err
+		return records, err
 	}
 	n.mu.Lock()
 	known := n.accounts(n.conf.Table.Now())
 	n.mu.Unlock()
 	names := slices.DeleteFunc(slices.Collect(maps.Keys(known)), func(shared string) bool {
-		_, listed := marks[drainKey(shared)]
+		_, listed := records[drainKey(shared)]
 		return listed
 	})
 	found := make([]*drainRecord, len(names))
@@ -68,10 +68,10 @@ func (n *Cluster) loadDrainRecords(ctx context.Context, sh *share) (map[string]*
 	})
 	for i, m := range found {
 		if m != nil {
-			marks[drainKey(names[i])] = m
+			records[drainKey(names[i])] = m
 		}
 	}
-	return marks, err
+	return records, err
 }
 
 // setDrain writes what an operator says of an upstream, and makes it hold here. Nothing changes if the
@@ -89,8 +89,8 @@ func (n *Cluster) setDrain(ctx context.Context, shared string, w DrainRequest) e
 	return nil
 }
 
-// writeRequest writes what an operator says of an upstream, and returns the mark that held before and the new one. With an error, and a
-// mark, it is not known whether that was written.
+// writeRequest writes what an operator says of an upstream, and returns the drain record that held before and the new one. With an error, and a
+// record, it is not known whether that was written.
 func (n *Cluster) writeRequest(ctx context.Context, sh *share, shared string, w DrainRequest) (before, m *drainRecord, err error) {
 	ctx, cancel := context.WithTimeout(ctx, operatorTimeout)
 	defer cancel()
@@ -117,7 +117,7 @@ func (n *Cluster) writeRequest(ctx context.Context, sh *share, shared string, w 
 	return before, m, nil
 }
 
-// holdRecord makes a mark hold here, unless something was said since.
+// holdRecord makes a drain record hold here, unless something was said since.
 func (n *Cluster) holdRecord(sh *share, m *drainRecord) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -139,7 +139,7 @@ var ErrUnsure = errors.New("the storage failed while it was written to")
 // clock returns what tells this machine's clock from others.
 func (n *state) clock() string { return cmp.Or(n.conf.Process.Boot, n.conf.Host) }
 
-// stands returns the mark that holds of an upstream, or nil, where the storage has one that may be nil; and
+// stands returns the drain record that holds of an upstream, or nil, where the storage has one that may be nil; and
 // how much is left of its grace period, 0 if it has none.
 func (n *Cluster) stands(shared string, stored *drainRecord) (*drainRecord, time.Duration) {
 	n.mu.Lock()
@@ -184,11 +184,11 @@ func (n *Cluster) within(ctx context.Context, f func(context.Context) error) err
 	}
 }
 
-// mergeRecords makes the marks in the storage what holds here, as far as they are newer than what does, and
+// mergeRecords makes the drain records in the storage what holds here, as far as they are newer than what does, and
 // returns those that it lacks, as far as is known. read says whether they were read just now, and all whether these
 // are certainly all.
-func (n *state) mergeRecords(sh *share, marks map[string]*drainRecord, read, all bool, accounts func() map[string]account) (lacking []*drainRecord) {
-	for key, m := range marks {
+func (n *state) mergeRecords(sh *share, records map[string]*drainRecord, read, all bool, accounts func() map[string]account) (lacking []*drainRecord) {
+	for key, m := range records {
 		if m == nil || drainKey(m.Upstream) != key || !n.mayName(m.Upstream) {
 			continue
 		}
@@ -198,7 +198,7 @@ func (n *state) mergeRecords(sh *share, marks map[string]*drainRecord, read, all
 		n.drains[m.Upstream].share = sh
 	}
 	for shared, md := range n.drains {
-		m, listed := marks[drainKey(shared)]
+		m, listed := records[drainKey(shared)]
 		switch {
 		case listed && (m == nil || m.ID != md.ID):
 			lacking = append(lacking, md.drainRecord) // that in the storage is older, or broken

@@ -80,9 +80,9 @@ func (n *Cluster) pause(sh *share) time.Duration {
 	return nodeInterval
 }
 
-// exchange reads the marks and what the other nodes report, and then reports in turn: so whoever
+// exchange reads the drain records and what the other nodes report, and then reports in turn: so whoever
 // finds its own report heard in another one knows that the other one was made later. It says whether
-// all marks were read.
+// all drain records were read.
 func (n *Cluster) exchange(ctx context.Context, sh *share) bool {
 	n.mu.Lock()
 	if ctx.Err() == nil { // what has been halted does not begin anew
@@ -154,7 +154,7 @@ func (n *state) merge(sh *share, f findings) (todo duties, err error) {
 	n.bound(f.records, f.reports, now, accounts)
 	n.judgeAll(now)
 	n.witness = n.round != 0
-	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) }) // once more: the marks have changed
+	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) }) // once more: the drain records have changed
 	todo.report = n.dueReport(sh, now, accounts)
 	todo.forgotten, todo.dead = n.forget(now, all && err == nil && f.said == n.said, accounts)
 	if !sh.live || f.said != n.said {

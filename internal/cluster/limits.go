@@ -53,7 +53,7 @@ func cut(s string, most int) string {
 	return s[:most] + "…"
 }
 
-// size is how many bytes a stored mark may have. Older versions took reasons of 64 KiB, of each byte of which JSON may make six.
+// size is how many bytes a stored record may have. Older versions took reasons of 64 KiB, of each byte of which JSON may make six.
 func (*drainRecord) size() int { return maxMark }
 
 // check brings what m says within what can be meant, and returns an error if nothing can.
@@ -86,10 +86,10 @@ func plausible(t time.Time) time.Time {
 	return t
 }
 
-// comeAfter makes m newer than a mark of the same upstream, by whatever clock that was said.
+// comeAfter makes m newer than a drain record of the same upstream, by whatever clock that was said.
 //
 // No time is too late to be taken for one. What is plausible depends on a clock, so two nodes, or one at two times, would not agree
-// on which mark is the newer one, and versions before this one ask no clock. What comes after the last time of all is told by its id.
+// on which record is the newer one, and versions before this one ask no clock. What comes after the last time of all is told by its id.
 func (m *drainRecord) comeAfter(before *drainRecord) {
 	switch {
 	case before.Said < m.Said:
@@ -100,13 +100,13 @@ func (m *drainRecord) comeAfter(before *drainRecord) {
 	}
 }
 
-// isID says whether a mark may have an id, so that another one can come after it.
+// isID says whether a drain record may have an id, so that another one can come after it.
 func isID(id string) bool {
 	id = baseID(id)
 	return id != "" && max(len(id), len(laterID(id)))+len(withdrawnSuffix)+len(closedSuffix) <= maxName
 }
 
-// baseID returns an id without what says what has become of its mark.
+// baseID returns an id without what says what has become of its record.
 func baseID(id string) string {
 	return strings.TrimSuffix(strings.TrimSuffix(id, closedSuffix), withdrawnSuffix)
 }

@@ -16,7 +16,7 @@ import (
 // cut off. So not only what is read at once is bounded, but also what is remembered of it.
 const (
 	maxKept      = 2 * maxFolder // bytes of memory of the reports of all other nodes
-	maxStrangers = maxRecords    // marks of upstreams that are in no pool here and have no session
+	maxStrangers = maxRecords    // drain records of upstreams that are in no pool here and have no session
 )
 
 // memory is how many bytes m takes, about.
@@ -40,7 +40,7 @@ func (r *report) memory() int {
 }
 
 // outline returns what must not be forgotten of a node: that it is there, and until when browsers may come back to it. What it has told
-// of upstreams is unknown then, and who does not know that it has read a mark calls nothing drained.
+// of upstreams is unknown then, and who does not know that it has read a drain record calls nothing drained.
 func (r *report) outline() *report {
 	o := *r
 	o.Heard, o.Upstreams, o.Unsure = nil, nil, true
@@ -48,8 +48,8 @@ func (r *report) outline() *report {
 }
 
 // bound forgets what is too much of what the others have written, where these are the records that were just read.
-func (n *state) bound(marks map[string]*drainRecord, reports map[string]*report, now time.Duration, accounts func() map[string]account) {
-	outlined, forgotten := n.boundReports(reports, accounts), n.boundMarks(marks, accounts)
+func (n *state) bound(records map[string]*drainRecord, reports map[string]*report, now time.Duration, accounts func() map[string]account) {
+	outlined, forgotten := n.boundReports(reports, accounts), n.boundDrains(records, accounts)
 	if outlined+forgotten == 0 || n.overfull != 0 && now-n.overfull < reminderInterval {
 		return
 	}
@@ -98,10 +98,10 @@ func (r *report) concerns(own map[string]account) bool {
 	return false
 }
 
-// boundMarks forgets marks of upstreams that are not in use here, where those are too many, and returns how many. First go those that
+// boundDrains forgets drain records of upstreams that are not in use here, where those are too many, and returns how many. First go those that
 // no other node has in use either, and of these those that the storage does not hold any more, and those that keep nobody out. One that
 // it holds is read again when its upstream comes into a pool.
-func (n *state) boundMarks(marks map[string]*drainRecord, accounts func() map[string]account) (forgotten int) {
+func (n *state) boundDrains(records map[string]*drainRecord, accounts func() map[string]account) (forgotten int) {
 	if len(n.drains) <= maxStrangers {
 		return 0
 	}
@@ -112,7 +112,7 @@ func (n *state) boundMarks(marks map[string]*drainRecord, accounts func() map[st
 	}
 	elsewhere, worth := n.wantedElsewhere(), make(map[string]int)
 	for _, shared := range strangers {
-		worth[shared] = rank(elsewhere[shared], marks[drainKey(shared)] != nil, n.drains[shared].drains())
+		worth[shared] = rank(elsewhere[shared], records[drainKey(shared)] != nil, n.drains[shared].drains())
 	}
 	slices.SortStableFunc(strangers, func(a, b string) int { return cmp.Compare(worth[a], worth[b]) })
 	for _, shared := range strangers[:forgotten] {

@@ -41,8 +41,9 @@ type patientStorage struct {
 	silent *silences
 }
 
-// NewPatientStorage returns a storage that always answers, but for locks. Some keys may be strange: a node can do without loading them.
-func NewPatientStorage(st Storage, isStrange func(key string) bool) patientStorage {
+// NewPatientStorage returns a storage of which every call ends within 5 s, but for locks, with an error if the storage has not answered. Some
+// keys may be strange: a node can do without loading them.
+func NewPatientStorage(st Storage, isStrange func(key string) bool) Storage {
 	s := newSilences()
 	s.isStrange = func(what string) bool {
 		asked, key, _ := strings.Cut(what, " ")

@@ -136,7 +136,7 @@ func (n *state) wanted(shared string, own account, now time.Duration) bool {
 }
 
 // RemoveNode says for a node that it is dead, and with forget that nobody comes back to its sessions either, whatever it has said of
-// that. If it is not dead, its next report says so.
+// that. If it is not dead, its next report says so. Its errors are ErrUnknownNode, ErrUnsure, api.ErrNoPolicy, or those of the storage.
 func (n *Cluster) RemoveNode(ctx context.Context, name string, forget bool) error {
 	sh, err := n.activeShare()
 	if err != nil {
@@ -181,6 +181,7 @@ func (n *Cluster) lastOf(ctx context.Context, sh *share, name string) (*report, 
 	return &report{Node: name}, nil
 }
 
+// ErrUnknownNode is that of a name that no other node has, as far as this one has read.
 var ErrUnknownNode = errors.New("no such node")
 
 func nodeKey(name string) string { return nodesFolder + name + recordSuffix }

@@ -32,7 +32,7 @@ type report struct {
 type account struct {
 	InPool   bool       `json:"in_pool,omitempty"`
 	Draining bool       `json:"draining,omitempty"`
-	Mark     string     `json:"mark,omitempty"` // the id of the mark that it has read
+	Mark     string     `json:"mark,omitempty"` // the id of the drain record that it has read
 	Sessions api.Counts `json:"sessions"`
 	Begun    int64      `json:"begun"`            // sessions so far, so that none is overlooked between two reports
 	Ended    int64      `json:"ended,omitempty"`  // in the last five minutes

@@ -13,17 +13,17 @@ import (
 )
 
 // A storage has no compare-and-swap. So whoever drains an upstream looks twice whether another one takes new sessions: before
-// the mark is written, and after. Only a look that begins after the mark is in the storage, and finds one, lets the drain
-// stand. Of several marks that leave nobody, the one that was written last sees all others in its second look, so not all
+// the drain record is written, and after. Only a look that begins after the drain record is in the storage, and finds one, lets the drain
+// stand. Of several drain records that leave nobody, the one that was written last sees all others in its second look, so not all
 // of them stand.
 //
-// Who gives way is decided by an order on which all agree. A drain gives way at once where older marks alone leave nobody. Else it
+// Who gives way is decided by an order on which all agree. A drain gives way at once where older drain records alone leave nobody. Else it
 // waits for the newer ones to do so, which may have looked before it was written and then do not; then it gives way too, after a
 // time that is shorter the newer it is. So where the storage is slow more than one may give way, and each is told so.
 //
 // All this assumes that a load shows what was stored before it began, through whatever Caddy. File systems, databases and most
 // object stores do that. Where a storage shows old records for a while, as a cache or a replica does, two Caddys may still
-// miss each other's mark. Nothing prevents that here; the log of the visits that are refused tells of it.
+// miss each other's record. Nothing prevents that here; the log of the visits that are refused tells of it.
 const (
 	// mostRivals bounds for how many it waits.
 	mostRivals = 3
@@ -117,7 +117,7 @@ func (sh *share) storeConfirmed(ctx context.Context, m *drainRecord) {
 	}
 }
 
-// confirm looks whether a mark that was written can stand, and returns why not.
+// confirm looks whether a drain record that was written can stand, and returns why not.
 func (n *Cluster) confirm(ctx context.Context, name string, m *drainRecord, began bool) error {
 	for start := n.conf.Table.Now(); ; time.Sleep(rivalInterval) {
 		l, err := n.lookBeside(ctx, name)
@@ -144,10 +144,10 @@ func (n *Cluster) confirm(ctx context.Context, name string, m *drainRecord, bega
 type besideLook struct {
 	own    *drainRecord            // of that one
 	others map[string]*drainRecord // by their keys
-	missed map[string]error        // by the names between nodes of those whose marks could not be loaded
+	missed map[string]error        // by the names between nodes of those whose drain records could not be loaded
 }
 
-// patience returns how long newer marks than m are waited for.
+// patience returns how long newer drain records than m are waited for.
 func (l *besideLook) patience(m *drainRecord) time.Duration {
 	newer := 0
 	for _, other := range l.others {
@@ -165,18 +165,18 @@ func (l *besideLook) whyMissed() error {
 	return nil
 }
 
-// lookBeside reads the marks of all upstreams in the pools that have the named one, and makes those of the others hold here.
+// lookBeside reads the drain records of all upstreams in the pools that have the named one, and makes those of the others hold here.
 func (n *Cluster) lookBeside(ctx context.Context, name string) (*besideLook, error) {
 	sh, err := n.activeShare() // a reload may have brought another one
 	if err != nil {
 		return nil, err
 	}
 	names := n.beside(name)
-	marks, errs := make([]*drainRecord, len(names)), make([]error, len(names))
+	records, errs := make([]*drainRecord, len(names)), make([]error, len(names))
 	ctx = oneLook(ctx)
-	severally(len(names), func(i int) { marks[i], errs[i] = loadDrainRecord(ctx, sh.st, names[i]) })
+	severally(len(names), func(i int) { records[i], errs[i] = loadDrainRecord(ctx, sh.st, names[i]) })
 	l := &besideLook{others: make(map[string]*drainRecord), missed: make(map[string]error)}
-	for i, m := range marks {
+	for i, m := range records {
 		switch {
 		case errs[i] != nil:
 			l.missed[names[i]] = errs[i]
@@ -216,7 +216,7 @@ func (n *Cluster) beside(name string) []string {
 	return slices.Compact(names)
 }
 
-// isLast says whether the named upstream takes new sessions, but for its mark, and is the only one that does in a pool of this
+// isLast says whether the named upstream takes new sessions, but for its record, and is the only one that does in a pool of this
 // Caddy. Where m is given, others count as if what is newer had given way to it. n.mu is not locked.
 func (n *Cluster) isLast(name string, m *drainRecord, missed map[string]error) (last bool) {
 	n.mu.Lock()
@@ -242,7 +242,7 @@ func (n *state) last(name string, m *drainRecord, missed map[string]error) (last
 	return last
 }
 
-// takes says whether an upstream takes new sessions, or will if its mark is newer than m and gives way.
+// takes says whether an upstream takes new sessions, or will if its record is newer than m and gives way.
 func (n *state) takes(other *sessions.Upstream, m *drainRecord) bool {
 	if !other.Drain.On() {
 		return n.reserved[other.Name] == 0
@@ -251,7 +251,7 @@ func (n *state) takes(other *sessions.Upstream, m *drainRecord) bool {
 	return m != nil && drain.drains() && drain.newer(m) && !other.Drain.ByConfig()
 }
 
-// withdraw takes a mark back for which there is a reason, and returns that. What was said since stays.
+// withdraw takes a drain record back for which there is a reason, and returns that. What was said since stays.
 func (n *Cluster) withdraw(ctx context.Context, m, before *drainRecord, why error) error {
 	sh, err := n.activeShare()
 	if err != nil {
@@ -270,11 +270,11 @@ func (n *Cluster) withdraw(ctx context.Context, m, before *drainRecord, why erro
 	return why
 }
 
-// withdrawnSuffix is what the id of a mark gets when it is taken back because it cannot stand. It comes right after that mark, so
+// withdrawnSuffix is what the id of a drain record gets when it is taken back because it cannot stand. It comes right after that record, so
 // whatever else is said of the upstream comes later.
 const withdrawnSuffix = "-withdrawn"
 
-// withdrawn returns the mark by which it is again as it was before m.
+// withdrawn returns the drain record by which it is again as it was before m.
 func (m *drainRecord) withdrawn(before *drainRecord) *drainRecord {
 	back := &drainRecord{State: stateReady, Since: m.Since, By: m.By}
 	if before != nil {

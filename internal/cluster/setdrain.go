@@ -16,8 +16,9 @@ import (
 var ErrNoName = errors.New("it is the name of no upstream here")
 
 // SetDrain drains the named upstream of this process, or takes that back, and returns when it holds here. Unless forced another one must
-// take new sessions. Its errors are errNoName, a refusedError, errUnsure where it is not known what was written, api.ErrNoPolicy, or those
-// of the storage, which has written nothing then.
+// take new sessions. Its errors are ErrNoName, a RefusedError, ErrUnsure where it is not known what was written, api.ErrNoPolicy, or those
+// of the storage, which has written nothing then. It takes some seconds where other nodes drain upstreams of the pool at the same time, and
+// goes on when ctx ends once something is written.
 func (n *Cluster) SetDrain(ctx context.Context, name string, said DrainRequest) error {
 	switch {
 	case said.State == stateReady:
@@ -30,7 +31,7 @@ func (n *Cluster) SetDrain(ctx context.Context, name string, said DrainRequest) 
 	return n.drainUnlessLast(ctx, name, said)
 }
 
-// drainByForce marks the named upstream as draining, whatever else there is.
+// drainByForce drains the named upstream, whatever else there is.
 func (n *Cluster) drainByForce(ctx context.Context, name string, said DrainRequest) error {
 	if err := n.reserve(name, true); err != nil {
 		return err
@@ -39,7 +40,7 @@ func (n *Cluster) drainByForce(ctx context.Context, name string, said DrainReque
 	return n.setDrain(ctx, n.sharedName(name), said)
 }
 
-// drainUnlessLast marks the named upstream as draining if another one takes new sessions.
+// drainUnlessLast drains the named upstream if another one takes new sessions.
 func (n *Cluster) drainUnlessLast(ctx context.Context, name string, said DrainRequest) error {
 	done, err := n.waitForTurn(ctx, name)
 	if err != nil {
@@ -84,8 +85,8 @@ func (n *Cluster) unreachable() map[*sessions.Upstream]bool {
 	return found
 }
 
-// Await waits until something is so, and says whether it is. It gives up when the time is over, when
-// the client goes, and with an error when Caddy loads a config or ends.
+// Await waits until something is so, and says whether it is: it asks so at first, and whenever something may have changed. It gives up when
+// the time is over, when ctx ends, with an error of so, and with ErrInterrupted when Caddy loads a config or ends.
 func (n *Cluster) Await(ctx context.Context, patience time.Duration, so func() (bool, error)) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -105,8 +106,8 @@ func (n *Cluster) Await(ctx context.Context, patience time.Duration, so func() (
 }
 
 // MayBeKilled says whether the others know that this process may be killed, if it is about to end: else
-// they would take it for cut off. They are told when somebody asks. A storage that cannot be written to
-// is not waited for.
+// they would take it for cut off. They are told when somebody asks: this is the one question that changes something. A storage that cannot
+// be written to is not waited for.
 func (n *Cluster) MayBeKilled() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -122,7 +123,7 @@ func (n *Cluster) listen() (news, interrupted <-chan struct{}) {
 	return n.news, n.interrupted
 }
 
-// Interrupt ends all waiting.
+// Interrupt ends all waiting in Await, with ErrInterrupted. Who begins to wait later waits on.
 func (n *Cluster) Interrupt() {
 	n.mu.Lock()
 	defer n.mu.Unlock()

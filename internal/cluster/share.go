@@ -31,8 +31,8 @@ type share struct {
 	trusted   bool                    // all was read from it once, that among it: what was read of another storage says nothing of this one
 }
 
-// Attach makes the node tell of the upstreams of p, through the given storage. What it returns is
-// closed when the marks in that are read, or cannot be within attachTimeout.
+// Attach makes the node tell of the upstreams of p, through the given storage: at once if a config with that runs, else as soon as one
+// does. What it returns is closed when the drain records in that are read, or cannot be within 5 s.
 func (n *Cluster) Attach(p Policy, st Storage) <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -58,7 +58,7 @@ func (n *Cluster) Attach(p Policy, st Storage) <-chan struct{} {
 	return sh.read
 }
 
-// warnUnread logs that a config begins without the marks in its storage.
+// warnUnread logs that a config begins without the drain records in its storage.
 func (n *Cluster) warnUnread() {
 	n.mu.Lock()
 	knows := n.knows
@@ -83,7 +83,7 @@ func (n *Cluster) share(st Storage) *share {
 }
 
 // isStrange says whether this node can do without the record at key: with a report of another one missing, nothing is called drained,
-// and a mark of an upstream that is in no pool here changes nothing here.
+// and a drain record of an upstream that is in no pool here changes nothing here.
 func (n *Cluster) isStrange(key string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -94,13 +94,13 @@ func (n *Cluster) isStrange(key string) bool {
 	return !needed
 }
 
-// Same says whether two storages are one. A storage module may be made of anything.
+// Same says whether two storages are one and the same value. A storage module may be made of anything, also of what cannot be compared.
 func Same(a, b any) bool {
 	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.ValueOf(a).Comparable() && a == b
 }
 
 // Detach forgets p, and says whether it was the last one. The storage stays in use while there are sessions
-// to tell of.
+// to tell of. What was never attached does no harm.
 func (n *Cluster) Detach(p Policy) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -171,12 +171,12 @@ func (sh *share) halt() {
 	}
 }
 
-// look reads the marks in a storage that will be in use when its config runs.
+// look reads the drain records in a storage that will be in use when its config runs.
 func (n *Cluster) look(sh *share) {
 	for !sh.wasRead() && sh.ctx.Err() == nil {
-		marks, err := n.loadDrainRecords(sh.ctx, sh)
+		records, err := n.loadDrainRecords(sh.ctx, sh)
 		n.mu.Lock()
-		sh.firstRead = marks
+		sh.firstRead = records
 		n.mu.Unlock()
 		if err == nil {
 			sh.first.Do(func() { close(sh.read) })
@@ -202,7 +202,7 @@ func (n *Cluster) watch(sh *share) {
 	}
 }
 
-// wasRead says whether the marks were read once, or cannot be.
+// wasRead says whether the drain records were read once, or cannot be.
 func (sh *share) wasRead() bool {
 	select {
 	case <-sh.read:

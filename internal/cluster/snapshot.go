@@ -144,7 +144,7 @@ func addDrain(st *api.Upstream, u *sessions.Upstream, m *drainRecord, v verdict)
 	}
 }
 
-// Nodes returns what there is to tell of the nodes, this one first.
+// Nodes returns what there is to tell of the nodes, this one first and then by their names.
 func (n *Cluster) Nodes() []api.Node {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -152,7 +152,7 @@ func (c *checker) list(ctx context.Context) (string, error) {
 	return "asked " + way.String(), nil
 }
 
-// listMissing lists a folder that is not there, as that of the marks is until something is marked.
+// listMissing lists a folder that is not there, as that of the drain records is until something is drained.
 func (c *checker) listMissing(ctx context.Context) (string, error) {
 	if c.way == nil {
 		return "not tried, for what is there is not listed", nil

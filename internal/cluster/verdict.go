@@ -14,7 +14,7 @@ import (
 
 // verdict says whether a draining upstream is certainly empty.
 //
-// Every node must have read the mark, so that no session begins, and all must have had no session
+// Every node must have read the drain record, so that no session begins, and all must have had no session
 // at one and the same moment, so that none was on its way from one to another. That moment is when
 // we find that every last report shows none. What a node said of it we know from a report that it
 // made after it had read one of ours that is younger: if that shows none either, and that none has
@@ -138,7 +138,7 @@ func grew(before, now map[string]int64) bool {
 	return false
 }
 
-// waitsHere returns what this node waits for by itself, where the mark has been known since a time.
+// waitsHere returns what this node waits for by itself, where the drain record has been known since a time.
 func (s *snapshot) waitsHere(since time.Duration) (waits []wait) {
 	say := func(certain bool, format string, args ...any) {
 		waits = append(waits, newWait(s.node, s.host, fmt.Sprintf(format, args...), certain))
@@ -199,7 +199,7 @@ func isCertain(waits []wait) bool {
 }
 
 // waitsFor returns what is to be waited for from a peer, given its account of the upstream and the
-// mark of that, which is nil where a config drains it.
+// record of that, which is nil where a config drains it.
 func (s *snapshot) waitsFor(p *peer) (waits []wait) {
 	m, a := s.record, p.Upstreams[s.shared]
 	say := func(certain bool, format string, args ...any) {
