@@ -21,6 +21,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 func init() {
@@ -224,7 +225,7 @@ func (adminAPI) serveCheck(w http.ResponseWriter, r *http.Request) error {
 	if running.Context == nil {
 		return apiError(http.StatusServiceUnavailable, "no config is running, so there is no storage to try")
 	}
-	return respond(w, http.StatusOK, cluster.CheckStorage(r.Context(), running.Storage(), caddy.GetModuleID(running.Storage())))
+	return respond(w, http.StatusOK, store.Check(r.Context(), running.Storage(), caddy.GetModuleID(running.Storage())))
 }
 
 // upstreamMeant returns what there is to tell of the upstream that an operator means by an address.

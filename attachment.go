@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // eventMoved tells that a session has left its upstream: from, to, reason (unreachable, unhealthy, closed or reassigned) and session, a
@@ -107,7 +108,7 @@ func dial(ctx context.Context, name string) error {
 }
 
 // runningStorage returns the storage of the config that runs, or nil if none does.
-func runningStorage() cluster.Storage {
+func runningStorage() store.Storage {
 	ctx := caddy.ActiveContext()
 	if ctx.Context == nil {
 		return nil

@@ -27,6 +27,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // fleetNode is a Caddy with one policy, as far as it can be had without one.
@@ -41,7 +42,7 @@ type fleetNode struct {
 	logs  *observer.ObservedLogs
 	kill  func() // ends it as kill -9 does
 
-	running atomic.Pointer[func() cluster.Storage]
+	running atomic.Pointer[func() store.Storage]
 	exiting atomic.Bool
 }
 
@@ -69,14 +70,14 @@ func startTrickedCaddy(t *testing.T, d *clustertest.Trick, upstreams int) *fleet
 }
 
 // makeCaddy makes a node with a policy, which does not know each other yet.
-func makeCaddy(t *testing.T, host string, st cluster.Storage, s *Selection, pool reverseproxy.UpstreamPool) *fleetNode {
+func makeCaddy(t *testing.T, host string, st store.Storage, s *Selection, pool reverseproxy.UpstreamPool) *fleetNode {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
 	ctx, kill := context.WithCancel(context.Background())
 	c := &fleetNode{t: t, s: s, pool: pool, table: s.table, host: host, logs: logs, kill: kill}
 	c.door, _ = st.(*clustertest.Door)
 	c.runs(st)
-	conf := testConfig(s.table.Table, func() cluster.Storage { return (*c.running.Load())() }, zap.New(core))
+	conf := testConfig(s.table.Table, func() store.Storage { return (*c.running.Load())() }, zap.New(core))
 	conf.Host, conf.Process, conf.Exiting = host, cluster.Process{}, c.exiting.Load
 	c.Cluster = cluster.New(ctx, conf)
 	t.Cleanup(kill)
@@ -84,18 +85,18 @@ func makeCaddy(t *testing.T, host string, st cluster.Storage, s *Selection, pool
 }
 
 // testConfig is what a node is told in tests, where it is in this process.
-func testConfig(t *sessions.Table, running func() cluster.Storage, logger *zap.Logger) cluster.Config {
+func testConfig(t *sessions.Table, running func() store.Storage, logger *zap.Logger) cluster.Config {
 	conf := processConfig()
 	conf.Table, conf.Running, conf.Logger = t, running, logger
 	return conf
 }
 
 // noStorage is that of a Caddy without a config.
-func noStorage() cluster.Storage { return nil }
+func noStorage() store.Storage { return nil }
 
 // runs makes the node believe that a config with the given storage runs.
-func (c *fleetNode) runs(st cluster.Storage) {
-	running := func() cluster.Storage { return st }
+func (c *fleetNode) runs(st store.Storage) {
+	running := func() store.Storage { return st }
 	c.running.Store(&running)
 }
 
@@ -545,7 +546,7 @@ func TestShortLivedSessionGoesToAStartingNode(t *testing.T) {
 			s.lifetime = 2 * time.Second
 			d := v.Door()
 			c := makeCaddy(t, rand.Text(), d, s, testPool(3))
-			runs := func() cluster.Storage {
+			runs := func() store.Storage {
 				if running() {
 					return d
 				}

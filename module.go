@@ -21,6 +21,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 func init() {
@@ -260,7 +261,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 
 // join lets the node tell of the upstreams, and waits until it knows which of them drain, for the first visitor must
 // not be sent to a draining one; and for the key. Both are looked for at the same time.
-func (s *Selection) join(n *cluster.Cluster, st cluster.Storage) {
+func (s *Selection) join(n *cluster.Cluster, st store.Storage) {
 	s.node = n
 	<-n.Attach(policyOf{s}, st)
 	if s.keyed != nil {

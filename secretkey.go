@@ -19,6 +19,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // maxHeldKeys bounds the keys that a process holds. Each but the first is another storage's.
@@ -66,7 +67,7 @@ func (h *heldKeys) wasStored() bool {
 }
 
 // keeper returns the one of a storage. It ends with the last config that has asked for it.
-func (h *heldKeys) keeper(config context.Context, st cluster.Storage, patience time.Duration) *keeper {
+func (h *heldKeys) keeper(config context.Context, st store.Storage, patience time.Duration) *keeper {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	i := slices.IndexFunc(h.keepers, func(k *keeper) bool { return cluster.Same(k.raw, st) })
@@ -85,9 +86,9 @@ func (h *heldKeys) keeper(config context.Context, st cluster.Storage, patience t
 	return k
 }
 
-func newKeeper(h *heldKeys, st cluster.Storage) *keeper {
+func newKeeper(h *heldKeys, st store.Storage) *keeper {
 	needsAll := func(string) bool { return false }
-	return &keeper{held: h, raw: st, st: cluster.NewPatientStorage(st, needsAll), answered: make(chan struct{})}
+	return &keeper{held: h, raw: st, st: store.Patient(st, needsAll), answered: make(chan struct{})}
 }
 
 // leave ends a keeper that no config needs any more.

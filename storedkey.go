@@ -15,13 +15,13 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 const (
 	// storedKey is where Caddy's storage keeps the key. Caddys with a common storage share it.
-	storedKey = cluster.Folder + "secret_key"
+	storedKey = store.Folder + "secret_key"
 
 	maxKey = 64 << 10 // bytes of it
 
@@ -56,8 +56,8 @@ const (
 // process that has just started does not replace a key by which sessions live.
 type keeper struct {
 	held     *heldKeys
-	raw      cluster.Storage
-	st       cluster.Storage // the same, which always answers, but for locks
+	raw      store.Storage
+	st       store.Storage // the same, which always answers, but for locks
 	patience time.Duration
 	ring     atomic.Pointer[stamp.Keyring]
 	first    sync.Once     // closes answered
@@ -156,7 +156,7 @@ func (k *keeper) load(ctx context.Context) ([]byte, error) {
 // tooLarge returns an error if it is known that the record is larger than a key. Where the storage does not tell that without reading
 // it, the record is let be for a while after it was.
 func (k *keeper) tooLarge(ctx context.Context) error {
-	if !cluster.KnowsSizes(k.st) {
+	if !store.KnowsSizes(k.st) {
 		if k.large.err != nil && time.Since(k.large.at) < largeKeyBackoff {
 			return k.large.err
 		}

@@ -26,14 +26,14 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // memory is a storage for keys, with the habits of those in use.
 type memory struct {
-	cluster.Storage // what no key needs
+	store.Storage // what no key needs
 
 	lockIsRecord bool // a lock is the record of its name, and giving it back empties that
 	lockRefuses  bool // Lock fails while somebody has the lock, in place of waiting
@@ -399,7 +399,7 @@ func TestStorageFails(t *testing.T) {
 
 // hung is a storage that does not answer.
 type hung struct {
-	cluster.Storage
+	store.Storage
 	release chan struct{}
 }
 

@@ -14,11 +14,6 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
-const (
-	// nodesFolder is where Caddy's storage keeps the reports of the nodes.
-	nodesFolder = Folder + "nodes/"
-)
-
 // Cluster is this process among all Caddys that share a storage: a shell that locks, and has the goroutines. What is known is in its state.
 type Cluster struct {
 	loops *loops

@@ -19,6 +19,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // caddyNode is a Caddy with one policy, as far as it can be had without one.
@@ -34,7 +35,7 @@ type caddyNode struct {
 // startNode starts a node on a host of its own, with a pool of three.
 func startNode(t *testing.T, v *clustertest.Vault) *caddyNode {
 	t.Helper()
-	return startNodeOn(t, randomName(), v.Door(), testPool(3))
+	return startNodeOn(t, store.RandomName(), v.Door(), testPool(3))
 }
 
 func startNodeOn(t *testing.T, host string, d *clustertest.Door, pool []string) *caddyNode {
@@ -46,25 +47,25 @@ func startNodeOn(t *testing.T, host string, d *clustertest.Door, pool []string) 
 }
 
 // makeNode makes a node with a policy, which does not know each other yet.
-func makeNode(t *testing.T, st Storage, s *testPolicy, pool []string) *caddyNode {
+func makeNode(t *testing.T, st store.Storage, s *testPolicy, pool []string) *caddyNode {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	n := New(context.Background(), testConfig(s.table, func() Storage { return st }, zap.New(core)))
-	n.conf.Host, n.conf.Process = randomName(), Process{}
+	n := New(context.Background(), testConfig(s.table, func() store.Storage { return st }, zap.New(core)))
+	n.conf.Host, n.conf.Process = store.RandomName(), Process{}
 	c := &caddyNode{Cluster: n, t: t, s: s, pool: pool, logs: logs}
 	t.Cleanup(c.kill)
 	return c
 }
 
 // runs makes the node believe that a config with the given storage runs.
-func (c *caddyNode) runs(st Storage) {
+func (c *caddyNode) runs(st store.Storage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.conf.Running = func() Storage { return st }
+	c.conf.Running = func() store.Storage { return st }
 }
 
 // load loads a config with another pool or storage; what it returns ends the one before.
-func (c *caddyNode) load(st Storage, pool []string) (end func()) {
+func (c *caddyNode) load(st store.Storage, pool []string) (end func()) {
 	before := c.s
 	c.s, c.pool = newTestPolicyWith(before.table, pool), pool
 	c.door, _ = st.(*clustertest.Door)
@@ -356,7 +357,7 @@ func TestClocksApart(t *testing.T) {
 			pass(time.Minute)
 			m := DrainRequest{State: stateDraining}.record(nil, u0, "elsewhere", 0)
 			m.Since = m.Since.Add(apart)
-			if err := storeRecord(t.Context(), b.door, drainKey(u0), m); err != nil {
+			if err := store.Put(t.Context(), b.door, drainKey(u0), m); err != nil {
 				t.Fatal(err)
 			}
 			pass(5 * time.Second)
@@ -466,7 +467,7 @@ func TestNodeReportsAtOnce(t *testing.T) {
 		s := newTestPolicy(testPool(3))
 		var running atomic.Bool
 		d := v.Door()
-		n := New(context.Background(), testConfig(s.table, func() Storage {
+		n := New(context.Background(), testConfig(s.table, func() store.Storage {
 			if running.Load() {
 				return d
 			}

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // Policy is one by which this Caddy chooses upstreams, as far as nodes tell each other of it. It is told apart from others by ==.
@@ -63,7 +64,7 @@ type Config struct {
 	SharedName func(name, host string) string
 
 	// Running returns the storage of the config that runs, or nil if none does. It is called with the node locked, and returns at once.
-	Running func() Storage
+	Running func() store.Storage
 
 	// Exiting says whether the process is about to end. It is called with the node locked, and returns at once.
 	Exiting func() bool

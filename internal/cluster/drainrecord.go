@@ -5,7 +5,6 @@ package cluster
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -13,10 +12,11 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // drainsFolder is where Caddy's storage keeps the drain records.
-const drainsFolder = Folder + "marks/"
+const drainsFolder = store.Folder + "marks/"
 
 // What a drain record can say: what the admin API tells of an upstream as well.
 const (
@@ -100,17 +100,10 @@ func (m *drainRecord) lonelyFor() time.Duration {
 	return lonelyTimeout
 }
 
-// randomName is unlikely to be that of anything else.
-func randomName() string {
-	var raw [8]byte
-	rand.Read(raw[:])
-	return hex.EncodeToString(raw[:])
-}
-
 // drainKey is where the storage keeps the drain record of an upstream. A name may hold anything.
 func drainKey(shared string) string {
 	sum := sha256.Sum256([]byte(shared))
-	return drainsFolder + hex.EncodeToString(sum[:16]) + recordSuffix
+	return drainsFolder + hex.EncodeToString(sum[:16]) + store.Suffix
 }
 
 // DrainRequest is what an operator says of an upstream. What is left out stays as it was.
@@ -130,7 +123,7 @@ type DrainRequest struct {
 // nothing changes. Of its grace period so much is left.
 func (w DrainRequest) record(before *drainRecord, shared, clock string, left time.Duration) *drainRecord {
 	now := time.Now()
-	m := &drainRecord{ID: randomName(), Said: now.UnixNano(), Upstream: shared, State: w.State, Since: now, By: w.By, Reason: w.Reason, Written: now, Clock: clock}
+	m := &drainRecord{ID: store.RandomName(), Said: now.UnixNano(), Upstream: shared, State: w.State, Since: now, By: w.By, Reason: w.Reason, Written: now, Clock: clock}
 	if before != nil {
 		m.comeAfter(before)
 	}
@@ -154,10 +147,10 @@ func (w DrainRequest) record(before *drainRecord, shared, clock string, left tim
 }
 
 // loadDrainRecord returns the drain record of an upstream in the storage, or nil if there is none that can be read.
-func loadDrainRecord(ctx context.Context, st Storage, shared string) (*drainRecord, error) {
-	m, err := loadRecord[drainRecord](ctx, st, drainKey(shared))
+func loadDrainRecord(ctx context.Context, st store.Storage, shared string) (*drainRecord, error) {
+	m, err := store.Load[drainRecord](ctx, st, drainKey(shared))
 	switch {
-	case errors.Is(err, errBroken):
+	case errors.Is(err, store.ErrBroken):
 		return nil, nil
 	case err != nil:
 		return nil, err
@@ -169,10 +162,10 @@ func loadDrainRecord(ctx context.Context, st Storage, shared string) (*drainReco
 
 // storeAgain writes a drain record that the storage lacks, unless an operator has said something of its
 // upstream since.
-func storeAgain(ctx context.Context, st Storage, m *drainRecord) error {
+func storeAgain(ctx context.Context, st store.Storage, m *drainRecord) error {
 	stored, err := loadDrainRecord(ctx, st, m.Upstream)
 	if err != nil || stored != nil && !m.newer(stored) {
 		return err
 	}
-	return storeRecord(ctx, st, drainKey(m.Upstream), m)
+	return store.Put(ctx, st, drainKey(m.Upstream), m)
 }

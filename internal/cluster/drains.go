@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // drain is an upstream that an operator has said something of.
@@ -50,8 +51,8 @@ func (n *Cluster) readDrainRecords(ctx context.Context) {
 // loadDrainRecords returns the drain records in a storage by their keys. Where it is not known that it lists them, or more than are read, it is
 // asked for those of each known upstream too.
 func (n *Cluster) loadDrainRecords(ctx context.Context, sh *share) (map[string]*drainRecord, error) {
-	records, err := loadRecords[drainRecord](ctx, sh.records, drainsFolder)
-	if sh.records.way.Load() != nil && !errors.Is(err, errTooMuch) {
+	records, err := store.LoadAll[drainRecord](ctx, sh.records, drainsFolder)
+	if sh.records.KnowsWay() && !errors.Is(err, store.ErrTooMuch) {
 		return records, err
 	}
 	n.mu.Lock()
@@ -62,8 +63,8 @@ func (n *Cluster) loadDrainRecords(ctx context.Context, sh *share) (map[string]*
 		return listed
 	})
 	found := make([]*drainRecord, len(names))
-	ctx = oneLook(ctx)
-	severally(len(names), func(i int) {
+	ctx = store.OneLook(ctx)
+	store.Severally(len(names), func(i int) {
 		found[i], _ = loadDrainRecord(ctx, sh.st, names[i]) // most have none, for which some storages have errors of their own
 	})
 	for i, m := range found {
@@ -108,7 +109,7 @@ func (n *Cluster) writeRequest(ctx context.Context, sh *share, shared string, w 
 	if m = w.record(before, shared, n.clock(), left); stored != nil && m.ID == stored.ID {
 		return before, m, nil
 	}
-	if err := storeRecord(ctx, sh.st, drainKey(shared), m); err != nil {
+	if err := store.Put(ctx, sh.st, drainKey(shared), m); err != nil {
 		return before, m, fmt.Errorf("%w: %w", ErrUnsure, err)
 	}
 	n.mu.Lock()
@@ -165,9 +166,6 @@ func (n *state) closeDue(now time.Duration) {
 	}
 }
 
-// errUnanswered is what is said of a storage that may do later what it was asked for.
-var errUnanswered = fmt.Errorf("the storage has not answered within %v", callTimeout)
-
 // within lets f use the storage for as long as an operator waits, until the node is closed. Not every storage heeds a context.
 func (n *Cluster) within(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, operatorTimeout)
@@ -180,7 +178,7 @@ func (n *Cluster) within(ctx context.Context, f func(context.Context) error) err
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return errUnanswered
+		return store.ErrUnanswered
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // wantNoVisit checks that no new session goes to addr.
@@ -202,7 +203,7 @@ type slowDoor struct {
 	once  sync.Once
 }
 
-// Store implements recordStorage.
+// Store implements Storage.
 func (d *slowDoor) Store(ctx context.Context, key string, value []byte) error {
 	if strings.Contains(string(value), d.text) {
 		d.once.Do(func() {
@@ -219,7 +220,7 @@ type fullDoor struct {
 	full atomic.Bool
 }
 
-// Store implements recordStorage.
+// Store implements Storage.
 func (d *fullDoor) Store(ctx context.Context, key string, value []byte) error {
 	if d.full.Load() {
 		return errors.New("disk full")
@@ -230,8 +231,8 @@ func (d *fullDoor) Store(ctx context.Context, key string, value []byte) error {
 // older leaves a word in the vault that an operator said of u0 an hour ago, by a node that is gone.
 func older(t *testing.T, v *clustertest.Vault) {
 	t.Helper()
-	m := &drainRecord{ID: randomName(), Said: time.Now().Add(-time.Hour).UnixNano(), Upstream: u0, State: stateReady}
-	if err := storeRecord(t.Context(), v.Door(), drainKey(u0), m); err != nil {
+	m := &drainRecord{ID: store.RandomName(), Said: time.Now().Add(-time.Hour).UnixNano(), Upstream: u0, State: stateReady}
+	if err := store.Put(t.Context(), v.Door(), drainKey(u0), m); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -80,16 +80,4 @@ const (
 
 	// redialTimeout is how long it is tried to reach upstreams before one is called the last.
 	redialTimeout = time.Second
-
-	// callTimeout is how long one call of a storage may take.
-	callTimeout = 5 * time.Second
-
-	// maxBackoff bounds for how long a storage that does not answer is not asked again, and what a node needs of it.
-	maxBackoff = 5 * time.Minute
-
-	// maxStrangeBackoff bounds for how long a thing is not asked for that a node does not need, and all once manyLeft calls are left behind.
-	maxStrangeBackoff = time.Hour
-
-	// checkTimeout is how long a storage may take for all that is tried.
-	checkTimeout = 8 * time.Second
 )

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // keepUp reads what the others say and reports, until ctx ends.
@@ -96,7 +98,7 @@ func (n *Cluster) exchange(ctx context.Context, sh *share) bool {
 	n.asked, n.askedTo = f.began, "load"
 	n.mu.Unlock()
 	f.records, f.errRecords = n.loadDrainRecords(ctx, sh)
-	f.reports, f.errReports = loadRecords[report](ctx, sh.records, nodesFolder)
+	f.reports, f.errReports = store.LoadAll[report](ctx, sh.records, store.NodesFolder)
 
 	n.mu.Lock()
 	if ctx.Err() != nil {
@@ -171,22 +173,22 @@ func (n *Cluster) do(ctx context.Context, sh *share, todo duties) (err error) {
 	return errors.Join(err,
 		briefly(ctx, todo.lacking, func(ctx context.Context, m *drainRecord) error { return storeAgain(ctx, sh.st, m) }),
 		briefly(ctx, todo.dead, func(ctx context.Context, last *report) error {
-			return storeRecord(ctx, sh.st, nodeKey(last.Node), last)
+			return store.Put(ctx, sh.st, nodeKey(last.Node), last)
 		}),
-		briefly(ctx, todo.forgotten, func(ctx context.Context, key string) error { return deleteRecord(ctx, sh.st, key) }))
+		briefly(ctx, todo.forgotten, func(ctx context.Context, key string) error { return store.Delete(ctx, sh.st, key) }))
 }
 
 // briefly calls f, which uses the storage, with some things, and begins with none of them when that has taken as long as one call may. The
 // next exchange finds what is left, in another order.
 func briefly[T any](ctx context.Context, all []T, f func(context.Context, T) error) error {
-	ctx, began := oneLook(ctx), time.Now()
+	ctx, began := store.OneLook(ctx), time.Now()
 	errs := make([]error, len(all))
-	severally(len(all), func(i int) {
-		if time.Since(began) < callTimeout {
+	store.Severally(len(all), func(i int) {
+		if time.Since(began) < store.CallTimeout {
 			errs[i] = f(ctx, all[i])
 		}
 	})
-	return few(errs)
+	return store.Few(errs)
 }
 
 // errUnlisted is that of a storage in which nodes cannot find each other.
@@ -204,12 +206,12 @@ func (n *state) findOwn(sh *share, reports map[string]*report, err error, began 
 	case own != nil && own.Seq >= sh.wrote:
 		n.listed, sh.missing = began, 0
 		return true
-	case errors.Is(err, errUnanswered):
+	case errors.Is(err, store.ErrUnanswered):
 		return false // that may be why
 	case sh.wrote != 0 && sh.missing == 0:
 		sh.missing, n.reported = began, 0
 	}
-	sh.records.forget()
+	sh.records.Forget()
 	return false
 }
 
@@ -222,7 +224,7 @@ func (n *Cluster) write(ctx context.Context, sh *share, r *report) error {
 	}
 	r.fit()
 	began := n.conf.Table.Now()
-	err := storeRecord(ctx, sh.st, nodeKey(n.name), r)
+	err := store.Put(ctx, sh.st, nodeKey(n.name), r)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.parted = r.Left && err == nil

@@ -21,6 +21,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 const u0 = "u0:80"
@@ -59,7 +60,7 @@ func newTestTable() *sessions.Table {
 }
 
 // testConfig is what a node is told in tests.
-func testConfig(t *sessions.Table, running func() Storage, logger *zap.Logger) Config {
+func testConfig(t *sessions.Table, running func() store.Storage, logger *zap.Logger) Config {
 	return Config{
 		Table: t, Host: thisHost, SessionTTL: 32 * time.Second, SharedName: sharedName,
 		Running: running, Exiting: func() bool { return false },
@@ -69,7 +70,7 @@ func testConfig(t *sessions.Table, running func() Storage, logger *zap.Logger) C
 }
 
 // noStorage is that of a Caddy without a config.
-func noStorage() Storage { return nil }
+func noStorage() store.Storage { return nil }
 
 // testPolicy is a policy for visitors who are one call each.
 type testPolicy struct {
@@ -95,7 +96,7 @@ func newTestPolicyWith(t *sessions.Table, pool []string) *testPolicy {
 }
 
 // join attaches the policy, and returns when the node knows what drains.
-func (s *testPolicy) join(n *Cluster, st Storage) {
+func (s *testPolicy) join(n *Cluster, st store.Storage) {
 	s.n = n
 	<-n.Attach(s, st)
 }
@@ -164,7 +165,7 @@ func (s *testPolicy) page() (home, token string) {
 		return "", ""
 	}
 	u := ready[rand.IntN(len(ready))]
-	id := randomName()
+	id := store.RandomName()
 	load := s.table.BeginPage(s.table.Key(id), u, s.terms())
 	load.PageBuilt()
 	load.PageEnded(true, true)

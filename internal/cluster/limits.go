@@ -13,18 +13,16 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // What is read of a storage is bounded in number and in bytes: it may hold what somebody else has written, or what was
 // left behind. A node that is passed over may have sessions, so nothing is called drained then.
 const (
-	maxRecords  = 4096     // in a folder
-	maxFolder   = 64 << 20 // bytes of them all, while they are read
-	maxReport   = 2 << 20  // bytes; an upstream takes 300 of them, so there is room for some 7,000
-	maxAccounts = 8192     // upstreams in a report
+	maxReport   = 2 << 20 // bytes; an upstream takes 300 of them, so there is room for some 7,000
+	maxAccounts = 8192    // upstreams in a report
 	maxMark     = 512 << 10
 
 	// maxShared is how long the name of an upstream between nodes may be, in bytes. An address has 320 at most, and its name may be
@@ -39,25 +37,11 @@ const (
 // MaxLifetime bounds all times that sessions and drains last, so that no sum of two of them overflows.
 const MaxLifetime = 8760 * time.Hour
 
-// errBroken is a record that cannot be read, or says what no Caddy does.
-var errBroken = errors.New("the record is broken")
+// Size is how many bytes a stored record may have. Older versions took reasons of 64 KiB, of each byte of which JSON may make six.
+func (*drainRecord) Size() int { return maxMark }
 
-// cut returns the beginning of a text that is longer than a number of bytes.
-func cut(s string, most int) string {
-	if len(s) <= most {
-		return s
-	}
-	for most > 0 && !utf8.RuneStart(s[most]) {
-		most--
-	}
-	return s[:most] + "…"
-}
-
-// size is how many bytes a stored record may have. Older versions took reasons of 64 KiB, of each byte of which JSON may make six.
-func (*drainRecord) size() int { return maxMark }
-
-// check brings what m says within what can be meant, and returns an error if nothing can.
-func (m *drainRecord) check() error {
+// Check brings what m says within what can be meant, and returns an error if nothing can.
+func (m *drainRecord) Check() error {
 	switch {
 	case !isID(m.ID):
 		return errors.New("malformed id")
@@ -71,7 +55,7 @@ func (m *drainRecord) check() error {
 	if m.State != stateReady && m.State != stateClosed {
 		m.State = stateDraining
 	}
-	m.By, m.Reason = cut(m.By, MaxReason), cut(m.Reason, MaxReason)
+	m.By, m.Reason = printable.Cut(m.By, MaxReason), printable.Cut(m.Reason, MaxReason)
 	m.Left, m.Span = min(max(m.Left, 0), MaxLifetime), min(max(m.Span, 0), MaxLifetime)
 	m.Since, m.Written = plausible(m.Since), plausible(m.Written)
 	return nil
@@ -129,20 +113,20 @@ func laterID(id string) string {
 			i = len(id)
 		}
 	}
-	return fmt.Sprintf("%s~%08x%s", id[:i], count, randomName()[:8])
+	return fmt.Sprintf("%s~%08x%s", id[:i], count, store.RandomName()[:8])
 }
 
-// size is how many bytes a stored report may have.
-func (*report) size() int { return maxReport }
+// Size is how many bytes a stored report may have.
+func (*report) Size() int { return maxReport }
 
-// check returns an error if no Caddy writes such a report.
-func (r *report) check() error {
+// Check returns an error if no Caddy writes such a report.
+func (r *report) Check() error {
 	switch {
 	case r.Node == "" || max(len(r.Node), len(r.Host), len(r.Process.Boot), len(r.Process.Namespace), len(r.Process.Started)) > maxName:
 		return errors.New("malformed name of a node, a host or a process")
 	case r.Settles < 0 || r.Settles > 2*MaxLifetime:
 		return fmt.Errorf("its sessions settle in %v", r.Settles)
-	case len(r.Upstreams) > maxAccounts || len(r.Heard) > maxRecords:
+	case len(r.Upstreams) > maxAccounts || len(r.Heard) > store.MaxRecords:
 		return fmt.Errorf("it tells of %d upstreams and %d nodes", len(r.Upstreams), len(r.Heard))
 	}
 	for shared, a := range r.Upstreams {
@@ -151,7 +135,7 @@ func (r *report) check() error {
 			continue
 		}
 		if err := a.check(); err != nil {
-			return fmt.Errorf("upstream %q: %w", cut(shared, maxName), err)
+			return fmt.Errorf("upstream %q: %w", printable.Cut(shared, maxName), err)
 		}
 		a.Oldest = min(max(a.Oldest, 0), maxCount)
 		r.Upstreams[shared] = a

@@ -12,7 +12,6 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,7 +22,9 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // poisoned returns a mark that drains u0 and cannot be later.
@@ -33,7 +34,7 @@ func poisoned(id string) *drainRecord {
 
 func put(t testing.TB, v *clustertest.Vault, key string, record any) {
 	t.Helper()
-	if err := storeRecord(context.Background(), v.Door(), key, record); err != nil {
+	if err := store.Put(context.Background(), v.Door(), key, record); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -87,12 +88,12 @@ func TestLongestID(t *testing.T) {
 	for size := maxName; size > 200; size-- {
 		id := strings.Repeat("~", size-1) + "0"
 		m := &drainRecord{ID: id, Said: math.MaxInt64, Upstream: u0, State: stateReady}
-		if m.check() != nil {
+		if m.Check() != nil {
 			continue
 		}
 		next := DrainRequest{State: stateDraining}.record(m, u0, "c", 0)
 		for _, m := range []*drainRecord{next, next.closed(), next.withdrawn(m), next.withdrawn(m).closed()} {
-			if err := m.check(); err != nil {
+			if err := m.Check(); err != nil {
 				t.Fatalf("after an id of %d bytes one of %d: %v", size, len(m.ID), err)
 			}
 		}
@@ -139,7 +140,7 @@ func TestImplausibleSpan(t *testing.T) {
 	for _, span := range []time.Duration{math.MinInt64, math.MaxInt64} {
 		m := poisoned("x")
 		m.Span = span
-		if err := m.check(); err != nil || m.Span < 0 || m.Span > MaxLifetime {
+		if err := m.Check(); err != nil || m.Span < 0 || m.Span > MaxLifetime {
 			t.Errorf("%v has become %v: %v", span, m.Span, err)
 		}
 	}
@@ -248,7 +249,7 @@ func TestGiveUpNobody(t *testing.T) {
 		v := clustertest.NewVault()
 		a := startNode(t, v)
 		v.Lock()
-		v.Values[nodesFolder+"../x.json"] = []byte("x")
+		v.Values[store.NodesFolder+"../x.json"] = []byte("x")
 		v.Unlock()
 		pass(time.Minute)
 		for _, name := range []string{"beef", "../x", "", a.name} {
@@ -307,7 +308,7 @@ func TestTooManyRecords(t *testing.T) {
 		pass(time.Minute)
 		a.drain(u0)
 		v.Lock()
-		for i := range 2 * maxRecords {
+		for i := range 2 * store.MaxRecords {
 			v.Values[nodeKey(fmt.Sprintf("%x", i))] = []byte("junk")
 		}
 		v.Unlock()
@@ -328,8 +329,8 @@ func TestTooManyMarks(t *testing.T) {
 		v := clustertest.NewVault()
 		m := poisoned("x")
 		put(t, v, drainKey(u0), m)
-		for i := range 2 * maxRecords {
-			v.Values[drainsFolder+fmt.Sprintf("%032x", i)+recordSuffix] = []byte("junk")
+		for i := range 2 * store.MaxRecords {
+			v.Values[drainsFolder+fmt.Sprintf("%032x", i)+store.Suffix] = []byte("junk")
 		}
 		a := startNode(t, v)
 		pass(time.Minute)
@@ -340,16 +341,15 @@ func TestTooManyMarks(t *testing.T) {
 // All that is read of a folder is bounded, though each record is small enough.
 func TestTooManyBytes(t *testing.T) {
 	v := clustertest.NewVault()
-	l := &lister{st: countingStorage{v.Door(), sessions.NewCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
-	l.way.Store(new(wayOfListing))
+	l := store.NewLister(store.Counting(v.Door(), sessions.NewCounters(store.Operations...).Add), nodeKey("0"))
 	big := strings.Repeat("x", maxReport-100)
-	const nodes = 2 * maxFolder / maxReport
+	const nodes = 2 * store.MaxFolder / maxReport
 	for i := range nodes {
 		name := fmt.Sprintf("%x", i)
 		v.Values[nodeKey(name)] = fmt.Appendf(nil, `{"node":%q,"x":%q}`, name, big)
 	}
-	records, err := loadRecords[report](t.Context(), l, nodesFolder)
-	if !errors.Is(err, errTooMuch) || len(records) > nodes/2+2*loadsAtOnce {
+	records, err := store.LoadAll[report](t.Context(), l, store.NodesFolder)
+	if !errors.Is(err, store.ErrTooMuch) || len(records) > nodes/2+2*store.LoadsAtOnce {
 		t.Errorf("%d of %d were read: %v", len(records), nodes, err)
 	}
 }
@@ -377,33 +377,33 @@ func (d *sizedDoor) Stat(_ context.Context, key string) (certmagic.KeyInfo, erro
 func TestTooLargeIsLoadedOnce(t *testing.T) {
 	v := clustertest.NewVault()
 	d := &sizedDoor{Door: v.Door()}
-	st, isCounting := New(context.Background(), testConfig(newTestTable(), nil, nil)).share(d).st.(countingStorage)
-	if !isCounting {
-		t.Fatal("errors are not counted")
-	}
+	n := New(context.Background(), testConfig(newTestTable(), nil, nil))
+	st := n.share(d).st
 	v.Values[drainKey(u0)] = make([]byte, maxMark+1)
 	for range 5 {
-		if _, err := loadRecord[drainRecord](t.Context(), st, drainKey(u0)); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "524289 bytes") {
+		if _, err := store.Load[drainRecord](t.Context(), st, drainKey(u0)); !errors.Is(err, store.ErrBroken) || !strings.Contains(err.Error(), "524289 bytes") {
 			t.Error(err)
 		}
 	}
-	if d.loads != 1 || st.errors["load"].Load() != 5 {
-		t.Errorf("it was loaded %d times, and %d errors are counted", d.loads, st.errors["load"].Load())
+	if d.loads != 1 || n.storageErrors["load"].Load() != 5 {
+		t.Errorf("it was loaded %d times, and %d errors are counted", d.loads, n.storageErrors["load"].Load())
 	}
 	put(t, v, drainKey(u0), poisoned("x"))
-	if m, err := loadRecord[drainRecord](t.Context(), st, drainKey(u0)); m == nil || err != nil {
+	if m, err := store.Load[drainRecord](t.Context(), st, drainKey(u0)); m == nil || err != nil {
 		t.Error("the next one is not read: ", err)
 	}
 	v.Values[drainKey(u0)] = make([]byte, maxMark+1)
-	_, _ = loadRecord[drainRecord](t.Context(), st, drainKey(u0))
+	_, _ = store.Load[drainRecord](t.Context(), st, drainKey(u0))
 	delete(v.Values, drainKey(u0))
-	if _, err := loadRecords[drainRecord](t.Context(), &lister{st: st, own: nodeKey("0")}, drainsFolder); err != nil {
+	if _, err := store.LoadAll[drainRecord](t.Context(), store.NewLister(st, nodeKey("0")), drainsFolder); err != nil {
 		t.Error(err)
 	}
-	st.large.Range(func(key, _ any) bool {
-		t.Errorf("%v is remembered, and is there no more", key)
-		return true
-	})
+	v.Values[drainKey(u0)] = make([]byte, maxMark+1)
+	before := d.loads
+	_, _ = store.Load[drainRecord](t.Context(), st, drainKey(u0))
+	if d.loads != before+1 {
+		t.Error("it is remembered that it was too large, though it was there no more")
+	}
 }
 
 // Files that seem to be larger than the memory, and take no room on the disk, are not read.
@@ -424,7 +424,7 @@ func TestSparseFiles(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range 2 {
-		if _, err := loadRecords[report](t.Context(), New(context.Background(), testConfig(newTestTable(), nil, nil)).share(st).records, nodesFolder); !errors.Is(err, errBroken) {
+		if _, err := store.LoadAll[report](t.Context(), New(context.Background(), testConfig(newTestTable(), nil, nil)).share(st).records, store.NodesFolder); !errors.Is(err, store.ErrBroken) {
 			t.Error(err)
 		}
 	}
@@ -458,19 +458,19 @@ func TestReportFits(t *testing.T) {
 			t.Errorf("%.10s is left out", shared)
 		}
 	}
-	if err := r.check(); err != nil {
+	if err := r.Check(); err != nil {
 		t.Error("others refuse it: ", err)
 	}
 }
 
 // A thousand upstreams with long names fit, of which all is told.
 func TestThousandUpstreamsFit(t *testing.T) {
-	r := &report{Node: randomName(), Host: "host", Heard: make(map[string]uint64), Upstreams: make(map[string]account)}
+	r := &report{Node: store.RandomName(), Host: "host", Heard: make(map[string]uint64), Upstreams: make(map[string]account)}
 	for i := range 1000 {
-		r.Heard[randomName()] = math.MaxUint64
+		r.Heard[store.RandomName()] = math.MaxUint64
 		r.Upstreams[fmt.Sprintf("bokeh-%d.bokeh-headless.a-namespace-with-a-long-name.svc.cluster.local:5006", i)] = account{
-			InPool: true, Draining: true, Mark: randomName() + closedSuffix, Sessions: api.Counts{Building: 1e6, Waiting: 1e6, Connected: 1e6, Unused: 1e6},
-			Begun: 1e9, Ended: 1e6, Oldest: 1e7 / 3., Keys: []string{randomName(), randomName()}, Reopened: true,
+			InPool: true, Draining: true, Mark: store.RandomName() + closedSuffix, Sessions: api.Counts{Building: 1e6, Waiting: 1e6, Connected: 1e6, Unused: 1e6},
+			Begun: 1e9, Ended: 1e6, Oldest: 1e7 / 3., Keys: []string{store.RandomName(), store.RandomName()}, Reopened: true,
 		}
 	}
 	r.fit()
@@ -483,24 +483,24 @@ func TestThousandUpstreamsFit(t *testing.T) {
 // A report of a version that named what nobody can dial is read without that.
 func TestLongNamesOfOlderVersions(t *testing.T) {
 	r := &report{Node: "a", Upstreams: map[string]account{strings.Repeat("x", 60_000) + ":80": {}, u0: {Begun: 1}}}
-	if err := r.check(); err != nil || len(r.Upstreams) != 1 {
+	if err := r.Check(); err != nil || len(r.Upstreams) != 1 {
 		t.Errorf("%d upstreams are left: %v", len(r.Upstreams), err)
 	}
 }
 
 func TestCut(t *testing.T) {
 	for _, tc := range [][2]string{{"", ""}, {"abc", "abc"}, {"abcd", "abc…"}, {"abé", "ab…"}, {"aéé", "aé…"}} {
-		if got := cut(tc[0], 3); got != tc[1] || cut(got, 3) != got && len(tc[0]) > 3 && !strings.HasSuffix(got, "…") {
+		if got := printable.Cut(tc[0], 3); got != tc[1] || printable.Cut(got, 3) != got && len(tc[0]) > 3 && !strings.HasSuffix(got, "…") {
 			t.Errorf("%q is cut to %q", tc[0], got)
 		}
 	}
 }
 
 // decode returns the record that a text is, or nil, as a node reads it.
-func decode[T any, R record[T]](key, text string) *T {
+func decode[T any, R store.Record[T]](key, text string) *T {
 	v := clustertest.NewVault()
 	v.Values[key] = []byte(text)
-	r, _ := loadRecord[T, R](context.Background(), v.Door(), key)
+	r, _ := store.Load[T, R](context.Background(), v.Door(), key)
 	return r
 }
 
@@ -607,7 +607,7 @@ func FuzzReport(f *testing.F) {
 func TestLongReasonIsRead(t *testing.T) {
 	fits := strings.Repeat("x", MaxReason)
 	m := poisoned("x")
-	if m.Reason = fits; m.check() != nil || m.Reason != fits {
+	if m.Reason = fits; m.Check() != nil || m.Reason != fits {
 		t.Errorf("it has become %q", m.Reason)
 	}
 }
@@ -616,7 +616,7 @@ func TestLongReasonIsRead(t *testing.T) {
 func TestMarkOfAnEscapeSequence(t *testing.T) {
 	m := poisoned("x")
 	m.Upstream = "\x1b]0;owned\a\u009b2J"
-	if err := m.check(); err == nil {
+	if err := m.Check(); err == nil {
 		t.Error("it is read")
 	}
 }

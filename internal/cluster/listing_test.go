@@ -18,6 +18,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // lists is a door that lists as another storage does, given all keys there are.
@@ -99,7 +100,7 @@ var listingHabits = map[string]func(keys []string, prefix string, recursive bool
 	"names relative to the folder above": func(keys []string, prefix string, recursive bool) ([]string, error) {
 		found, _ := byPrefix(keys, prefix, recursive)
 		for i := range found {
-			found[i] = strings.TrimPrefix(found[i], Folder)
+			found[i] = strings.TrimPrefix(found[i], store.Folder)
 		}
 		return found, nil
 	},
@@ -412,7 +413,7 @@ func (d *behind) List(ctx context.Context, prefix string, recursive bool) ([]str
 func TestDeletedByAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := startTricked(t, &clustertest.Trick{Door: clustertest.NewVault().Door()}, 3)
-		if err := deleteRecord(t.Context(), deletes{a.door}, "caddy-bokeh/nodes/gone.json"); err != nil {
+		if err := store.Delete(t.Context(), deletes{a.door}, "caddy-bokeh/nodes/gone.json"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -421,34 +422,3 @@ func TestDeletedByAnother(t *testing.T) {
 type deletes struct{ *clustertest.Door }
 
 func (deletes) Delete(context.Context, string) error { return fs.ErrNotExist }
-
-func TestKeysIn(t *testing.T) {
-	const id = "0123456789abcdef"
-	want := nodesFolder + id + ".json"
-	for listed, is := range map[string]bool{
-		want: true, "/" + want: true, "acme/" + want: true, id + ".json": true, "nodes/" + id + ".json": true,
-
-		"": false, "/": false, "caddy-bokeh/nodes/": false, "caddy-bokeh/nodes": false, ".json": false,
-		want + ".lock": false, want + "/": false, nodesFolder + "3991498540": false, nodesFolder + "x.json": false,
-		nodesFolder + "ABCDEF.json": false, drainsFolder + id + ".json": false, nodesFolder + "old/" + id + ".json": false,
-	} {
-		keys := keysIn(nodesFolder, []string{listed})
-		if is != slices.Equal(keys, []string{want}) || !is && len(keys) > 0 {
-			t.Errorf("%q is %v", listed, keys)
-		}
-	}
-}
-
-// What a storage lists comes from outside: whatever it is, only records of the folder are asked for.
-func FuzzKeysIn(f *testing.F) {
-	for _, seed := range []string{"", "/", "caddy-bokeh/nodes/", nodesFolder + "0123456789abcdef.json", "../nodes/0123456789abcdef.json"} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, listed string) {
-		for _, key := range keysIn(nodesFolder, []string{listed}) {
-			if path.Dir(key)+"/" != nodesFolder || path.Clean(key) != key || !strings.HasSuffix(listed, path.Base(key)) {
-				t.Errorf("%q is asked for as %q", listed, key)
-			}
-		}
-	})
-}

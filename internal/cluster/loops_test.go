@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // running returns the goroutines of nodes and of calls of their storages, but for the one that asks.
@@ -97,7 +98,7 @@ func TestCloseWithAStorageThatHangs(t *testing.T) {
 			t.Errorf("it takes %v to close", took)
 		}
 		release()
-		pass(2 * callTimeout)
+		pass(2 * store.CallTimeout)
 		wantRunning(t, 0, "when the storage has answered")
 	})
 }

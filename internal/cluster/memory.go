@@ -9,23 +9,24 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // Somebody who writes to the storage may give his records new names again and again. What he has deleted is remembered all the same:
 // a record that is missing says nothing, so its node may be alive, and a drain that was taken back may be unknown to a node that is
 // cut off. So not only what is read at once is bounded, but also what is remembered of it.
 const (
-	maxKept      = 2 * maxFolder // bytes of memory of the reports of all other nodes
-	maxStrangers = maxRecords    // drain records of upstreams that are in no pool here and have no session
+	maxStrangers = store.MaxRecords // drain records of upstreams that are in no pool here and have no session
 )
 
-// memory is how many bytes m takes, about.
-func (m *drainRecord) memory() int {
+// Memory is how many bytes m takes, about.
+func (m *drainRecord) Memory() int {
 	return 512 + len(m.ID) + len(m.Upstream) + len(m.State) + len(m.By) + len(m.Reason) + len(m.Clock)
 }
 
-// memory is how many bytes r takes, about: what a few bytes of JSON become may be large.
-func (r *report) memory() int {
+// Memory is how many bytes r takes, about: what a few bytes of JSON become may be large.
+func (r *report) Memory() int {
 	size := 1024
 	for node := range r.Heard {
 		size += 64 + len(node)
@@ -55,7 +56,7 @@ func (n *state) bound(records map[string]*drainRecord, reports map[string]*repor
 	}
 	n.overfull = now
 	n.conf.Logger.Warn("the storage has held more of other Caddys, and of servers that are in no pool here, than is remembered; what matters least"+
-		" is forgotten, and no upstream is called drained for it (look who writes to "+Folder+" in the storage, and delete the records of nodes"+
+		" is forgotten, and no upstream is called drained for it (look who writes to "+store.Folder+" in the storage, and delete the records of nodes"+
 		" and servers that are gone; a restart of this Caddy forgets those whose records are deleted)",
 		zap.Int("reports_forgotten", outlined), zap.Int("marks_forgotten", forgotten))
 }
@@ -65,9 +66,9 @@ func (n *state) bound(records map[string]*drainRecord, reports map[string]*repor
 func (n *state) boundReports(reports map[string]*report, accounts func() map[string]account) (outlined int) {
 	size := 0
 	for _, p := range n.peers {
-		size += p.memory()
+		size += p.Memory()
 	}
-	if size <= maxKept {
+	if size <= store.MaxMemory {
 		return 0
 	}
 	worth := make(map[*peer]int)
@@ -77,12 +78,12 @@ func (n *state) boundReports(reports map[string]*report, accounts func() map[str
 	for _, p := range slices.SortedFunc(maps.Values(n.peers), func(a, b *peer) int {
 		return cmp.Or(cmp.Compare(worth[a], worth[b]), cmp.Compare(a.changed, b.changed), cmp.Compare(a.Node, b.Node))
 	}) {
-		if size <= maxKept {
+		if size <= store.MaxMemory {
 			break
 		}
-		size -= p.memory()
+		size -= p.Memory()
 		p.report = p.outline()
-		size += p.memory()
+		size += p.Memory()
 		outlined++
 	}
 	return outlined

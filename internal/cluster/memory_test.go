@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,6 +18,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // tenant has the same storage as a fleet, and gives its records other names again and again.
@@ -47,7 +47,7 @@ func (te *tenant) writes(t *testing.T, records int, write func(i int) (key strin
 
 // strangeMark is one of an upstream that is in no pool.
 func strangeMark(i int, state string) (key string, m *drainRecord) {
-	m = &drainRecord{ID: randomName(), Said: 1, Upstream: fmt.Sprintf("strange%d:80", i), State: state, By: strings.Repeat("x", MaxReason), Reason: strings.Repeat("y", MaxReason)}
+	m = &drainRecord{ID: store.RandomName(), Said: 1, Upstream: fmt.Sprintf("strange%d:80", i), State: state, By: strings.Repeat("x", MaxReason), Reason: strings.Repeat("y", MaxReason)}
 	return drainKey(m.Upstream), m
 }
 
@@ -65,7 +65,7 @@ func (c *caddyNode) marksKept() (marks, memory int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, md := range c.drains {
-		memory += md.memory()
+		memory += md.Memory()
 	}
 	return len(c.drains), memory
 }
@@ -75,7 +75,7 @@ func (c *caddyNode) reportsKept() (nodes, memory int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, p := range c.peers {
-		memory += p.memory()
+		memory += p.Memory()
 	}
 	return len(c.peers), memory
 }
@@ -163,7 +163,7 @@ func TestStrangersReportsAreBounded(t *testing.T) {
 		for range 8 {
 			te.writes(t, 12, strangeReport)
 			pass(nodeInterval)
-			if nodes, memory := a.reportsKept(); memory > maxKept || nodes != te.n+1 {
+			if nodes, memory := a.reportsKept(); memory > store.MaxMemory || nodes != te.n+1 {
 				t.Fatalf("of %d nodes it remembers %d, whose reports take %d MiB", te.n+1, nodes, memory>>20)
 			}
 			a.wantDrained(u0, false, "with a websocket at a node that cannot be heard")
@@ -250,14 +250,13 @@ func TestManySmallAccounts(t *testing.T) {
 		key, record := strangeReport(i + 1)
 		put(t, v, key, record)
 	}
-	l := &lister{st: countingStorage{v.Door(), sessions.NewCounters(operations...), new(sync.Map)}, own: nodeKey("0")}
-	l.way.Store(new(wayOfListing))
-	records, err := loadRecords[report](t.Context(), l, nodesFolder)
+	l := store.NewLister(store.Counting(v.Door(), sessions.NewCounters(store.Operations...).Add), nodeKey("0"))
+	records, err := store.LoadAll[report](t.Context(), l, store.NodesFolder)
 	memory := 0
 	for _, r := range records {
-		memory += r.memory()
+		memory += r.Memory()
 	}
-	if !errors.Is(err, errTooMuch) || memory > maxKept+(loadsAtOnce+1)*8<<20 {
+	if !errors.Is(err, store.ErrTooMuch) || memory > store.MaxMemory+(store.LoadsAtOnce+1)*8<<20 {
 		t.Errorf("%d reports are read, which take %d MiB: %v", len(records), memory>>20, err)
 	}
 }
@@ -268,11 +267,11 @@ func TestMemoryOfRecords(t *testing.T) {
 	for i := range maxAccounts {
 		small[fmt.Sprintf("%x", i)] = account{Begun: 1}
 	}
-	for i := range maxRecords {
+	for i := range store.MaxRecords {
 		heard[fmt.Sprintf("%x", i)] = 1
 	}
 	for i := range 1000 {
-		fleet[fmt.Sprintf("bokeh-%d.bokeh-headless.a-namespace.svc.cluster.local:5006", i)] = account{InPool: true, Keys: []string{randomName()}, Mark: randomName()}
+		fleet[fmt.Sprintf("bokeh-%d.bokeh-headless.a-namespace.svc.cluster.local:5006", i)] = account{InPool: true, Keys: []string{store.RandomName()}, Mark: store.RandomName()}
 	}
 	for name, r := range map[string]*report{
 		"small accounts": {Node: "a", Upstreams: small},
@@ -298,7 +297,7 @@ func TestMemoryOfRecords(t *testing.T) {
 		runtime.GC()
 		runtime.ReadMemStats(&after)
 		takes := int(after.HeapAlloc-before.HeapAlloc) / copies
-		if told := read[0].memory(); takes > 2*told || told > 4*takes {
+		if told := read[0].Memory(); takes > 2*told || told > 4*takes {
 			t.Errorf("%s: %d KiB of JSON take %d KiB of memory, and are taken for %d KiB", name, len(value)>>10, takes>>10, told>>10)
 		}
 		runtime.KeepAlive(read)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // quagmire holds the calls that get into it, for ever as far as a node can see.
@@ -61,7 +61,7 @@ func TestOneRecordHangs(t *testing.T) {
 		}
 		pass(time.Minute)
 		b.drain(u0)
-		pass(callTimeout + nodeInterval + time.Second)
+		pass(store.CallTimeout + nodeInterval + time.Second)
 		a.wantNoVisit(u0, "8 s after another node was told")
 		a.wantDrained(u0, false, "while a mark cannot be read")
 		began := time.Now()
@@ -100,7 +100,7 @@ func TestStorageNeverReturns(t *testing.T) {
 				t.Errorf("in %v %d calls are left behind", outage, got)
 			}
 			q.on.Store(false)
-			pass(min(2*outage, maxBackoff) + 3*callTimeout)
+			pass(min(2*outage, store.MaxBackoff) + 3*store.CallTimeout)
 			b.drain(u0)
 			pass(5 * time.Second)
 			a.wantNoVisit(u0, "5 s after another node was told, with the storage well")
@@ -224,7 +224,7 @@ func TestManyRecordsHang(t *testing.T) {
 						t.Errorf("in 2 h %d calls are left behind", got)
 					}
 					b.drain(u0)
-					pass(nodeInterval + 2*callTimeout)
+					pass(nodeInterval + 2*store.CallTimeout)
 					a.wantNoVisit(u0, "marked through another node while records hang")
 					for key := range stuck {
 						_ = v.Door().Delete(t.Context(), key)
@@ -254,7 +254,7 @@ func TestRecordIsMended(t *testing.T) {
 		pass(4 * time.Hour)
 		q.on.Store(false)
 		b.drain("u2:80")
-		pass(maxBackoff + 3*callTimeout)
+		pass(store.MaxBackoff + 3*store.CallTimeout)
 		a.wantNoVisit("u2:80", "when its mark can be read again")
 		if got := a.Self().Storage; got != "" {
 			t.Errorf("when it is mended: %q", got)
@@ -275,7 +275,7 @@ func TestStorageHangsForHours(t *testing.T) {
 			t.Errorf("in 8 h %d calls are left behind", got)
 		}
 		q.on.Store(false)
-		pass(maxBackoff + 3*callTimeout)
+		pass(store.MaxBackoff + 3*store.CallTimeout)
 		if err := a.setDrain(t.Context(), "u1:80", DrainRequest{State: stateDraining}); err != nil {
 			t.Error("an operator hears: ", err)
 		}
@@ -284,127 +284,6 @@ func TestStorageHangsForHours(t *testing.T) {
 			t.Errorf("the node tells of its storage: %q", got)
 		}
 	})
-}
-
-// What hangs for weeks is asked once an hour in the end.
-func TestStorageHangsForWeeks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		end := make(chan struct{})
-		defer synctest.Wait()
-		defer close(end)
-		s, asked := newSilences(), 0
-		for begun := time.Now(); time.Since(begun) < 60*24*time.Hour; pass(time.Minute) {
-			_ = act(t.Context(), s, "load", func(context.Context) error {
-				asked++
-				<-end
-				return nil
-			})
-		}
-		if asked < manyLeft || asked > 2500 {
-			t.Errorf("in 60 days it is asked %d times", asked)
-		}
-	})
-}
-
-// A storage that heeds its context and does not answer is asked no more often than one that does not heed it.
-func TestStorageHeedsItsContext(t *testing.T) {
-	for name, f := range map[string]func(ctx context.Context, end chan struct{}) error{
-		"no":                  func(_ context.Context, end chan struct{}) error { <-end; return nil },
-		"yes":                 func(ctx context.Context, _ chan struct{}) error { <-ctx.Done(); return ctx.Err() },
-		"in words of its own": func(ctx context.Context, _ chan struct{}) error { <-ctx.Done(); return errors.New("i/o timeout") },
-		"a bit later": func(ctx context.Context, _ chan struct{}) error {
-			<-ctx.Done()
-			time.Sleep(time.Second)
-			return ctx.Err()
-		},
-		"as if nothing is kept": func(ctx context.Context, _ chan struct{}) error { <-ctx.Done(); return fs.ErrNotExist },
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s, end, well := newSilences(), make(chan struct{}), atomic.Bool{}
-				var asked atomic.Int64
-				load := func(i int) error {
-					return act(t.Context(), s, fmt.Sprint("load ", i), func(ctx context.Context) error {
-						if well.Load() {
-							return nil
-						}
-						asked.Add(1)
-						return f(ctx, end)
-					})
-				}
-				begun := time.Now()
-				severally(200, func(i int) {
-					if err := load(i); !errors.Is(err, errUnanswered) {
-						t.Errorf("load %d: %v", i, err)
-					}
-				})
-				if took, n := time.Since(begun), asked.Load(); took > 3*callTimeout || n > 3*loadsAtOnce {
-					t.Errorf("200 loads take %v, and %d were asked", took, n)
-				}
-				for range 3600 { // an hour
-					_ = load(0)
-					pass(time.Second)
-				}
-				if n := asked.Load(); n > 50 {
-					t.Errorf("in an hour %d were asked", n)
-				}
-				well.Store(true)
-				pass(maxBackoff)
-				if err := load(0); err != nil {
-					t.Error("when it is well: ", err)
-				}
-				if err := load(1); err != nil {
-					t.Error("of all that does not answer one was asked, and answered: ", err)
-				}
-				close(end)
-				synctest.Wait()
-			})
-		})
-	}
-}
-
-// That somebody does not wait any more tells nothing of a storage.
-func TestNobodyWaitsForTheStorage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newSilences()
-		hangs := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
-		_ = act(t.Context(), s, "load 1", hangs)
-		for range 20 {
-			ctx, cancel := context.WithCancel(t.Context())
-			time.AfterFunc(time.Second, cancel)
-			if err := act(ctx, s, "load 2", hangs); !errors.Is(err, context.Canceled) {
-				t.Error(err)
-			}
-		}
-		if s.all.row != 1 || len(s.of) != 1 || s.well["load 2"] {
-			t.Errorf("%d calls in a row have no answer, of %d things, want that before", s.all.row, len(s.of))
-		}
-	})
-}
-
-// Of what did not answer in time once, and is never asked for again, not much is kept.
-func TestSilencesAreFew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newSilences()
-		s.isStrange = func(string) bool { return true }
-		for i := range 5 * maxRecords {
-			s.ended(fmt.Sprint("load ", i), s.leave(fmt.Sprint("load ", i), nil, time.Now()), false)
-		}
-		if len(s.of) > 2*maxRecords {
-			t.Errorf("%d are kept", len(s.of))
-		}
-	})
-}
-
-// Among many errors it is seen that the storage does not answer.
-func TestUnansweredAmongMany(t *testing.T) {
-	var errs []error
-	for range 10 {
-		errs = append(errs, errBroken)
-	}
-	if err := few(append(errs, errUnanswered)); !errors.Is(err, errUnanswered) || !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "8 others") {
-		t.Error(err)
-	}
 }
 
 // hangingMarks returns a storage hook under which the marks of every second upstream of a pool hang, and how many do.
@@ -426,7 +305,7 @@ func (q *quagmire) untilLate(load func(key string) error) func(key string) error
 		select {
 		case err := <-done:
 			return err
-		case <-time.After(callTimeout):
+		case <-time.After(store.CallTimeout):
 			return context.DeadlineExceeded
 		}
 	}
@@ -491,7 +370,7 @@ func TestManyMarksOfThePoolHang(t *testing.T) {
 						pass(3 * time.Minute)
 						began := time.Now()
 						err := askDrain(t.Context(), a.Cluster, "u1:80", DrainRequest{State: stateDraining})
-						if took := time.Since(began); err != nil && !strings.Contains(err.Error(), "cannot be seen whether") || took > 3*callTimeout {
+						if took := time.Since(began); err != nil && !strings.Contains(err.Error(), "cannot be seen whether") || took > 3*store.CallTimeout {
 							t.Errorf("after %v an operator hears: %v", took, err)
 						}
 						a.tell("u1:80", DrainRequest{State: stateReady})
@@ -500,10 +379,10 @@ func TestManyMarksOfThePoolHang(t *testing.T) {
 							t.Error("5 s after it was said at another node, a mark is not read")
 						}
 					}
-					if looks.longest > nodeInterval+2*callTimeout {
+					if looks.longest > nodeInterval+2*store.CallTimeout {
 						t.Error("from one look to the next it takes ", looks.longest)
 					}
-					if got := int(q.in.Load()); !heeds && got > manyLeft+hang {
+					if got := int(q.in.Load()); !heeds && got > store.ManyLeft+hang {
 						t.Errorf("%d calls are left behind", got)
 					}
 				})
@@ -525,11 +404,11 @@ func TestManyMarksAreMended(t *testing.T) {
 		q.on.Store(true)
 		a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnLoad: load}, upstreams)
 		pass(20 * time.Minute)
-		if got := q.in.Load(); got < manyLeft {
+		if got := q.in.Load(); got < store.ManyLeft {
 			t.Errorf("only %d calls are left behind", got)
 		}
 		q.on.Store(false)
-		pass(maxStrangeBackoff + time.Minute)
+		pass(store.MaxStrangeBackoff + time.Minute)
 		if got := a.Self().Storage; got != "" {
 			t.Errorf("when all is mended the node tells of its storage: %q", got)
 		}
@@ -573,7 +452,7 @@ func TestManyWritesHang(t *testing.T) {
 		}
 		v.Unlock()
 		pass(10 * time.Minute)
-		if looks.longest > nodeInterval+3*callTimeout {
+		if looks.longest > nodeInterval+3*store.CallTimeout {
 			t.Error("from one look to the next it takes ", looks.longest)
 		}
 		if st := a.Self(); len(st.Storage) > 2000 {

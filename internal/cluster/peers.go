@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // peer is another node as its reports show it.
@@ -28,7 +30,7 @@ func (n *state) updatePeers(sh *share, reports map[string]*report, all bool, now
 			continue
 		}
 		p := n.peers[key]
-		if p == nil && len(n.peers) >= maxRecords {
+		if p == nil && len(n.peers) >= store.MaxRecords {
 			continue
 		}
 		if p == nil {
@@ -59,7 +61,7 @@ func (n *state) updatePeers(sh *share, reports map[string]*report, all bool, now
 
 // crowd returns an error where there are more nodes than are remembered.
 func (n *state) crowd(reports map[string]*report) error {
-	if len(n.peers) >= maxRecords {
+	if len(n.peers) >= store.MaxRecords {
 		for key := range reports {
 			if n.peers[key] == nil && key != nodeKey(n.name) {
 				return errCrowd
@@ -71,7 +73,7 @@ func (n *state) crowd(reports map[string]*report) error {
 
 // errCrowd is that of a storage in which more nodes have reported than are remembered.
 var errCrowd = fmt.Errorf("more than %d Caddys have reported in %s, and the others are passed over (look who writes there, and delete the records of those"+
-	" that are gone; a restart of this Caddy forgets those whose records are deleted)", maxRecords, nodesFolder)
+	" that are gone; a restart of this Caddy forgets those whose records are deleted)", store.MaxRecords, store.NodesFolder)
 
 // overdue says whether p is missed.
 func (p *peer) overdue(now time.Duration) bool { return now-p.changed > overdueTimeout }
@@ -152,7 +154,7 @@ func (n *Cluster) RemoveNode(ctx context.Context, name string, forget bool) erro
 	if forget {
 		last.Settles = 0
 	}
-	if err := storeRecord(ctx, sh.st, nodeKey(name), last); err != nil {
+	if err := store.Put(ctx, sh.st, nodeKey(name), last); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsure, err)
 	}
 	n.mu.Lock()
@@ -172,10 +174,10 @@ func (n *Cluster) lastOf(ctx context.Context, sh *share, name string) (*report, 
 	case p != nil:
 		last := *p.report
 		return &last, nil
-	case name == n.name || !recordName.MatchString(name+recordSuffix):
+	case name == n.name || !store.RecordName.MatchString(name+store.Suffix):
 		return nil, ErrUnknownNode
 	}
-	if _, err := loadRecord[report](ctx, sh.st, nodeKey(name)); !errors.Is(err, errBroken) {
+	if _, err := store.Load[report](ctx, sh.st, nodeKey(name)); !errors.Is(err, store.ErrBroken) {
 		return nil, cmp.Or(err, ErrUnknownNode)
 	}
 	return &report{Node: name}, nil
@@ -184,4 +186,4 @@ func (n *Cluster) lastOf(ctx context.Context, sh *share, name string) (*report, 
 // ErrUnknownNode is that of a name that no other node has, as far as this one has read.
 var ErrUnknownNode = errors.New("no such node")
 
-func nodeKey(name string) string { return nodesFolder + name + recordSuffix }
+func nodeKey(name string) string { return store.NodesFolder + name + store.Suffix }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // A storage has no compare-and-swap. So whoever drains an upstream looks twice whether another one takes new sessions: before
@@ -113,7 +114,7 @@ func (sh *share) storeConfirmed(ctx context.Context, m *drainRecord) {
 	ctx, cancel := context.WithTimeout(ctx, operatorTimeout)
 	defer cancel()
 	if stored, err := loadDrainRecord(ctx, sh.st, m.Upstream); err == nil && stored != nil && stored.ID == m.ID && stored.Unsettled {
-		_ = storeRecord(ctx, sh.st, drainKey(m.Upstream), m.confirmed())
+		_ = store.Put(ctx, sh.st, drainKey(m.Upstream), m.confirmed())
 	}
 }
 
@@ -173,8 +174,8 @@ func (n *Cluster) lookBeside(ctx context.Context, name string) (*besideLook, err
 	}
 	names := n.beside(name)
 	records, errs := make([]*drainRecord, len(names)), make([]error, len(names))
-	ctx = oneLook(ctx)
-	severally(len(names), func(i int) { records[i], errs[i] = loadDrainRecord(ctx, sh.st, names[i]) })
+	ctx = store.OneLook(ctx)
+	store.Severally(len(names), func(i int) { records[i], errs[i] = loadDrainRecord(ctx, sh.st, names[i]) })
 	l := &besideLook{others: make(map[string]*drainRecord), missed: make(map[string]error)}
 	for i, m := range records {
 		switch {

@@ -8,13 +8,15 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // share is a storage, and the policies of the configs that use it.
 type share struct {
-	raw     Storage
-	st      Storage         // the same, which always answers, its errors counted
-	records *lister         // of it
+	raw     store.Storage
+	st      store.Storage   // the same, which always answers, its errors counted
+	records *store.Lister   // of it
 	pools   []Policy        // the oldest first
 	read    chan struct{}   // closed when it was read once, has not answered for too long, or nobody waits
 	first   sync.Once       // closes read
@@ -33,7 +35,7 @@ type share struct {
 
 // Attach makes the node tell of the upstreams of p, through the given storage: at once if a config with that runs, else as soon as one
 // does. What it returns is closed when the drain records in that are read, or cannot be within 5 s.
-func (n *Cluster) Attach(p Policy, st Storage) <-chan struct{} {
+func (n *Cluster) Attach(p Policy, st store.Storage) <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	i := slices.IndexFunc(n.shares, func(sh *share) bool { return Same(sh.raw, st) })
@@ -71,11 +73,11 @@ func (n *Cluster) warnUnread() {
 }
 
 // share returns a storage as the node uses it. n.mu is locked.
-func (n *Cluster) share(st Storage) *share {
-	counting := countingStorage{NewPatientStorage(st, n.isStrange), n.storageErrors, new(sync.Map)}
-	records := &lister{st: counting, own: nodeKey(n.name)}
+func (n *Cluster) share(st store.Storage) *share {
+	counting := store.Counting(store.Patient(st, n.isStrange), n.storageErrors.Add)
+	records := store.NewLister(counting, nodeKey(n.name))
 	if n.used != nil && reflect.TypeOf(n.used.raw) == reflect.TypeOf(st) {
-		records.way.Store(n.used.records.way.Load()) // a reload makes another one of the kind
+		records.GoesLike(n.used.records) // a reload makes another one of the kind
 	}
 	sh := &share{raw: st, st: counting, records: records, read: make(chan struct{})}
 	sh.ctx, sh.forget = context.WithCancel(n.loops.ctx)

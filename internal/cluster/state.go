@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // state is what a node knows. Its methods assume the lock. All times are on the table's clock.
@@ -88,8 +89,8 @@ type waiting struct {
 func newState(config Config) state {
 	return state{
 		identity: identity{
-			conf: config, name: randomName(), start: cmp.Or(config.StartedAt, config.Table.Now()),
-			storageErrors: sessions.NewCounters(operations...),
+			conf: config, name: store.RandomName(), start: cmp.Or(config.StartedAt, config.Table.Now()),
+			storageErrors: sessions.NewCounters(store.Operations...),
 		},
 		publisher:    &publisher{events: make(chan event, maxEvents), logger: config.Logger},
 		merged:       merged{drains: make(map[string]*drain), peers: make(map[string]*peer), verdicts: make(map[*sessions.Upstream]verdict)},

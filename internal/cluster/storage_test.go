@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // startTricked starts a node behind such a door.
@@ -84,7 +85,7 @@ func TestHungWordIsNotTheLast(t *testing.T) {
 		a, b := startNode(t, v), startNode(t, v)
 		pass(time.Minute)
 		release := a.door.Hang()
-		if err := a.setDrain(t.Context(), u0, DrainRequest{State: stateDraining}); !errors.Is(err, errUnanswered) {
+		if err := a.setDrain(t.Context(), u0, DrainRequest{State: stateDraining}); !errors.Is(err, store.ErrUnanswered) {
 			t.Fatal(err)
 		}
 		pass(time.Minute)
@@ -256,7 +257,7 @@ func TestForgetsNothingWithoutReports(t *testing.T) {
 		v := clustertest.NewVault()
 		b := startNodeOn(t, "b", v.Door(), testPool(3))
 		startTricked(t, &clustertest.Trick{Door: v.Door(), OnList: func(prefix string) error {
-			if strings.HasPrefix(prefix+"/", nodesFolder) {
+			if strings.HasPrefix(prefix+"/", store.NodesFolder) {
 				return errors.New("permission denied")
 			}
 			return nil
@@ -535,12 +536,12 @@ func TestManyUpstreamsAndASlowStorage(t *testing.T) {
 		for i := range upstreams { // each was drained once
 			name := testPool(upstreams)[i]
 			m := DrainRequest{State: stateReady}.record(nil, name, "elsewhere", 0)
-			if err := storeRecord(t.Context(), v.Door(), drainKey(name), m); err != nil {
+			if err := store.Put(t.Context(), v.Door(), drainKey(name), m); err != nil {
 				t.Fatal(err)
 			}
 		}
 		m := DrainRequest{State: stateDraining}.record(nil, u0, "elsewhere", 0)
-		if err := storeRecord(t.Context(), v.Door(), drainKey(u0), m); err != nil {
+		if err := store.Put(t.Context(), v.Door(), drainKey(u0), m); err != nil {
 			t.Fatal(err)
 		}
 		began := time.Now()

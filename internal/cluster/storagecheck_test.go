@@ -15,11 +15,12 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // lockable is a storage with locks, of which each thing can be another's.
 type lockable struct {
-	Storage
+	store.Storage
 	lock, unlock func(name string) error
 	load         func(key string) ([]byte, error)
 	delete       func(key string) error
@@ -116,7 +117,7 @@ func TestCheckFinds(t *testing.T) {
 			d := clustertest.NewVault().Door()
 			l := &lockable{Storage: d}
 			is.change(l, d)
-			c := CheckStorage(t.Context(), l, "")
+			c := store.Check(t.Context(), l, "")
 			if got := failedSteps(c); got != is.failed || c.OK != (got == "") {
 				t.Errorf("it finds %q, want %q: %+v", got, is.failed, c)
 			}
@@ -135,7 +136,7 @@ func TestCheckFinds(t *testing.T) {
 // A storage that is of use passes, however it lists.
 func TestCheckOfHabits(t *testing.T) {
 	for name, habit := range listingHabits {
-		if c := CheckStorage(t.Context(), &lockable{Storage: &lists{clustertest.NewVault().Door(), habit}}, ""); !c.OK {
+		if c := store.Check(t.Context(), &lockable{Storage: &lists{clustertest.NewVault().Door(), habit}}, ""); !c.OK {
 			t.Errorf("%s: %+v", name, c.Steps)
 		}
 	}
@@ -143,10 +144,10 @@ func TestCheckOfHabits(t *testing.T) {
 
 func TestCheckOfFiles(t *testing.T) {
 	st := &certmagic.FileStorage{Path: t.TempDir()}
-	if c := CheckStorage(t.Context(), st, ""); !c.OK || c.Storage != "*certmagic.FileStorage" {
+	if c := store.Check(t.Context(), st, ""); !c.OK || c.Storage != "*certmagic.FileStorage" {
 		t.Errorf("%+v", c)
 	}
-	if left, err := st.List(t.Context(), strings.TrimSuffix(checkFolder, "/"), true); len(left) > 0 {
+	if left, err := st.List(t.Context(), strings.TrimSuffix(store.CheckFolder, "/"), true); len(left) > 0 {
 		t.Error("it leaves ", left, err)
 	}
 }
@@ -155,7 +156,7 @@ func TestCheckOfFiles(t *testing.T) {
 // such a lock where a record is.
 func TestCheckOfLocksThatAreRecords(t *testing.T) {
 	d := clustertest.NewVault().Door()
-	c := CheckStorage(t.Context(), &lockable{Storage: d, lock: func(name string) error {
+	c := store.Check(t.Context(), &lockable{Storage: d, lock: func(name string) error {
 		if d.Holds(name) {
 			return errors.New("existing key does not match lock use")
 		}
@@ -175,7 +176,7 @@ func TestCheckOfAStorageThatHangs(t *testing.T) {
 		d := clustertest.NewVault().Door()
 		defer d.Hang()()
 		began := time.Now()
-		c := CheckStorage(t.Context(), &lockable{Storage: d}, "")
+		c := store.Check(t.Context(), &lockable{Storage: d}, "")
 		if took := time.Since(began); failedSteps(c) != "store" || !strings.Contains(c.Steps[0].Error, "has not answered") || took > api.AnswerTimeout {
 			t.Errorf("after %v: %+v", took, c)
 		}
@@ -202,7 +203,7 @@ func TestCheckOfWhatComesLate(t *testing.T) {
 					return nil
 				}
 			}
-			if c := CheckStorage(t.Context(), l, ""); failedSteps(c) != late {
+			if c := store.Check(t.Context(), l, ""); failedSteps(c) != late {
 				t.Errorf("of what is late it finds %q: %+v", failedSteps(c), c)
 			}
 			pass(5 * time.Minute)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // puppet is another node that says what a test wants. It tells of u0 only.
@@ -50,7 +51,7 @@ func (p *puppet) markID() string {
 
 // hears returns what the node says that it has read, which is the last report of a.
 func (p *puppet) hears() map[string]uint64 {
-	last, err := loadRecord[report](context.Background(), p.a.door.Door(), nodeKey(p.a.name))
+	last, err := store.Load[report](context.Background(), p.a.door.Door(), nodeKey(p.a.name))
 	if err != nil {
 		return nil
 	}
@@ -66,7 +67,7 @@ func (p *puppet) reports(heard map[string]uint64) {
 	p.r.Seq++
 	r := p.r
 	r.Heard = heard
-	if err := storeRecord(p.a.t.Context(), p.a.door.Door(), nodeKey(r.Node), &r); err != nil {
+	if err := store.Put(p.a.t.Context(), p.a.door.Door(), nodeKey(r.Node), &r); err != nil {
 		p.a.t.Fatal(err)
 	}
 }
@@ -447,7 +448,7 @@ func TestReportTellsWhatThereIs(t *testing.T) {
 		want := func(when string, want account) {
 			t.Helper()
 			pass(2 * reportInterval)
-			last, err := loadRecord[report](t.Context(), a.door, nodeKey(a.name))
+			last, err := store.Load[report](t.Context(), a.door, nodeKey(a.name))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -491,7 +492,7 @@ func TestNodeThatMayBeKilledSaysSo(t *testing.T) {
 				}
 				pass(time.Second)
 			}
-			last, err := loadRecord[report](t.Context(), a.door, nodeKey(a.name))
+			last, err := store.Load[report](t.Context(), a.door, nodeKey(a.name))
 			if err != nil || last.Left != want {
 				t.Errorf("%s: it may be gone: %v, want %v (%v)", when, last.Left, want, err)
 			}
@@ -539,7 +540,7 @@ func TestDrainedNotSoonAfterItWasClosed(t *testing.T) {
 		a.drain(u0)
 		pass(sessionTTL - 10*time.Second)
 		a.wantWait(u0, "it was closed until a moment ago; browsers may come back for another", "before that time is over")
-		if last, err := loadRecord[report](t.Context(), a.door, nodeKey(a.name)); err != nil || !last.Upstreams[u0].Reopened {
+		if last, err := store.Load[report](t.Context(), a.door, nodeKey(a.name)); err != nil || !last.Upstreams[u0].Reopened {
 			t.Errorf("it does not tell the others of it: %v", err)
 		}
 		pass(20 * time.Second)

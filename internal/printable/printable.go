@@ -64,3 +64,14 @@ func Error(err error) error {
 	}
 	return errors.New(Text(err.Error()))
 }
+
+// Cut returns the beginning of a text that is longer than a number of bytes.
+func Cut(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	for most > 0 && !utf8.RuneStart(s[most]) {
+		most--
+	}
+	return s[:most] + "…"
+}

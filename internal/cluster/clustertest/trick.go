@@ -25,7 +25,7 @@ func Call[A any](hook func(A) error, arg A) error {
 	return hook(arg)
 }
 
-// List implements cluster.Storage.
+// List implements store.Storage.
 func (d *Trick) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
 	if err := Call(d.OnList, prefix); err != nil {
 		return nil, err
@@ -33,7 +33,7 @@ func (d *Trick) List(ctx context.Context, prefix string, recursive bool) ([]stri
 	return d.Door.List(ctx, prefix, recursive)
 }
 
-// Load implements cluster.Storage.
+// Load implements store.Storage.
 func (d *Trick) Load(ctx context.Context, key string) ([]byte, error) {
 	if err := Call(d.OnLoad, key); err != nil {
 		return nil, err
@@ -41,7 +41,7 @@ func (d *Trick) Load(ctx context.Context, key string) ([]byte, error) {
 	return d.Door.Load(ctx, key)
 }
 
-// Store implements cluster.Storage.
+// Store implements store.Storage.
 func (d *Trick) Store(ctx context.Context, key string, value []byte) error {
 	if d.OnStore != nil {
 		if err := d.OnStore(); err != nil {

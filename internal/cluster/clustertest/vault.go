@@ -88,7 +88,7 @@ func (d *Door) Open() error {
 	return err
 }
 
-// Store implements cluster.Storage.
+// Store implements store.Storage.
 func (d *Door) Store(_ context.Context, key string, value []byte) error {
 	if err := d.Open(); err != nil {
 		return err
@@ -99,7 +99,7 @@ func (d *Door) Store(_ context.Context, key string, value []byte) error {
 	return nil
 }
 
-// Load implements cluster.Storage.
+// Load implements store.Storage.
 func (d *Door) Load(_ context.Context, key string) ([]byte, error) {
 	if err := d.Open(); err != nil {
 		return nil, err
@@ -113,7 +113,7 @@ func (d *Door) Load(_ context.Context, key string) ([]byte, error) {
 	return value, nil
 }
 
-// Delete implements cluster.Storage.
+// Delete implements store.Storage.
 func (d *Door) Delete(_ context.Context, key string) error {
 	if err := d.Open(); err != nil {
 		return err

@@ -1,6 +1,6 @@
 // This file holds the patience with a storage: every call ends in time, whether the storage heeds its context or not.
 
-package cluster
+package store
 
 import (
 	"context"
@@ -16,16 +16,16 @@ import (
 )
 
 const (
-	manyLeft = 512
+	ManyLeft = 512
 
 	// allInRow is how many calls in a row must be left behind until nothing at all is asked for a while.
-	allInRow = loadsAtOnce
+	allInRow = LoadsAtOnce
 
 	// mostStrange is how many calls for what a node does not need may be left behind until those that follow share one pause.
-	mostStrange = 4 * loadsAtOnce
+	mostStrange = 4 * LoadsAtOnce
 )
 
-// patientStorage is a storage that always answers. Not every storage heeds a context, so a call that takes too long is left
+// patient is a storage that always answers. Not every storage heeds a context, so a call that takes too long is left
 // behind in its goroutine, and may never end: a FIFO in the place of a file keeps it also when it is deleted. The same is
 // asked again only after a pause, which doubles, and so is all else once several calls in a row were left behind. Nothing is
 // given up for good, however much was left behind: what hangs for a day leaves some hundred goroutines, and what is well again
@@ -36,20 +36,20 @@ const (
 //
 // A call that was left behind may do what it was asked for at any later time. So a record may be written after a younger one:
 // the node that has written the younger one finds that, and writes it again.
-type patientStorage struct {
+type patient struct {
 	Storage
 	silent *silences
 }
 
-// NewPatientStorage returns a storage of which every call ends within 5 s, but for locks, with an error if the storage has not answered. Some
+// Patient returns a storage of which every call ends within 5 s, but for locks, with an error if the storage has not answered. Some
 // keys may be strange: a node can do without loading them.
-func NewPatientStorage(st Storage, isStrange func(key string) bool) Storage {
+func Patient(st Storage, isStrange func(key string) bool) Storage {
 	s := newSilences()
 	s.isStrange = func(what string) bool {
 		asked, key, _ := strings.Cut(what, " ")
 		return (asked == "load" || asked == "stat") && isStrange(key)
 	}
-	return patientStorage{st, s}
+	return patient{st, s}
 }
 
 // silences are those of one storage.
@@ -72,8 +72,8 @@ type look struct{ doubtful map[string]bool } // what was asked in it and has not
 
 type lookKey struct{}
 
-// oneLook returns a context for what is one look.
-func oneLook(ctx context.Context) context.Context {
+// OneLook returns a context for what is one look.
+func OneLook(ctx context.Context) context.Context {
 	return context.WithValue(ctx, lookKey{}, &look{make(map[string]bool)})
 }
 
@@ -100,24 +100,24 @@ type silence struct {
 func (s *silence) lasts() bool { return time.Now().Before(s.until) }
 
 // asked takes note of a call that begins after a silence: it goes first, and alone.
-func (s *silence) asked() { s.until = time.Now().Add(callTimeout) }
+func (s *silence) asked() { s.until = time.Now().Add(CallTimeout) }
 
 // left takes note of a call that was left behind. Those that have begun together count as one.
 func (s *silence) left(inRow int, longest time.Duration) {
 	s.row++
 	s.there++
 	if now := time.Now(); s.row >= inRow && !now.Before(s.until) {
-		s.pause = min(max(2*s.pause, callTimeout), longest)
+		s.pause = min(max(2*s.pause, CallTimeout), longest)
 		s.until = now.Add(s.pause)
 	}
 }
 
 // longest bounds the pause.
 func (s *silence) longest() time.Duration {
-	if s.there >= manyLeft {
-		return maxStrangeBackoff
+	if s.there >= ManyLeft {
+		return MaxStrangeBackoff
 	}
-	return maxBackoff
+	return MaxBackoff
 }
 
 // over ends a silence.
@@ -143,7 +143,7 @@ func (s *silences) begin(what string, l *look) turn {
 	switch {
 	case s.all.lasts() || hangs && one.lasts() || many != nil && many.lasts():
 		return notNow
-	case doubtful && len(l.doubtful) >= loadsAtOnce:
+	case doubtful && len(l.doubtful) >= LoadsAtOnce:
 		return notNow
 	case doubtful:
 		l.doubtful[what] = true
@@ -169,7 +169,7 @@ func (s *silences) manyWith(what string, l *look, hangs bool) *silence {
 	switch {
 	case s.isOneOfMany(what, hangs):
 		return &s.strange
-	case l != nil && hangs && s.all.there >= manyLeft && !s.isStrange(what):
+	case l != nil && hangs && s.all.there >= ManyLeft && !s.isStrange(what):
 		return &s.many
 	}
 	return nil
@@ -204,7 +204,7 @@ func (s *silences) answered(what string, l *look) {
 		s.isWell(what, one)
 	}
 	if !s.well[what] {
-		if len(s.well) >= 2*maxRecords {
+		if len(s.well) >= 2*MaxRecords {
 			clear(s.well)
 		}
 		s.well[what] = true
@@ -223,7 +223,7 @@ func (s *silences) leave(what string, l *look, began time.Time) (strange bool) {
 	one := s.silenceOf(what)
 	delete(s.well, what)
 	if one.strange = s.isStrange(what); one.strange {
-		one.left(1, maxStrangeBackoff)
+		one.left(1, MaxStrangeBackoff)
 		s.strange.left(mostStrange, s.strange.longest())
 		return true
 	}
@@ -234,8 +234,8 @@ func (s *silences) leave(what string, l *look, began time.Time) (strange bool) {
 		s.all.left(allInRow, s.all.longest())
 		s.news = time.Now()
 	}
-	if l != nil && s.all.there >= manyLeft {
-		s.many.left(1, maxBackoff)
+	if l != nil && s.all.there >= ManyLeft {
+		s.many.left(1, MaxBackoff)
 	}
 	return false
 }
@@ -244,7 +244,7 @@ func (s *silences) leave(what string, l *look, began time.Time) (strange bool) {
 func (s *silences) silenceOf(what string) *silence {
 	one := s.of[what]
 	if one == nil {
-		if len(s.of) >= 2*maxRecords {
+		if len(s.of) >= 2*MaxRecords {
 			maps.DeleteFunc(s.of, func(_ string, old *silence) bool { return old.there == 0 })
 		}
 		one = new(silence)
@@ -288,7 +288,7 @@ func ask[T any](ctx context.Context, s *silences, what string, f func(context.Co
 		go func() { _, _ = await(context.WithoutCancel(ctx), s, what, f) }()
 	case notNow:
 	}
-	return none, errUnanswered
+	return none, ErrUnanswered
 }
 
 // await is ask for what may be asked now.
@@ -301,7 +301,7 @@ func await[T any](ctx context.Context, s *silences, what string, f func(context.
 	var none T
 	l, began := lookOf(ctx), time.Now()
 	// A storage that heeds the context answers when that is cancelled. Others are waited for, so that what comes next comes after it.
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, CallTimeout)
 	deadline, _ := ctx.Deadline()
 	over := time.NewTimer(time.Until(deadline))
 	defer over.Stop()
@@ -325,14 +325,14 @@ func await[T any](ctx context.Context, s *silences, what string, f func(context.
 		case errors.Is(a.late, context.Canceled): // nobody waits any more, which tells nothing
 		case isSilence(a.late, a.err, l):
 			s.ended(what, s.leave(what, l, began), false)
-			return none, errUnanswered
+			return none, ErrUnanswered
 		default:
 			s.answered(what, l)
 		}
 		return a.value, a.err
 	case <-over.C:
 		late <- s.leave(what, l, began)
-		return none, errUnanswered
+		return none, ErrUnanswered
 	}
 }
 
@@ -347,27 +347,27 @@ func act(ctx context.Context, s *silences, what string, f func(context.Context) 
 	return err
 }
 
-// Store implements recordStorage.
-func (p patientStorage) Store(ctx context.Context, key string, value []byte) error {
+// Store implements Storage.
+func (p patient) Store(ctx context.Context, key string, value []byte) error {
 	return act(ctx, p.silent, "write "+key, func(ctx context.Context) error { return p.Storage.Store(ctx, key, value) })
 }
 
-// Delete implements recordStorage.
-func (p patientStorage) Delete(ctx context.Context, key string) error {
+// Delete implements Storage.
+func (p patient) Delete(ctx context.Context, key string) error {
 	return act(ctx, p.silent, "write "+key, func(ctx context.Context) error { return p.Storage.Delete(ctx, key) })
 }
 
-// Load implements recordStorage.
-func (p patientStorage) Load(ctx context.Context, key string) ([]byte, error) {
+// Load implements Storage.
+func (p patient) Load(ctx context.Context, key string) ([]byte, error) {
 	return ask(ctx, p.silent, "load "+key, func(ctx context.Context) ([]byte, error) { return p.Storage.Load(ctx, key) })
 }
 
-// List implements recordStorage.
-func (p patientStorage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
+// List implements Storage.
+func (p patient) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
 	return ask(ctx, p.silent, "list "+prefix, func(ctx context.Context) ([]string, error) { return p.Storage.List(ctx, prefix, recursive) })
 }
 
-// Stat implements recordStorage.
-func (p patientStorage) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
+// Stat implements Storage.
+func (p patient) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
 	return ask(ctx, p.silent, "stat "+key, func(ctx context.Context) (certmagic.KeyInfo, error) { return p.Storage.Stat(ctx, key) })
 }

@@ -1,6 +1,6 @@
 // This file holds how the records in a folder are found, whatever habit a storage has of listing them.
 
-package cluster
+package store
 
 import (
 	"context"
@@ -14,11 +14,11 @@ import (
 	"sync/atomic"
 )
 
-// lister finds records. Storages do not agree on what a listing is: object stores want a slash at the end of the
+// Lister finds records. Storages do not agree on what a listing is: object stores want a slash at the end of the
 // prefix, or show the folder itself without it; some know recursive listings alone; some ignore the prefix; the
 // names may be full, relative, or those in the bucket, which cannot be loaded. So the last part of a name counts,
 // and the ways of asking are tried until one shows the record that is certainly there: this node's own report.
-type lister struct {
+type Lister struct {
 	st  Storage
 	own string                       // the key of this node's report
 	way atomic.Pointer[wayOfListing] // that showed it; nil until one has
@@ -33,9 +33,18 @@ type wayOfListing struct {
 // waysOfListing are tried in this order. The first one is right for most, and the cheapest.
 var waysOfListing = []wayOfListing{{}, {slash: true}, {recursive: true}, {slash: true, recursive: true}}
 
+// NewLister returns what finds records in a storage, one of which has a key and is certainly there.
+func NewLister(st Storage, own string) *Lister { return &Lister{st: st, own: own} }
+
+// GoesLike takes over the way of another one, whose storage is of the same kind.
+func (l *Lister) GoesLike(other *Lister) { l.way.Store(other.way.Load()) }
+
+// KnowsWay says whether a way has shown the record that is certainly there.
+func (l *Lister) KnowsWay() bool { return l.way.Load() != nil }
+
 // keys returns the keys of the records in a folder. Until it is known which way of asking is right for this storage,
 // they are what all ways show together.
-func (l *lister) keys(ctx context.Context, folder string) ([]string, error) {
+func (l *Lister) keys(ctx context.Context, folder string) ([]string, error) {
 	if way := l.way.Load(); way != nil {
 		return way.list(ctx, l.st, folder)
 	}
@@ -48,7 +57,7 @@ func (l *lister) keys(ctx context.Context, folder string) ([]string, error) {
 			return keys, err
 		}
 		found = append(found, keys...)
-		if errors.Is(err, errUnanswered) {
+		if errors.Is(err, ErrUnanswered) {
 			return found, err // it would answer in no other way
 		}
 		if err != nil {
@@ -63,8 +72,8 @@ func (l *lister) keys(ctx context.Context, folder string) ([]string, error) {
 	return found, nil // a storage may refuse what it has no use for
 }
 
-// forget lets all ways be tried again.
-func (l *lister) forget() { l.way.Store(nil) }
+// Forget lets all ways be tried again.
+func (l *Lister) Forget() { l.way.Store(nil) }
 
 // list asks a storage in this way.
 func (w wayOfListing) list(ctx context.Context, st Storage, folder string) ([]string, error) {
@@ -92,14 +101,14 @@ func (w wayOfListing) String() string {
 	return s
 }
 
-// recordName is that of a record. A listing may show much else: folders, locks, the temporary files of writers.
-var recordName = regexp.MustCompile(`^[0-9a-f]{1,64}\.json$`)
+// RecordName is that of a record. A listing may show much else: folders, locks, the temporary files of writers.
+var RecordName = regexp.MustCompile(`^[0-9a-f]{1,64}\.json$`)
 
 // keysIn returns the keys of the records in a folder, among what a storage has listed.
 func keysIn(folder string, listed []string) (keys []string) {
 	for _, name := range listed {
 		dir, base := path.Split(name)
-		if recordName.MatchString(base) && (dir == "" || path.Base(dir) == path.Base(folder)) {
+		if RecordName.MatchString(base) && (dir == "" || path.Base(dir) == path.Base(folder)) {
 			keys = append(keys, folder+base)
 		}
 	}

@@ -1,6 +1,6 @@
 // This file holds the check of a storage: whether it can do all that this module needs of it.
 
-package cluster
+package store
 
 import (
 	"bytes"
@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// checkFolder is where the storage keeps what it is tried with, for that moment.
-	checkFolder = Folder + "check/"
+	// CheckFolder is where the storage keeps what it is tried with, for that moment.
+	CheckFolder = Folder + "check/"
 )
 
-// CheckStorage tries a storage with two records and a lock of its own, which it deletes. The storage goes by a name, or by its type
+// Check tries a storage with two records and a lock of its own, which it deletes. The storage goes by a name, or by its type
 // if that is empty.
-func CheckStorage(ctx context.Context, st Storage, name string) *api.StorageCheck {
+func Check(ctx context.Context, st Storage, name string) *api.StorageCheck {
 	c := &checker{st: st, a: checkKey(), b: checkKey()}
 	c.Storage = cmp.Or(name, fmt.Sprintf("%T", st))
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
@@ -52,7 +52,7 @@ func CheckStorage(ctx context.Context, st Storage, name string) *api.StorageChec
 }
 
 // checkKey returns the key of a record that nobody else has.
-func checkKey() string { return checkFolder + randomName() + recordSuffix }
+func checkKey() string { return CheckFolder + RandomName() + Suffix }
 
 // checker tries a storage with two records.
 type checker struct {
@@ -137,16 +137,16 @@ func (c *checker) writeTwice(ctx context.Context) (string, error) {
 }
 
 func (c *checker) list(ctx context.Context) (string, error) {
-	l := &lister{st: c.st, own: c.a}
-	keys, err := l.keys(ctx, checkFolder)
+	l := NewLister(c.st, c.a)
+	keys, err := l.keys(ctx, CheckFolder)
 	way := l.way.Load()
 	switch {
 	case err != nil:
 		return "", err
 	case way == nil:
-		return "", fmt.Errorf("a record that is there is not listed under %s, with or without a slash, recursively or not", checkFolder)
+		return "", fmt.Errorf("a record that is there is not listed under %s, with or without a slash, recursively or not", CheckFolder)
 	case !slices.Contains(keys, c.b):
-		return "", fmt.Errorf("of two records one is listed under %s", checkFolder)
+		return "", fmt.Errorf("of two records one is listed under %s", CheckFolder)
 	}
 	c.way = way
 	return "asked " + way.String(), nil
@@ -157,7 +157,7 @@ func (c *checker) listMissing(ctx context.Context) (string, error) {
 	if c.way == nil {
 		return "not tried, for what is there is not listed", nil
 	}
-	_, err := c.way.list(ctx, c.st, checkFolder+randomName()+"/")
+	_, err := c.way.list(ctx, c.st, CheckFolder+RandomName()+"/")
 	return "", err
 }
 
@@ -206,13 +206,13 @@ func (c *checker) delete(ctx context.Context) (string, error) {
 
 // cleanUp deletes what is left of the records and of the lock.
 func (c *checker) cleanUp(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), operatorTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), CallTimeout)
 	defer cancel()
 	done := make(chan struct{})
 	go func() { // not every storage heeds a context
 		defer close(done)
 		for _, key := range []string{c.a, c.b, c.lockName()} {
-			_ = deleteRecord(ctx, c.st, key)
+			_ = Delete(ctx, c.st, key)
 		}
 	}()
 	select {

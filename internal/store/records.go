@@ -1,6 +1,9 @@
-// This file holds how records are kept in Caddy's storage: JSON, one key for each, under a folder of ours.
-
-package cluster
+// Package store keeps records in Caddy's storage: JSON, one key for each, under a folder of ours. A storage may be slow, hang, fail, list in
+// a way of its own, or hold what somebody else has written; so calls end in time, failures are counted, listings are tried in several ways,
+// and what is read is bounded. Everything exported is safe for concurrent use.
+//
+// This file holds how records are written and read.
+package store
 
 import (
 	"context"
@@ -16,14 +19,14 @@ import (
 	"github.com/caddyserver/certmagic"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
-	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 )
 
 // Folder is where Caddy's storage keeps all that is ours.
 const Folder = "caddy-bokeh/"
 
-// recordSuffix ends the key of every record.
-const recordSuffix = ".json"
+// Suffix ends the key of every record.
+const Suffix = ".json"
 
 // Storage is the part of Caddy's storage that this module needs, as certmagic.Storage says it. All may be called from any goroutine.
 //
@@ -51,52 +54,58 @@ type Storage interface {
 	Unlock(ctx context.Context, name string) error
 }
 
-// operations are what can fail of a storage.
-var operations = []string{"load", "list", "store", "delete"}
+// Operations are what can fail of a storage.
+var Operations = []string{"load", "list", "store", "delete"}
 
 // countingStorage counts the failures of a storage, by operation.
 type countingStorage struct {
 	Storage
-	errors sessions.Counters
+	failed func(operation string)
 	large  *sync.Map // keys (string) of records that were too large
+}
+
+// Counting returns a storage of which each failure is told, by what was tried: one of Operations.
+func Counting(st Storage, failed func(operation string)) Storage {
+	return countingStorage{st, failed, new(sync.Map)}
 }
 
 func (c countingStorage) count(ctx context.Context, operation string, err error) {
 	// What nobody waits for any more may be asked of a storage that a reload has closed.
 	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(ctx.Err(), context.Canceled) {
-		c.errors.Add(operation)
+		c.failed(operation)
 	}
 }
 
-// Store implements recordStorage.
+// Store implements Storage.
 func (c countingStorage) Store(ctx context.Context, key string, value []byte) error {
 	err := c.Storage.Store(ctx, key, value)
 	c.count(ctx, "store", err)
 	return err
 }
 
-// Load implements recordStorage.
+// Load implements Storage.
 func (c countingStorage) Load(ctx context.Context, key string) ([]byte, error) {
 	value, err := c.Storage.Load(ctx, key)
 	c.count(ctx, "load", err)
 	return value, err
 }
 
-// Delete implements recordStorage.
+// Delete implements Storage.
 func (c countingStorage) Delete(ctx context.Context, key string) error {
 	err := c.Storage.Delete(ctx, key)
 	c.count(ctx, "delete", err)
 	return err
 }
 
-// List implements recordStorage.
+// List implements Storage.
 func (c countingStorage) List(ctx context.Context, prefix string, recursive bool) ([]string, error) {
 	keys, err := c.Storage.List(ctx, prefix, recursive)
 	c.count(ctx, "list", err)
 	return keys, err
 }
 
-func storeRecord(ctx context.Context, st Storage, key string, record any) error {
+// Put writes a record over what was at key. With an error it may have been written all the same, now or later.
+func Put(ctx context.Context, st Storage, key string, record any) error {
 	value, err := json.Marshal(record)
 	if err != nil {
 		return err
@@ -107,25 +116,25 @@ func storeRecord(ctx context.Context, st Storage, key string, record any) error 
 	return nil
 }
 
-// record is one of a kind T that the storage keeps.
-type record[T any] interface {
+// Record is one of a kind T that the storage keeps.
+type Record[T any] interface {
 	*T
-	size() int    // how many bytes it may have
-	memory() int  // how many bytes it takes in memory, about
-	check() error // whether it says what a Caddy may have written
+	Size() int    // how many bytes it may have
+	Memory() int  // how many bytes it takes in memory, about
+	Check() error // whether it says what a Caddy may have written
 }
 
-// loadRecord returns the record at key, or nil if there is none.
-func loadRecord[T any, R record[T]](ctx context.Context, st Storage, key string) (*T, error) {
+// Load returns the record at key, or nil if there is none.
+func Load[T any, R Record[T]](ctx context.Context, st Storage, key string) (*T, error) {
 	r, _, err := loadSized[T, R](ctx, st, key)
 	return r, err
 }
 
 // loadSized returns how many bytes were loaded beside.
-func loadSized[T any, R record[T]](ctx context.Context, st Storage, key string) (_ *T, size int, _ error) {
+func loadSized[T any, R Record[T]](ctx context.Context, st Storage, key string) (_ *T, size int, _ error) {
 	r := R(new(T))
-	if size, is := isTooLarge(ctx, st, key, r.size()); is {
-		return nil, 0, broken(st, key, tooLarge(size, r.size()))
+	if size, is := isTooLarge(ctx, st, key, r.Size()); is {
+		return nil, 0, broken(st, key, tooLarge(size, r.Size()))
 	}
 	value, err := st.Load(ctx, key)
 	switch {
@@ -133,12 +142,12 @@ func loadSized[T any, R record[T]](ctx context.Context, st Storage, key string) 
 		return nil, 0, nil
 	case err != nil:
 		return nil, 0, fmt.Errorf("loading %s: %w", key, err)
-	case len(value) > r.size():
+	case len(value) > r.Size():
 		noteTooLarge(st, key)
-		return nil, len(value), broken(st, key, tooLarge(int64(len(value)), r.size()))
+		return nil, len(value), broken(st, key, tooLarge(int64(len(value)), r.Size()))
 	}
 	if err = json.Unmarshal(value, r); err == nil {
-		err = r.check()
+		err = r.Check()
 	}
 	if err != nil {
 		return nil, len(value), broken(st, key, err)
@@ -150,16 +159,16 @@ func loadSized[T any, R record[T]](ctx context.Context, st Storage, key string) 
 func broken(st Storage, key string, err error) error {
 	countError(st, "load")
 	mend := "delete it"
-	if node, ok := strings.CutPrefix(strings.TrimSuffix(key, recordSuffix), nodesFolder); ok {
+	if node, ok := strings.CutPrefix(strings.TrimSuffix(key, Suffix), NodesFolder); ok {
 		mend = fmt.Sprintf("if its node is gone, DELETE %s/%s", api.NodesPath, node)
 	}
-	return fmt.Errorf("reading %s: %w (%s): %s", key, errBroken, mend, cut(err.Error(), maxName))
+	return fmt.Errorf("reading %s: %w (%s): %s", key, ErrBroken, mend, printable.Cut(err.Error(), maxReason))
 }
 
 // countError counts what a storage could not know to be a failure.
 func countError(st Storage, operation string) {
 	if c, ok := st.(countingStorage); ok {
-		c.errors.Add(operation)
+		c.failed(operation)
 	}
 }
 
@@ -170,7 +179,7 @@ func tooLarge(size int64, most int) error {
 // KnowsSizes says whether a storage tells how large a value is without reading that: the one that Caddy has if none is configured. There
 // a file may seem to be larger than the memory and take no room on the disk.
 func KnowsSizes(st Storage) bool {
-	if p, ok := st.(patientStorage); ok {
+	if p, ok := st.(patient); ok {
 		st = p.Storage
 	}
 	_, ok := st.(*certmagic.FileStorage)
@@ -223,24 +232,24 @@ func forgetTooLarge(st Storage, folder string, keys []string) {
 	})
 }
 
-// errTooMuch is what is said of a folder that holds more than is read of it.
-var errTooMuch = fmt.Errorf("it holds more than %d records, or more than %d MiB, and the rest is passed over (delete those of nodes and servers that are gone)",
-	maxRecords, maxFolder>>20)
+// ErrTooMuch is what is said of a folder that holds more than is read of it.
+var ErrTooMuch = fmt.Errorf("it holds more than %d records, or more than %d MiB, and the rest is passed over (delete those of nodes and servers that are gone)",
+	MaxRecords, MaxFolder>>20)
 
-// loadRecords returns all records in a folder by their keys, as far as there are not too many. With an error come those that could be
+// LoadAll returns all records in a folder by their keys, as far as there are not too many. With an error come those that could be
 // had; one that is broken is nil.
-func loadRecords[T any, R record[T]](ctx context.Context, l *lister, folder string) (map[string]*T, error) {
+func LoadAll[T any, R Record[T]](ctx context.Context, l *Lister, folder string) (map[string]*T, error) {
 	keys, failed := l.keys(ctx, folder)
-	tooMany := len(keys) > maxRecords
-	keys = keys[:min(len(keys), maxRecords)]
+	tooMany := len(keys) > MaxRecords
+	keys = keys[:min(len(keys), MaxRecords)]
 	if failed == nil {
 		forgetTooLarge(l.st, folder, keys)
 	}
 	loaded, errs := make([]*T, len(keys)), make([]error, len(keys))
-	ctx = oneLook(ctx)
+	ctx = OneLook(ctx)
 	var bytes, memory atomic.Int64
-	full := func() bool { return bytes.Load() > maxFolder || memory.Load() > maxKept }
-	severally(len(keys), func(i int) {
+	full := func() bool { return bytes.Load() > MaxFolder || memory.Load() > MaxMemory }
+	Severally(len(keys), func(i int) {
 		if full() {
 			return
 		}
@@ -248,44 +257,44 @@ func loadRecords[T any, R record[T]](ctx context.Context, l *lister, folder stri
 		loaded[i], size, errs[i] = loadSized[T, R](ctx, l.st, keys[i])
 		bytes.Add(int64(size))
 		if loaded[i] != nil {
-			memory.Add(int64(R(loaded[i]).memory()))
+			memory.Add(int64(R(loaded[i]).Memory()))
 		}
 	})
 	if tooMany || full() {
 		countError(l.st, "list")
-		failed = errors.Join(failed, fmt.Errorf("reading %s: %w", folder, errTooMuch))
+		failed = errors.Join(failed, fmt.Errorf("reading %s: %w", folder, ErrTooMuch))
 	}
 	records := make(map[string]*T)
 	for i, key := range keys {
-		if loaded[i] != nil || errors.Is(errs[i], errBroken) {
+		if loaded[i] != nil || errors.Is(errs[i], ErrBroken) {
 			records[key] = loaded[i]
 		}
 	}
-	return records, errors.Join(failed, few(errs))
+	return records, errors.Join(failed, Few(errs))
 }
 
-// few returns the first of some errors, which may be many, and says how many more there are. One that says that the storage does not
+// Few returns the first of some errors, which may be many, and says how many more there are. One that says that the storage does not
 // answer is among them, for that is asked about.
-func few(errs []error) error {
+func Few(errs []error) error {
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	const most = 3
 	if len(errs) <= most {
 		return errors.Join(errs...)
 	}
-	if i := slices.IndexFunc(errs, func(err error) bool { return errors.Is(err, errUnanswered) }); i >= most {
+	if i := slices.IndexFunc(errs, func(err error) bool { return errors.Is(err, ErrUnanswered) }); i >= most {
 		errs[0], errs[i] = errs[i], errs[0]
 	}
 	return errors.Join(errors.Join(errs[:most]...), fmt.Errorf("and %d others", len(errs)-most))
 }
 
-// loadsAtOnce is how many records are loaded at the same time. One after the other they would take too long where the
+// LoadsAtOnce is how many records are loaded at the same time. One after the other they would take too long where the
 // storage is far away and a hundred upstreams were drained once.
-const loadsAtOnce = 8
+const LoadsAtOnce = 8
 
-// severally calls f with each number below n, several at the same time, and returns when all is done.
-func severally(n int, f func(i int)) {
+// Severally calls f with each number below n, several at the same time, and returns when all is done.
+func Severally(n int, f func(i int)) {
 	var all sync.WaitGroup
-	turns := make(chan struct{}, loadsAtOnce)
+	turns := make(chan struct{}, LoadsAtOnce)
 	for i := range n {
 		turns <- struct{}{}
 		all.Go(func() {
@@ -296,8 +305,8 @@ func severally(n int, f func(i int)) {
 	all.Wait()
 }
 
-// deleteRecord deletes the record at key. Another node may have been first, which some storages call an error.
-func deleteRecord(ctx context.Context, st Storage, key string) error {
+// Delete deletes the record at key. Another node may have been first, which some storages call an error.
+func Delete(ctx context.Context, st Storage, key string) error {
 	if err := st.Delete(ctx, key); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("deleting %s: %w", key, err)
 	}
