@@ -15,10 +15,10 @@ import (
 
 // candidates are the upstreams of a pool, as they are at one moment.
 type candidates struct {
-	from    reverseproxy.UpstreamPool // that they are
-	all     []candidate               // but for those whose address nobody can dial
-	index   *index                    // of a pool that does not change, so that finding a session's upstream costs the same in any pool; or nil
-	known   *members                  // where those are found that have left the pool
+	from    reverseproxy.UpstreamPool // that they are, but for those whose address nobody can dial
+	all     []candidate
+	index   *index   // of a pool that does not change, so that finding a session's upstream costs the same in any pool; or nil
+	known   *members // where those are found that have left the pool
 	ring    *stamp.Keyring
 	now     time.Duration
 	healthy func(*reverseproxy.Upstream) bool
@@ -64,6 +64,12 @@ func (s *Selection) candidates(pool reverseproxy.UpstreamPool, v *visit) *candid
 	cs := &candidates{from: pool, known: s.members, ring: v.ring, now: s.table.Now(), healthy: s.healthy}
 	if !isSame(pool, s.static) { // each address of the config is its own
 		cs.all = s.candidatesIn(pool, v.repl)
+		if len(cs.all) < len(pool) {
+			cs.from = make(reverseproxy.UpstreamPool, len(cs.all))
+			for i, c := range cs.all {
+				cs.from[i] = c.upstream
+			}
+		}
 		return cs
 	}
 	x := s.index.Load()

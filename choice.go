@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
 
-// pick is what a choice comes to. Making it changes nothing.
+// pick is what a choice comes to. Making it changes nothing of sessions and attempts.
 type pick struct {
 	*candidate // nil if there is none
 	decision   decision
@@ -27,7 +27,7 @@ type pick struct {
 }
 
 // choose picks the upstream for this attempt, by where the visit's session is bound.
-func (v *visit) choose(cs *candidates, home *candidate) pick {
+func (v *visit) choose(cs *candidates, home *candidate, tier bool) pick {
 	switch {
 	case v.isNoVisit():
 		return v.chooseShared(cs, home)
@@ -38,7 +38,7 @@ func (v *visit) choose(cs *candidates, home *candidate) pick {
 		return v.fresh(cs)
 	case home != nil && !cs.isLost(home):
 		return pick{candidate: home, decision: decisionBound}
-	case home == nil && v.isOfAnotherTier(cs):
+	case tier:
 		return v.fresh(cs)
 	}
 	p := pick{candidate: v.elsewhere(cs, home), decision: decisionBound}

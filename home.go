@@ -11,16 +11,16 @@ import (
 )
 
 // home returns the upstream to which the visit's session is bound, or nil: the one where it is known to be, else the one its
-// stamp names. What the pool tells of the request it takes note of.
-func (v *visit) home(cs *candidates) *candidate {
+// stamp names; and whether the session is of another tier then. What the pool tells of the request it takes note of.
+func (v *visit) home(cs *candidates) (home *candidate, tier bool) {
 	if v.ID == "" && v.Stamp == "" || v.isForAnyServer() {
-		return nil
+		return nil, false
 	}
-	home := v.homeIn(cs)
-	if home == nil && v.isOfAnotherTier(cs) {
-		v.tier, v.mayFail = true, v.odd
+	if home = v.homeIn(cs); home != nil || !v.isOfAnotherTier(cs) {
+		return home, false
 	}
-	return home
+	v.tier, v.mayFail = true, v.odd
+	return nil, true
 }
 
 // isOfAnotherTier says whether a page has its id from a Caddy in front of this one, which has begun a session: its stamp

@@ -64,7 +64,8 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 		s.discovered(pool, cs)
 	}
 	for ; ; cs = s.candidates(pool, v) {
-		p := v.choose(cs, v.home(cs))
+		home, tier := v.home(cs)
+		p := v.choose(cs, home, tier)
 		v.depart(cs, p)
 		if p.candidate == nil && v.waitForSlot(r.Context(), cs) {
 			continue

@@ -105,18 +105,17 @@ func (v *visit) leaveQueue() {
 // offer returns what visits may wait for: upstreams that are not available would be kept from others for nothing.
 func (s *Selection) offer(cs *candidates) *admission.Offer {
 	var sums admission.Sums
+	free := make([]*admission.Server, 0, len(cs.all))
 	for i := range cs.all {
 		c := &cs.all[i]
-		sums.Add(&c.Slots, cs.isAvailable(c))
+		is := cs.isAvailable(c) // asked once: a moment later it may be another answer
+		sums.Add(&c.Slots, is)
+		if is {
+			free = append(free, &c.Slots)
+		}
 	}
 	if last := s.offered.Load(); last != nil && last.Sums == sums {
 		return last
-	}
-	var free []*admission.Server
-	for i := range cs.all {
-		if c := &cs.all[i]; cs.isAvailable(c) {
-			free = append(free, &c.Slots)
-		}
 	}
 	o := admission.NewOffer(sums, free)
 	s.offered.Store(o)

@@ -90,8 +90,8 @@ func (s *Selection) visit(r *http.Request) *visit {
 		return v
 	}
 	v := s.newVisit(r)
-	v.takeOver(r)
 	v.readFacts(r)
+	v.takeOver(r)
 	// The request's context ends when its handler returns, upgraded or not, and by panic too.
 	context.AfterFunc(r.Context(), v.end)
 	v.ctx, v.hangUp = context.WithCancel(context.WithValue(r.Context(), visitKey{s}, v))

@@ -7,6 +7,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -55,7 +56,14 @@ func (n *Cluster) leave(sh *share) {
 	r.Left = true
 	n.known, n.reported = false, 0
 	n.mu.Unlock()
-	_ = n.within(context.Background(), func(ctx context.Context) error { return n.write(ctx, sh, r) })
+	say := func(ctx context.Context) error { return n.write(ctx, sh, r) }
+	if err := n.within(context.Background(), say); !errors.Is(err, ErrInterrupted) {
+		return
+	}
+	// The node was closed a moment ago, and starts nothing more. Close waits for this goroutine.
+	ctx, cancel := context.WithTimeout(context.Background(), operatorTimeout)
+	defer cancel()
+	_ = say(ctx)
 }
 
 // Close tells the others that this process ends, and ends all that the node does: when it returns, no goroutine of it is left but those

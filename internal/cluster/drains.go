@@ -246,7 +246,7 @@ func (n *state) apply(m *drainRecord) {
 		md.u.Drain.Set(&sessions.DrainOrder{Closed: m.closes(), Since: m.Since})
 	case md.u != nil && before.drains() && n.mayBeTakenForEmpty(md):
 		md.opensAt = n.conf.Table.Now() + undrainQuarantine
-		md.u.Drain.Doubt()
+		md.u.Drain.Set(&sessions.DrainOrder{Since: before.Since}) // it is not closed any more, and not certainly empty
 		n.later(undrainQuarantine, func() { n.finishOpening(md) })
 	case md.u != nil:
 		n.releaseDrain(md)

@@ -579,3 +579,73 @@ func TestTakenBackWhileClosing(t *testing.T) {
 		b.wantState(u0, stateReady, "on the node that was told")
 	})
 }
+
+// Another server can be drained as soon as a drain was taken back, also where that one goes on for a moment for the others' sake: it is
+// about to take new sessions.
+func TestDrainTheOtherOneAfterAnUndrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := clustertest.NewVault()
+		a, b := startNodeOn(t, "a", v.Door(), testPool(2)), startNodeOn(t, "b", v.Door(), testPool(2))
+		pass(time.Minute)
+		a.drain(u0)
+		pass(time.Minute)
+		a.wantDrained(u0, true, "nobody is there")
+		if err := a.SetDrain(t.Context(), u0, DrainRequest{State: stateReady}); err != nil {
+			t.Fatal(err)
+		}
+		if !a.s.get(u0).Drain.On() {
+			t.Fatal("it takes new sessions at once, though another node may take it for empty")
+		}
+		if err := a.SetDrain(t.Context(), "u1:80", DrainRequest{State: stateDraining}); err != nil {
+			t.Errorf("the other one cannot be drained: %v", err)
+		}
+		pass(undrainQuarantine + time.Second)
+		for _, c := range []*caddyNode{a, b} {
+			if c.s.get(u0).Drain.On() {
+				t.Errorf("%s still drains the first one", c.conf.Host)
+			}
+		}
+	})
+}
+
+// A server that was closed is not closed any more as soon as that is taken back: what comes to it from then on is let be.
+func TestClosedIsOpenAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := clustertest.NewVault()
+		a := startNodeOn(t, "a", v.Door(), testPool(2))
+		startNodeOn(t, "b", v.Door(), testPool(2))
+		pass(time.Minute)
+		soon := time.Second
+		a.tell(u0, DrainRequest{State: stateDraining, Grace: &soon})
+		pass(time.Minute)
+		d := &a.s.get(u0).Drain
+		if !d.IsClosed() {
+			t.Fatal("it is not closed")
+		}
+		a.tell(u0, DrainRequest{State: stateReady})
+		if d.IsClosed() || !d.On() {
+			t.Errorf("closed is %v, draining %v; want that it drains for a moment yet", d.IsClosed(), d.On())
+		}
+		pass(undrainQuarantine + time.Second)
+		if d.On() {
+			t.Error("it still drains")
+		}
+	})
+}
+
+// What sessions live for is known after the last policy has gone, whichever that was.
+func TestLongestTTLIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, clustertest.NewVault())
+		long := newTestPolicyWith(a.s.table, a.pool)
+		long.lifetime = time.Hour
+		long.join(a.Cluster, a.door)
+		_ = long.Cleanup()
+		_ = a.s.Cleanup()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if got := a.sessionTTL(); got != time.Hour {
+			t.Errorf("sessions are taken to live for %v, want an hour", got)
+		}
+	})
+}

@@ -243,9 +243,10 @@ func (n *state) last(name string, m *drainRecord, missed map[string]error) (last
 	return last
 }
 
-// takes says whether an upstream takes new sessions, or will if its record is newer than m and gives way.
+// takes says whether an upstream takes new sessions, or will in a moment: if its drain was taken back, or its record is newer than m and
+// gives way.
 func (n *state) takes(other *sessions.Upstream, m *drainRecord) bool {
-	if !other.Drain.On() {
+	if !other.Drain.On() || n.isOpening(other) && !other.Drain.ByConfig() {
 		return n.reserved[other.Name] == 0
 	}
 	drain := n.recordOf(other)

@@ -38,6 +38,7 @@ type share struct {
 func (n *Cluster) Attach(p Policy, st store.Storage) <-chan struct{} {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.lastTTL = 0
 	i := slices.IndexFunc(n.shares, func(sh *share) bool { return Same(sh.raw, st) })
 	if i >= 0 {
 		sh := n.shares[i]
@@ -106,7 +107,7 @@ func Same(a, b any) bool {
 func (n *Cluster) Detach(p Policy) (last bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.lastTTL = n.sessionTTL() // its sessions live on
+	n.lastTTL = max(n.lastTTL, n.sessionTTL()) // its sessions live on
 	for _, sh := range n.shares {
 		sh.pools = slices.DeleteFunc(sh.pools, func(other Policy) bool { return other == p })
 	}

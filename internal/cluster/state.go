@@ -38,7 +38,7 @@ type identity struct {
 type attached struct {
 	shares  []*share      // the storages of the configs that are loaded
 	used    *share        // the one in use; nil if there is none
-	lastTTL time.Duration // what sessionTTL was when a policy went last; 0 if none has
+	lastTTL time.Duration // the longest that sessionTTL was when policies went, since one came last; 0 if none has gone
 }
 
 // merged is what was read of the storage and said here, and what follows from that.

@@ -6,13 +6,12 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/certmagic"
-
-	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 const (
@@ -338,7 +337,7 @@ func await[T any](ctx context.Context, s *silences, what string, f func(context.
 
 // isSilence says whether a call that ended tells of no answer: its time was up, or it was one of a look and the storage's own time was.
 func isSilence(late, err error, l *look) bool {
-	return late != nil || l != nil && sessions.IsTimeout(err)
+	return late != nil || l != nil && isTimeout(err)
 }
 
 // act is ask for what has no answer but an error.
@@ -370,4 +369,10 @@ func (p patient) List(ctx context.Context, prefix string, recursive bool) ([]str
 // Stat implements Storage.
 func (p patient) Stat(ctx context.Context, key string) (certmagic.KeyInfo, error) {
 	return ask(ctx, p.silent, "stat "+key, func(ctx context.Context) (certmagic.KeyInfo, error) { return p.Storage.Stat(ctx, key) })
+}
+
+// isTimeout says whether an error is that nothing has come in time.
+func isTimeout(err error) bool {
+	timeout, ok := errors.AsType[net.Error](err)
+	return ok && timeout.Timeout()
 }
