@@ -22,7 +22,7 @@ const eventMoved = "bokeh_session_moved"
 // policyOf is a policy as the node sees it.
 type policyOf struct{ s *Selection }
 
-// Pool implements policy.
+// Pool implements cluster.Policy.
 func (p policyOf) Pool() (pool []cluster.PoolMember) {
 	src := p.s.members.source
 	last := src.lastFound()
@@ -48,13 +48,13 @@ func (m *member) asTold(inPool bool) cluster.PoolMember {
 	return told
 }
 
-// KnowsPool implements policy. Discovered upstreams are known from the first request on, and where they depend on requests
+// KnowsPool implements cluster.Policy. Discovered upstreams are known from the first request on, and where they depend on requests
 // they never all are.
 func (p policyOf) KnowsPool() bool {
 	return p.s.static != nil || len(p.s.members.source.lastFound().dials) > 0
 }
 
-// StampKeys implements policy. There is none until the storage was looked at for the key, for what signs until then may not be
+// StampKeys implements cluster.Policy. There is none until the storage was looked at for the key, for what signs until then may not be
 // what will.
 func (p policyOf) StampKeys() (prints []string) {
 	if p.s.keyed != nil {
@@ -70,10 +70,10 @@ func (p policyOf) StampKeys() (prints []string) {
 	return prints
 }
 
-// SessionTTL implements policy.
+// SessionTTL implements cluster.Policy.
 func (p policyOf) SessionTTL() time.Duration { return p.s.lifetime }
 
-// Emit implements policy.
+// Emit implements cluster.Policy.
 func (p policyOf) Emit(event string, data map[string]any) {
 	if p.s.raise != nil {
 		p.s.raise(event, data)

@@ -18,12 +18,12 @@ import (
 )
 
 // attempt is one upstream tried by a visit. The hooks of its connection may be called long after
-// the next attempt has begun. What is below the first line may change; the visit's mu guards that.
+// the next attempt has begun. From address on all may change, and the visit's mu guards it.
 type attempt struct {
 	m         *member
 	startedAt time.Duration // on the table's clock
 	peers     []candidate   // m, and those of its pool
-	unwell    bool          // none of them was well
+	unwell    bool          // none of peers was well
 	stamp     string        // that a GET was sent with, if it was
 	asID      bool          // it was sent as the session's id
 
@@ -68,7 +68,7 @@ func (v *visit) try(r *http.Request, cs *candidates, p pick) {
 	m := p.member
 	v.tried = append(v.tried, m)
 	if asked := v.asked; asked != nil && p.decision == decisionShared {
-		asked.members = append(asked.members, m)
+		asked.add(m, false)
 		asked.left = cs.any(v.unasked(cs))
 	}
 	a := &attempt{m: m, startedAt: cs.now, probes: p.probes, peers: cs.all, unwell: p.unwell}

@@ -25,8 +25,8 @@ type owner struct {
 
 // config is what the policies of one config have in common. Their sessions keep it, but nothing in it keeps another config.
 type config struct {
-	number int64    // by the table's count
-	owners []*owner // all that there ever were; the table's mu guards it
+	number int64    // by the ledger's count
+	owners []*owner // all that there ever were; the ledger's mu guards it
 
 	looked sync.Once
 	app    *caddyhttp.App // until the places are known; nil in tests

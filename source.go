@@ -75,7 +75,7 @@ func holdsPlaceholder(value any) bool {
 type source struct {
 	t      *ledger
 	config string
-	users  int // policies; the table's mu guards it
+	users  int // policies; the ledger's mu guards it
 
 	last   atomic.Pointer[discovery]
 	lastAt atomic.Int64 // when it found that last, on the table's clock

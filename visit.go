@@ -25,8 +25,8 @@ type visitKey struct{ s *Selection }
 // varVisit is the request's variable that holds the visit of the last handler with a policy like this.
 const varVisit = "http.reverse_proxy.bokeh.visit"
 
-// visit is what a policy knows of one request in its handler, through all attempts. But for what is in progress, one goroutine has to
-// do with it at a time: that of the handler.
+// visit is what a policy knows of one request in its handler, through all attempts. The goroutine of the handler reads and writes it; what
+// others do (hooks of a connection, a second server that is asked, the end of the request) is done with the lock of progress.
 type visit struct {
 	bokeh.Request // what it says of its session
 	facts
@@ -46,7 +46,7 @@ type visit struct {
 	progress
 }
 
-// facts are what is read of a request beside its session, once.
+// facts are what is read of a request beside its session: once, and what depends on its body when that has come.
 type facts struct {
 	host, path string
 	client     string        // its address, or nothing where Caddy does not know

@@ -359,7 +359,7 @@ func TestOffersAreOfPools(t *testing.T) {
 	}
 }
 
-// fullQueue returns a queue, servers that have their one session, for which visits wait, and a ticket.
+// fullQueue returns a queue, servers that have their one session, for which visits wait, and a waiter.
 func fullQueue(servers, waiting int) (q *Queue, o *Offer, k groupKey, tk *Waiter) {
 	q, o = NewQueue(), new(Offer)
 	for i := range servers {
@@ -379,7 +379,7 @@ func fullQueue(servers, waiting int) (q *Queue, o *Offer, k groupKey, tk *Waiter
 	return q, o, k, tk
 }
 
-// What a visit costs does not depend on how many wait: compare the lines of the same number of upstreams.
+// What a visit costs does not depend on how many wait: compare the rows of the same number of upstreams.
 func BenchmarkQueue(b *testing.B) {
 	for _, servers := range []int{4, 100, 1000} {
 		for _, waiting := range []int{1, 500, 2000, 8000, 32000} {

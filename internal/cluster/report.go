@@ -114,7 +114,7 @@ func (n *state) reopened(u *sessions.Upstream, now time.Duration) time.Duration 
 	return 0
 }
 
-// account returns what there is to tell of u alone.
+// accountOf returns what there is to tell of u alone.
 func accountOf(u *sessions.Upstream, now time.Duration) account {
 	return account{Begun: u.TotalStarted(), Sessions: countsOf(u), Ended: u.History.Ended.Count(now), Draining: u.Drain.On()}
 }

@@ -286,3 +286,26 @@ func (m *drainRecord) withdrawn(before *drainRecord) *drainRecord {
 	back.Written, back.Clock = m.Written, m.Clock
 	return back
 }
+
+// reserve takes note that the named upstream is about to drain. Unless forced it refuses that to one which takes new sessions and is
+// the only one that does in a pool of this Caddy. Two who drain one of two each at once must not both be told that there is another.
+func (n *Cluster) reserve(name string, force bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	md := n.drains[n.sharedName(name)]
+	drains := md != nil && md.drains()
+	if !force && !drains && n.last(name, nil, nil) {
+		return lastError(name)
+	}
+	n.reserved[name]++
+	return nil
+}
+
+// release takes that note back.
+func (n *Cluster) release(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.reserved[name]--; n.reserved[name] == 0 {
+		delete(n.reserved, name)
+	}
+}

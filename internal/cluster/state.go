@@ -1,4 +1,4 @@
-// This file holds what a node knows. Whoever uses it has the lock of the cluster; nothing here waits, reads a storage or starts anything.
+// This file holds what a node knows. Whoever uses it has the lock of the cluster; nothing here waits or reads a storage; what is to happen later it leaves to timers.
 
 package cluster
 

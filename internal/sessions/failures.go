@@ -38,7 +38,7 @@ func (s *Seldom) of(client uint64) *atomic.Int64 { return &s.last[client%uint64(
 type FailingApps struct {
 	n atomic.Int64 // how many there are, so that where nothing fails no lock is taken
 
-	mu    sync.Mutex      // guards shares, and the change of n
+	mu    sync.Mutex      // guards share, and the change of n
 	share map[App]float64 // of the last pages, roughly averageOf, that failed
 }
 

@@ -113,7 +113,7 @@ func (t *Table) PageBuilt(u *Upstream, by Terms, took time.Duration) {
 	t.Addresses.SawPage(by.Path, now)
 }
 
-// Slowness returns how long pages have taken at u lately, in parts of what they usually take, which is asUsual.
+// Slowness returns how long pages have taken at u lately, in parts of what they usually take, which is AsUsual.
 func (u *Upstream) Slowness() int64 { return u.slowness.or(AsUsual) }
 
 // ForgetSlowness takes back what was learned of how slow u is. What that is worth is measured by doing without it.

@@ -278,7 +278,7 @@ func (s *silences) ended(what string, strange, answered bool) {
 	}
 }
 
-// ask lets f ask a storage for something, and waits for the answer no longer than callWait, or until the deadline of ctx.
+// ask lets f ask a storage for something, and waits for the answer no longer than CallTimeout, or until the deadline of ctx.
 func ask[T any](ctx context.Context, s *silences, what string, f func(context.Context) (T, error)) (none T, _ error) {
 	switch s.begin(what, lookOf(ctx)) {
 	case waitedFor:
