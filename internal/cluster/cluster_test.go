@@ -512,7 +512,9 @@ func TestNodesWithDifferentKeys(t *testing.T) {
 		v := clustertest.NewVault()
 		a, b := startNode(t, v), startNode(t, v)
 		pass(time.Minute)
+		b.mu.Lock() // with which the node asks for them
 		b.s.keys = []string{"another"}
+		b.mu.Unlock()
 		pass(time.Minute)
 		for _, n := range []*caddyNode{a, b} {
 			if got := n.logs.FilterMessageSnippet("another node signs").Len(); got != 1 {
