@@ -46,7 +46,7 @@ func (l Load) PageBuilt() {
 	l.update(func(s *session) {
 		s.pages--
 		s.served++
-		if !s.hadOne && !s.slotless && s.slotUntil == 0 { // one session holds one slot for one time, however often it is asked for
+		if !s.hadOne && s.slotUntil == 0 { // one session holds one slot for one time, however often it is asked for
 			s.slotUntil = onTick(l.t.Now() + SlotTimeout)
 			l.t.arm(s)
 		}
@@ -64,7 +64,7 @@ func (l Load) PageLeft(work time.Duration) (busy bool) {
 			return
 		}
 		l.t.keep(s, work+l.lifetime)
-		if s.pages == 0 && s.slotUntil == 0 {
+		if s.pages == 0 && s.slotUntil <= 0 {
 			s.loseSlot(l.t.Now(), l.t.Waiting)
 		}
 	})

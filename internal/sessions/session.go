@@ -29,7 +29,6 @@ type session struct {
 	at   *Upstream
 	wakeup
 
-	slotless   bool  // the time for which it held a slot is over
 	pages      int32 // being built
 	served     int32 // answered, with their last byte not sent yet
 	sockets    int32
@@ -45,10 +44,13 @@ type session struct {
 // wakeup is when something of a session is over that no request ends, on the table's clock.
 type wakeup struct {
 	until     time.Duration // when the session ends if no socket comes; 0 if it does not wait
-	slotUntil time.Duration // until when it holds a slot if no socket comes; 0 if that is not the question
+	slotUntil time.Duration // until when it holds a slot if no socket comes; 0 if that is not the question; slotless
 	timer     *time.Timer   // pending while one of them is not 0
 	due       time.Duration // when the timer is
 }
+
+// slotless is the slotUntil of a session whose time for a slot is over. It lasts until the session has a socket or ends.
+const slotless time.Duration = -1
 
 // state says what s is doing.
 func (s *session) state() State {
@@ -140,7 +142,7 @@ func (t *Table) keep(s *session, d time.Duration) {
 // arm sees to it that s wakes in time. The shard is locked.
 func (t *Table) arm(s *session) {
 	next := s.until
-	if s.slotUntil != 0 && (next == 0 || s.slotUntil < next) {
+	if s.slotUntil > 0 && (next == 0 || s.slotUntil < next) {
 		next = s.slotUntil
 	}
 	switch {
@@ -158,7 +160,7 @@ func (t *Table) arm(s *session) {
 func (t *Table) wake(s *session) {
 	s.timer = nil
 	now := t.Now()
-	if s.slotUntil != 0 && s.slotUntil <= now {
+	if s.slotUntil > 0 && s.slotUntil <= now {
 		s.loseSlot(now, t.Waiting)
 	}
 	if s.until != 0 && s.until <= now {
@@ -184,22 +186,24 @@ func (s *session) isGuess() bool { return !s.made && s.pages == 0 && s.served ==
 
 // loseSlot lets others have the slot of a session whose socket has not come, or will not. The shard is locked.
 func (s *session) loseSlot(now time.Duration, q *admission.Queue) {
-	s.slotUntil = 0
-	if s.hadOne || s.slotless || s.state() == Ended {
+	if s.slotUntil == slotless {
 		return
 	}
-	s.slotless = true
+	s.slotUntil = 0
+	if s.hadOne || s.state() == Ended {
+		return
+	}
+	s.slotUntil = slotless
 	s.at.Slots.Slotless.Add(1)
 	q.Freed(&s.at.Slots, now)
 }
 
 // takeSlot gives the session a slot, whether there is one or not. The shard is locked.
 func (s *session) takeSlot() {
-	s.slotUntil = 0
-	if s.slotless {
-		s.slotless = false
+	if s.slotUntil == slotless {
 		s.at.Slots.Slotless.Add(-1)
 	}
+	s.slotUntil = 0
 }
 
 // supersede ends the waiting of the session with key k at u, which is counted under the id of its
@@ -253,7 +257,7 @@ func (t *Table) quit(sh *shard, s *session) {
 
 // stopWaiting ends the waiting of s. The shard is locked.
 func (t *Table) stopWaiting(sh *shard, s *session) {
-	s.until, s.slotUntil = 0, 0
+	s.until, s.slotUntil = 0, min(s.slotUntil, 0) // slotless stays
 	if s.timer != nil {
 		s.timer.Stop()
 		s.timer = nil
