@@ -7,7 +7,7 @@ FUZZTIME ?= 30s
 BENCH ?= .
 COUNT ?= 5
 OUT ?= bench/results
-MUTATE ?= internal/stamp internal/bokeh internal/breaker internal/admission internal/sessions
+MUTATE ?= internal/stamp internal/bokeh internal/breaker internal/admission internal/sessions internal/verdict
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
@@ -24,6 +25,20 @@ type policyOf struct{ s *Selection }
 
 // Pool implements cluster.Policy.
 func (p policyOf) Pool() (pool []cluster.PoolMember) {
+	p.each(func(m *member, inPool bool) {
+		pool = append(pool, cluster.PoolMember{Upstream: m.Upstream, InPool: inPool})
+	})
+	return pool
+}
+
+// PoolHealth implements cluster.Policy.
+func (p policyOf) PoolHealth() (pool []cluster.MemberHealth) {
+	p.each(func(m *member, inPool bool) { pool = append(pool, m.health(inPool)) })
+	return pool
+}
+
+// each calls yield with every upstream that the policy knows, and whether that is in its pool.
+func (p policyOf) each(yield func(m *member, inPool bool)) {
 	src := p.s.members.source
 	last := src.lastFound()
 	for _, dial := range last.dials {
@@ -32,20 +47,9 @@ func (p policyOf) Pool() (pool []cluster.PoolMember) {
 	p.s.members.byDial.Range(func(_, value any) bool {
 		m := value.(*member)
 		// Where the pool depends on the request, m was in it lately, and is forgotten in a while.
-		pool = append(pool, m.asTold(m.static || src == nil || last.names[m.Name]))
+		yield(m, m.static || src == nil || last.names[m.Name])
 		return true
 	})
-	return pool
-}
-
-// asTold returns what nodes need to know of m.
-func (m *member) asTold(inPool bool) cluster.PoolMember {
-	told := cluster.PoolMember{Upstream: m.Upstream, InPool: inPool, Unreachable: m.unreachable(), Healthy: true}
-	if u := m.last.Load(); u != nil && u.Host != nil {
-		told.Told, told.Healthy, told.Full = true, u.Healthy(), isFull(u)
-		told.NumRequests, told.Fails = u.NumRequests(), u.Fails()
-	}
-	return told
 }
 
 // KnowsPool implements cluster.Policy. Discovered upstreams are known from the first request on, and where they depend on requests
@@ -83,7 +87,7 @@ func (p policyOf) Emit(event string, data map[string]any) {
 // processConfig is what the node of this process is told.
 func processConfig() cluster.Config {
 	return cluster.Config{
-		Table: thisLedger().Table, Host: hostname(), Process: cluster.ThisProcess(),
+		Table: thisLedger().Table, Host: hostname(), Process: record.ThisProcess(),
 		SessionTTL: defaultUnusedSessionLifetime + defaultCheckUnusedSessions,
 		SharedName: sharedNameAt, Running: runningStorage, Exiting: caddy.Exiting, Dial: dial,
 		Logger: printable.Log(caddy.Log().Named("bokeh")),

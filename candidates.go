@@ -220,9 +220,6 @@ func (cs *candidates) allThatTake(is func(*candidate) bool) bool {
 	return !cs.any(func(c *candidate) bool { return cs.takesNew(c) && !is(c) })
 }
 
-// isFull says whether u has a limit of requests and has reached it.
-func isFull(u *reverseproxy.Upstream) bool { return u.Host != nil && u.Full() }
-
 // isUnloaded says whether the config has been replaced.
 func (s *Selection) isUnloaded() bool {
 	select {

@@ -15,6 +15,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 )
 
 // serveDraining lets an upstream drain, or takes that back.
@@ -78,27 +79,27 @@ func (d *duration) UnmarshalJSON(text []byte) error {
 }
 
 // request returns what a request with the body asks for.
-func (b drainBody) request(method, by string) (cluster.DrainRequest, error) {
-	w := cluster.DrainRequest{State: api.StateDraining, By: by, Reason: b.Reason, Grace: (*time.Duration)(b.GracePeriod), Span: (*time.Duration)(b.Span)}
+func (b drainBody) request(method, by string) (record.Request, error) {
+	w := record.Request{State: api.StateDraining, By: by, Reason: b.Reason, Grace: (*time.Duration)(b.GracePeriod), Span: (*time.Duration)(b.Span)}
 	switch {
-	case len(w.Reason) > cluster.MaxReason:
-		return w, apiError(http.StatusBadRequest, "the reason has %d bytes; it has at most %d", len(w.Reason), cluster.MaxReason)
+	case len(w.Reason) > record.MaxReason:
+		return w, apiError(http.StatusBadRequest, "the reason has %d bytes; it has at most %d", len(w.Reason), record.MaxReason)
 	case printable.Text(w.Reason) != w.Reason:
 		return w, apiError(http.StatusBadRequest, "malformed reason %q: it is text in one line, without characters that steer a terminal", w.Reason)
 	case method == http.MethodDelete && (w.Grace != nil || w.Span != nil):
 		return w, apiError(http.StatusBadRequest, "what is taken back has no grace_period and no span")
 	case method == http.MethodDelete:
 		w.State = api.StateReady
-	case w.Grace != nil && (*w.Grace < 0 || *w.Grace > cluster.MaxLifetime):
-		return w, apiError(http.StatusBadRequest, "malformed grace_period: it is a duration like 30m, from 0 (never) to %v", cluster.MaxLifetime)
-	case w.Span != nil && (*w.Span <= 0 || *w.Span > cluster.MaxLifetime):
-		return w, apiError(http.StatusBadRequest, "malformed span: it is a duration above zero, like 30s, up to %v", cluster.MaxLifetime)
+	case w.Grace != nil && (*w.Grace < 0 || *w.Grace > record.MaxLifetime):
+		return w, apiError(http.StatusBadRequest, "malformed grace_period: it is a duration like 30m, from 0 (never) to %v", record.MaxLifetime)
+	case w.Span != nil && (*w.Span <= 0 || *w.Span > record.MaxLifetime):
+		return w, apiError(http.StatusBadRequest, "malformed span: it is a duration above zero, like 30s, up to %v", record.MaxLifetime)
 	}
 	return w, nil
 }
 
 // drain lets an upstream drain. Unless forced it must be known, and another one must take new sessions.
-func drain(ctx context.Context, n *cluster.Cluster, address string, said cluster.DrainRequest) (*api.Upstream, error) {
+func drain(ctx context.Context, n *cluster.Cluster, address string, said record.Request) (*api.Upstream, error) {
 	if len(address) > maxAddress {
 		return nil, apiError(http.StatusBadRequest, "an address of %d bytes names no upstream: it has at most %d", len(address), maxAddress)
 	}
@@ -122,7 +123,7 @@ func drain(ctx context.Context, n *cluster.Cluster, address string, said cluster
 }
 
 // undrain takes a drain back. What a config drains it cannot.
-func undrain(ctx context.Context, n *cluster.Cluster, address string, said cluster.DrainRequest) (*api.Upstream, error) {
+func undrain(ctx context.Context, n *cluster.Cluster, address string, said record.Request) (*api.Upstream, error) {
 	st, err := upstreamMeant(n, address)
 	switch {
 	case err != nil:

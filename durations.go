@@ -5,7 +5,7 @@ package caddybokeh
 import (
 	"time"
 
-	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 )
 
 // What the options say where the config does not: Bokeh's own defaults (bokeh/server/core.py), which Bokeh counts in milliseconds; and what
@@ -14,7 +14,7 @@ const (
 	defaultUnusedSessionLifetime = 15 * time.Second
 	defaultCheckUnusedSessions   = 17 * time.Second
 
-	maxLifetime   = cluster.MaxLifetime // of both, so that their sum cannot overflow
+	maxLifetime   = record.MaxLifetime // of both, so that their sum cannot overflow
 	minHedgeAfter = 100 * time.Millisecond
 )
 

@@ -25,6 +25,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
@@ -78,7 +79,7 @@ func makeCaddy(t *testing.T, host string, st store.Storage, s *Selection, pool r
 	c.door, _ = st.(*clustertest.Door)
 	c.runs(st)
 	conf := testConfig(s.table.Table, func() store.Storage { return (*c.running.Load())() }, zap.New(core))
-	conf.Host, conf.Process, conf.Exiting = host, cluster.Process{}, c.exiting.Load
+	conf.Host, conf.Process, conf.Exiting = host, record.Process{}, c.exiting.Load
 	c.Cluster = cluster.New(ctx, conf)
 	t.Cleanup(kill)
 	return c
@@ -101,13 +102,13 @@ func (c *fleetNode) runs(st store.Storage) {
 }
 
 // say says something of an upstream to the node.
-func (c *fleetNode) say(addr string, w cluster.DrainRequest) error {
+func (c *fleetNode) say(addr string, w record.Request) error {
 	w.Force = true
 	return c.SetDrain(c.t.Context(), upstreamName(addr), w)
 }
 
 // tell says something of an upstream to the node, which must do it.
-func (c *fleetNode) tell(addr string, w cluster.DrainRequest) {
+func (c *fleetNode) tell(addr string, w record.Request) {
 	c.t.Helper()
 	if err := c.say(addr, w); err != nil {
 		c.t.Fatal(err)
@@ -116,12 +117,12 @@ func (c *fleetNode) tell(addr string, w cluster.DrainRequest) {
 
 func (c *fleetNode) drain(addr string) {
 	c.t.Helper()
-	c.tell(addr, cluster.DrainRequest{State: api.StateDraining})
+	c.tell(addr, record.Request{State: api.StateDraining})
 }
 
 // drainAsked drains an upstream as the admin API does, and returns the status of the answer.
 func (c *fleetNode) drainAsked(addr string, force bool) (status int, said string) {
-	_, err := drain(context.Background(), c.Cluster, addr, cluster.DrainRequest{State: api.StateDraining, By: c.Name(), Force: force})
+	_, err := drain(context.Background(), c.Cluster, addr, record.Request{State: api.StateDraining, By: c.Name(), Force: force})
 	if err == nil {
 		return http.StatusOK, ""
 	}
@@ -348,7 +349,7 @@ func TestGracePeriod(t *testing.T) {
 			tokens = append(tokens, token)
 		}
 		grace, span := 10*time.Minute, 20*time.Second
-		nodes[0].tell(u0, cluster.DrainRequest{State: api.StateDraining, Grace: &grace, Span: &span})
+		nodes[0].tell(u0, record.Request{State: api.StateDraining, Grace: &grace, Span: &span})
 		open := func() (sum int64) {
 			for _, c := range nodes {
 				for _, st := range c.Upstreams() {
@@ -404,7 +405,7 @@ func TestGracePeriod(t *testing.T) {
 		if home, _ := c.socket(tokens[0]); home == u0 {
 			t.Error("after a restart a socket went to the closed upstream")
 		}
-		c.tell(u0, cluster.DrainRequest{State: api.StateReady})
+		c.tell(u0, record.Request{State: api.StateReady})
 		pass(5 * time.Second)
 		nodes[1].visitAt(u0)
 	})
@@ -419,7 +420,7 @@ func TestGracePeriodWithoutTheStorage(t *testing.T) {
 		pass(time.Minute)
 		token := a.visitAt(u0)
 		hour := time.Hour
-		a.tell(u0, cluster.DrainRequest{State: api.StateDraining, Grace: &hour})
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &hour})
 		pass(30 * time.Minute)
 		a.kill()
 		b := startCaddyOn(t, a.host, v.Door(), a.pool)
@@ -434,7 +435,7 @@ func TestGracePeriodWithoutTheStorage(t *testing.T) {
 			t.Errorf("after it %d sessions are left", n)
 		}
 		b.door.Fail(nil)
-		b.tell(u0, cluster.DrainRequest{State: api.StateDraining, Reason: "a disk is replaced"})
+		b.tell(u0, record.Request{State: api.StateDraining, Reason: "a disk is replaced"})
 		if home, _ := b.socket(token); home == u0 {
 			t.Error("it is opened again, though nobody said so")
 		}
@@ -465,7 +466,7 @@ func TestGracePeriodOfWhatNeverEnds(t *testing.T) {
 				v.firstByteCame(v.attempt)
 			}
 			grace := 5 * time.Second
-			a.tell(addr, cluster.DrainRequest{State: api.StateDraining, Grace: &grace})
+			a.tell(addr, record.Request{State: api.StateDraining, Grace: &grace})
 			pass(grace + 2*time.Second)
 			a.wantState(addr, api.StateClosed, name)
 			pass(30*time.Second + 5*time.Second)
@@ -487,7 +488,7 @@ func TestUndrainIsHeardFirst(t *testing.T) {
 		a.drain(u0)
 		pass(time.Minute)
 		b.wantDrained(u0, true, "at first")
-		a.tell(u0, cluster.DrainRequest{State: api.StateReady})
+		a.tell(u0, record.Request{State: api.StateReady})
 		if !a.s.members.get(u0).Drain.On() {
 			t.Error("it gets new sessions though another node takes it for empty")
 		}
@@ -507,7 +508,7 @@ func TestMarkChangesBetweenTwoLooks(t *testing.T) {
 		a.drain(u0)
 		pass(time.Minute)
 		b.wantDrained(u0, true, "at first")
-		a.tell(u0, cluster.DrainRequest{State: api.StateReady})
+		a.tell(u0, record.Request{State: api.StateReady})
 		pass(3 * time.Second) // until then b may take it for empty
 		token := a.visitAt(u0)
 		b.drain(u0)
@@ -586,14 +587,14 @@ func TestStorageHangs(t *testing.T) {
 		token := a.visitAt(u0)
 		_, hangUp := a.socket(token)
 		hour := time.Hour
-		a.tell(u0, cluster.DrainRequest{State: api.StateDraining, Grace: &hour})
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &hour})
 		b.drain("u1:80")
 		pass(30 * time.Minute)
 		a.wantDrained("u1:80", true, "before")
 		defer a.door.Hang()()
 		pass(10 * time.Second)
 		a.wantDrained("u1:80", false, "when the storage has not been read for long")
-		b.tell("u1:80", cluster.DrainRequest{State: api.StateReady})
+		b.tell("u1:80", record.Request{State: api.StateReady})
 		pass(10 * time.Second)
 		other := b.visitAt("u1:80")
 		_, hangUpOther := b.socket(other)
@@ -624,12 +625,12 @@ func TestClosedAndOpenedAgain(t *testing.T) {
 			_, open[token] = a.socket(token)
 		}
 		minute, never, span := time.Minute, time.Duration(0), time.Hour
-		a.tell(u0, cluster.DrainRequest{State: api.StateDraining, Grace: &minute, Span: &span})
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &minute, Span: &span})
 		pass(time.Minute - 4*time.Second)
 		hangUp()
 		pass(5 * time.Second)
 		a.wantState(u0, api.StateClosed, "when the grace period is over")
-		a.tell(u0, cluster.DrainRequest{State: api.StateDraining, Grace: &never})
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &never})
 		pass(7 * time.Second)
 		a.wantState(u0, api.StateDraining, "opened again, while a browser may come back")
 		if home, hangUp := a.socket(unused); home != u0 {
@@ -666,7 +667,7 @@ func TestOpenedAgainElsewhere(t *testing.T) {
 		token := a.visitAt(u0)
 		_, hangUp := a.socket(token)
 		minute, never := time.Minute, time.Duration(0)
-		a.tell(u0, cluster.DrainRequest{State: api.StateDraining, Grace: &minute})
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &minute})
 		pass(58 * time.Second)
 		hangUp()
 		for !a.s.members.get(u0).Drain.IsClosed() {
@@ -675,7 +676,7 @@ func TestOpenedAgainElsewhere(t *testing.T) {
 		if b.s.members.get(u0).Drain.IsClosed() {
 			t.Fatal("both have closed it")
 		}
-		b.tell(u0, cluster.DrainRequest{State: api.StateDraining, Grace: &never})
+		b.tell(u0, record.Request{State: api.StateDraining, Grace: &never})
 		for range 25 {
 			pass(time.Second)
 			b.wantDrained(u0, false, "while the browser may come back")
@@ -714,7 +715,7 @@ func TestStoreThatFailsMayHaveWritten(t *testing.T) {
 		}}, 3)
 		pass(time.Minute)
 		lose.Store(true)
-		said := storageError(a.say(u0, cluster.DrainRequest{State: api.StateDraining})).Error()
+		said := storageError(a.say(u0, record.Request{State: api.StateDraining})).Error()
 		if !strings.Contains(said, "not known whether") {
 			t.Error("the operator hears: ", said)
 		}

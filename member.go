@@ -10,6 +10,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/stamp"
 )
@@ -35,6 +36,19 @@ type member struct {
 func (m *member) unreachable() bool {
 	return m.IsUnreachable() || m.noTLS.Was()
 }
+
+// health returns what the policy's handler says of m.
+func (m *member) health(inPool bool) cluster.MemberHealth {
+	h := cluster.MemberHealth{PoolMember: cluster.PoolMember{Upstream: m.Upstream, InPool: inPool}, Unreachable: m.unreachable(), Healthy: true}
+	if u := m.last.Load(); u != nil && u.Host != nil {
+		h.Told, h.Healthy, h.Full = true, u.Healthy(), isFull(u)
+		h.NumRequests, h.Fails = u.NumRequests(), u.Fails()
+	}
+	return h
+}
+
+// isFull says whether u has a limit of requests and has reached it.
+func isFull(u *reverseproxy.Upstream) bool { return u.Host != nil && u.Full() }
 
 // shookHands tells how a TLS handshake with m ended. A server that is slow at it may be building
 // a page.

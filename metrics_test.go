@@ -19,6 +19,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 )
 
 // metrics returns the lines about the policy that Prometheus gets.
@@ -124,7 +125,7 @@ func TestDrainOfAnEscapeSequence(t *testing.T) {
 	n := cluster.New(context.Background(), testConfig(l.Table, nil, nil))
 	l.Hold(name)
 	for _, force := range []bool{false, true} {
-		if _, err := drain(t.Context(), n, name, cluster.DrainRequest{State: api.StateDraining, Force: force}); err == nil {
+		if _, err := drain(t.Context(), n, name, record.Request{State: api.StateDraining, Force: force}); err == nil {
 			t.Errorf("it is written, by force: %v", force)
 		}
 	}

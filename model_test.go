@@ -14,6 +14,7 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh/bokehtest"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
@@ -155,7 +156,7 @@ func (f *fleetModel) hangUp() {
 // drain says that an upstream drains, or that it does not.
 func (f *fleetModel) drain() {
 	n, u := f.node(), f.upstream()
-	w := cluster.DrainRequest{State: api.StateDraining}
+	w := record.Request{State: api.StateDraining}
 	if f.rnd.IntN(3) == 0 {
 		w.State = api.StateReady
 	}

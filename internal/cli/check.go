@@ -17,6 +17,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 )
 
 func commandCheck(fl caddycmd.Flags, _ []string) (int, error) {
@@ -43,7 +44,7 @@ func commandCheck(fl caddycmd.Flags, _ []string) (int, error) {
 
 // printCheck writes what was tried of a storage, what follows from what failed, and who reports there.
 func printCheck(w io.Writer, check *api.StorageCheck, nodes []api.Node) error {
-	say(w, "storage: %s\n\n", check.Storage)
+	printable.Fprintf(w, "storage: %s\n\n", check.Storage)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, s := range check.Steps {
 		result := "ok"
@@ -51,18 +52,18 @@ func printCheck(w io.Writer, check *api.StorageCheck, nodes []api.Node) error {
 			result = "FAILED"
 		}
 		took := time.Duration(s.Seconds * float64(time.Second)).Round(10 * time.Microsecond)
-		say(table, "%s\t%s\t%v\t%s\n", s.Name, result, took, s.Note)
+		printable.Fprintf(table, "%s\t%s\t%v\t%s\n", s.Name, result, took, s.Note)
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
 	for _, s := range check.Steps {
 		if !s.OK {
-			say(w, "\n%s: %s\n  so %s\n", s.Name, strings.ReplaceAll(s.Error, "\n", "; "), s.Means)
+			printable.Fprintf(w, "\n%s: %s\n  so %s\n", s.Name, strings.ReplaceAll(s.Error, "\n", "; "), s.Means)
 		}
 	}
 	if len(nodes) > 0 && nodes[0].Policies == 0 {
-		say(w, "\n%v, so it keeps nothing in it and looks for nobody there\n", api.ErrNoPolicy)
+		printable.Fprintf(w, "\n%v, so it keeps nothing in it and looks for nobody there\n", api.ErrNoPolicy)
 		return nil
 	}
 	fmt.Fprintln(w, "\nCaddys that this one finds in it:")
@@ -71,7 +72,7 @@ func printCheck(w io.Writer, check *api.StorageCheck, nodes []api.Node) error {
 		if n.Self {
 			self = " (this one)"
 		}
-		say(w, "  %s on %s: %s%s\n", n.Node, n.Host, n.State, self)
+		printable.Fprintf(w, "  %s on %s: %s%s\n", n.Node, n.Host, n.State, self)
 	}
 	return nil
 }

@@ -10,11 +10,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
+	"time"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 )
 
 // adminClient talks to the admin API of a running Caddy. All methods may be called by any goroutine.
@@ -135,4 +138,33 @@ func errorIn(text string) (said string, isJSON bool) {
 
 func (c *adminClient) isNoAPI(why any) error {
 	return fmt.Errorf("what answers at %s is not the admin API of a Caddy with this module (--address or --config say where that is): %v", c.address, why)
+}
+
+const (
+	// restartTimeout is how long a Caddy that does not answer is tried: it may be restarting.
+	restartTimeout = 10 * time.Second
+
+	// restartInterval is how often.
+	restartInterval = 250 * time.Millisecond
+)
+
+// awaitCaddy waits for a moment where no Caddy answers: it may be restarting, and whoever waits for a drain
+// waits for that as well.
+func (c *adminClient) awaitCaddy(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
+	defer cancel()
+	for said := false; ; said = true {
+		err := c.do(ctx, http.MethodGet, api.NodePath, nil, new(api.Node))
+		if _, silent := errors.AsType[silentError](err); !silent {
+			return
+		}
+		if !said {
+			printable.Fprintf(os.Stderr, "%v; trying for %v\n", err, restartTimeout)
+		}
+		select {
+		case <-time.After(restartInterval):
+		case <-ctx.Done():
+			return
+		}
+	}
 }

@@ -18,6 +18,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
 )
 
 // drainBody is what is said beside which upstreams.
@@ -28,11 +29,11 @@ func commandDrain(fl caddycmd.Flags, addresses []string) (int, error) {
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	c, err := newAdminClient(fl)
+	body, err := bodyOf(fl)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
-	body, err := bodyOf(fl)
+	c, err := newAdminClient(fl)
 	if err != nil {
 		return caddy.ExitCodeFailedStartup, err
 	}
@@ -149,9 +150,9 @@ func (c *adminClient) mark(ctx context.Context, method, query string, body drain
 			}
 			return nil, err
 		}
-		say(os.Stdout, "%s is %s, with %s\n", st.Address, st.State, api.InWords(st.Total))
+		printable.Fprintf(os.Stdout, "%s is %s, with %s\n", st.Address, st.State, api.InWords(st.Total))
 		if method == http.MethodPut && !st.InPool() {
-			say(os.Stderr, "warning: no Caddy has %s in a pool; if that is a slip, caddy bokeh undrain %s takes it back\n", st.Address, st.Address)
+			printable.Fprintf(os.Stderr, "warning: no Caddy has %s in a pool; if that is a slip, caddy bokeh undrain %s takes it back\n", st.Address, st.Address)
 		}
 		names = append(names, st.Address)
 	}

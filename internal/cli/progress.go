@@ -91,7 +91,7 @@ func (b *bar) trouble(err error) {
 	if b.bar != nil {
 		b.describe("still waiting: " + err.Error())
 	} else {
-		say(b.w, "still waiting: %v\n", err)
+		printable.Fprintf(b.w, "still waiting: %v\n", err)
 	}
 }
 
@@ -109,7 +109,7 @@ func (b *bar) describe(text string) {
 
 func (b *bar) done(text string) {
 	b.end()
-	say(b.w, "%s\n", text)
+	printable.Fprintf(b.w, "%s\n", text)
 }
 
 func (b *bar) end() {
@@ -139,7 +139,7 @@ func (l *lines) show(left []api.Upstream) {
 
 func (l *lines) write(text string) {
 	l.at = time.Now()
-	say(l.w, "%s\n", text)
+	printable.Fprintf(l.w, "%s\n", text)
 }
 
 func (l *lines) trouble(err error) {

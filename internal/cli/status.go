@@ -56,7 +56,7 @@ func printStatus(w io.Writer, all []api.Upstream, nodes []api.Node) error {
 	for _, st := range all {
 		if st.Addresses > 1 {
 			source, _ := api.Source(st.Address)
-			say(w, "\n%s: this name has %d addresses, and a page and its websocket meet by luck; if they are several servers,"+
+			printable.Fprintf(w, "\n%s: this name has %d addresses, and a page and its websocket meet by luck; if they are several servers,"+
 				" find each by itself (in place of the address: dynamic %s; where each has an address of IPv4 and one of IPv6, with a block that says versions ipv4)\n",
 				st.Address, st.Addresses, source)
 		}
@@ -65,13 +65,13 @@ func printStatus(w io.Writer, all []api.Upstream, nodes []api.Node) error {
 		if st.Drain == nil {
 			continue
 		}
-		say(w, "\n%s: draining %s\n", st.Address, drainText(st.Drain))
+		printable.Fprintf(w, "\n%s: draining %s\n", st.Address, drainText(st.Drain))
 		for _, wait := range st.WaitingFor {
-			say(w, "  waits for node %s on %s: %s\n", wait.Node, wait.Host, wait.Reason)
+			printable.Fprintf(w, "  waits for node %s on %s: %s\n", wait.Node, wait.Host, wait.Reason)
 		}
 	}
 	if len(all) == 0 {
-		say(w, "\n%v\n", api.ErrNoneYet)
+		printable.Fprintf(w, "\n%v\n", api.ErrNoneYet)
 	}
 	for _, n := range nodes {
 		printNode(w, n)
@@ -85,7 +85,7 @@ func printTable(w io.Writer, all []api.Upstream) error {
 	fmt.Fprintln(table, "ADDRESS\tSTATE\tHEALTHY\tSESSIONS\tBUILDING\tWAITING\tCONNECTED\tUNUSED\tOLDEST\tENDED IN 5M")
 	for _, st := range all {
 		s := st.Sessions
-		say(table, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%d\n",
+		printable.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%d\n",
 			st.Address, st.State, health(&st), st.Total, s.Building, s.Waiting, s.Connected, s.Unused, age(&st), st.EndedRecently)
 	}
 	return table.Flush()
@@ -142,15 +142,15 @@ func drainText(d *api.Drain) string {
 // printNode writes what is to be known of a node: what is wrong with its storage, who waits there, and whether it is missed.
 func printNode(w io.Writer, n api.Node) {
 	if n.Storage != "" {
-		say(w, "\nthe storage fails on this Caddy; drains said elsewhere may not be seen, and nothing may be called drained"+
+		printable.Fprintf(w, "\nthe storage fails on this Caddy; drains said elsewhere may not be seen, and nothing may be called drained"+
 			" (mend it; a record that is broken: delete it): %s\n", strings.ReplaceAll(n.Storage, "\n", "; "))
 	}
 	if n.Waiting > 0 {
-		say(w, "\nvisits at this Caddy that wait for a place, for all servers have max_sessions sessions: %d\n", n.Waiting)
+		printable.Fprintf(w, "\nvisits at this Caddy that wait for a place, for all servers have max_sessions sessions: %d\n", n.Waiting)
 	}
 	if n.State == api.NodeOverdue {
 		heard := time.Duration(n.Heard * float64(time.Second))
-		say(w, "\nnode %s on %s has not reported for %s: it is dead (then say so: DELETE %s/%s), or cannot write to the storage\n",
+		printable.Fprintf(w, "\nnode %s on %s has not reported for %s: it is dead (then say so: DELETE %s/%s), or cannot write to the storage\n",
 			n.Node, n.Host, api.Seconds(heard), api.NodesPath, n.Node)
 	}
 }

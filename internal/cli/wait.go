@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -26,31 +25,7 @@ const (
 
 	// retryInterval is how often --wait asks at most.
 	retryInterval = time.Second
-
-	// restartTimeout is how long --wait tries to reach a Caddy before anything is marked.
-	restartTimeout = 10 * time.Second
 )
-
-// awaitCaddy waits for a moment where no Caddy answers: it may be restarting, and whoever waits for a drain
-// waits for that as well.
-func (c *adminClient) awaitCaddy(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
-	defer cancel()
-	for said := false; ; said = true {
-		err := c.do(ctx, http.MethodGet, api.NodePath, nil, new(api.Node))
-		if _, silent := errors.AsType[silentError](err); !silent {
-			return
-		}
-		if !said {
-			say(os.Stderr, "%v; trying for %v\n", err, restartTimeout)
-		}
-		select {
-		case <-time.After(retryInterval / 4):
-		case <-ctx.Done():
-			return
-		}
-	}
-}
 
 // awaitDrained returns when the named upstreams are drained, or ctx ends, and how to exit then. It asks for all upstreams first, so that
 // something is shown, and whenever an answer leaves a doubt; else it lets Caddy wait.
@@ -58,7 +33,7 @@ func (c *adminClient) awaitDrained(ctx context.Context, p progress, names []stri
 	tick := time.NewTicker(retryInterval)
 	defer tick.Stop()
 	for waits := false; ; {
-		left, err := c.left(ctx, names, waits)
+		left, err := c.remaining(ctx, names, waits)
 		switch {
 		case err == nil && len(left) == 0:
 			p.done("drained: " + strings.Join(names, ", "))
@@ -100,9 +75,9 @@ var (
 	errDoubt = errors.New("the answer leaves a doubt")
 )
 
-// left returns those of the named upstreams that are not drained: at once, or after a slice of waiting. What was drained by then may have
+// remaining returns those of the named upstreams that are not drained: at once, or after a slice of waiting. What was drained by then may have
 // been so at different moments; so where there are several, it is asked whether they are at one.
-func (c *adminClient) left(ctx context.Context, names []string, waits bool) ([]api.Upstream, error) {
+func (c *adminClient) remaining(ctx context.Context, names []string, waits bool) ([]api.Upstream, error) {
 	if !waits {
 		return c.list(ctx, names)
 	}

@@ -1,5 +1,5 @@
 // Package cluster holds what makes this Caddy a node among all that share a storage: the drains that operators ask for, what nodes report of
-// their upstreams, and the verdict that an upstream is certainly empty. It knows nothing of Caddy: what it needs of that comes in as values.
+// their upstreams, and who is told that one is certainly empty. It knows nothing of Caddy: what it needs of that comes in as values.
 // Everything exported is safe for concurrent use. Times are on the clock of the table of sessions, which is monotonic.
 //
 // This file holds the cluster as this process sees it.
@@ -15,7 +15,8 @@ import (
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
-// Cluster is this process among all Caddys that share a storage: a shell that locks, and has the goroutines. What is known is in its state.
+// Cluster is this process as a node among all Caddys that share a storage: a shell that locks, and has the goroutines. What is known is in
+// its state.
 type Cluster struct {
 	loops *loops
 
@@ -106,14 +107,4 @@ func (n *Cluster) Active() error {
 		return api.ErrNoPolicy
 	}
 	return nil
-}
-
-// activeShare returns the storage in use.
-func (n *Cluster) activeShare() (*share, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.follow(); n.used == nil {
-		return nil, api.ErrNoPolicy
-	}
-	return n.used, nil
 }

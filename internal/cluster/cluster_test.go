@@ -17,7 +17,9 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
@@ -51,7 +53,7 @@ func makeNode(t *testing.T, st store.Storage, s *testPolicy, pool []string) *cad
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
 	n := New(context.Background(), testConfig(s.table, func() store.Storage { return st }, zap.New(core)))
-	n.conf.Host, n.conf.Process = store.RandomName(), Process{}
+	n.conf.Host, n.conf.Process = store.RandomName(), record.Process{}
 	c := &caddyNode{Cluster: n, t: t, s: s, pool: pool, logs: logs}
 	t.Cleanup(c.kill)
 	return c
@@ -92,7 +94,7 @@ func (c *caddyNode) knowsMarks() bool {
 }
 
 // tell says something of an upstream to the node.
-func (c *caddyNode) tell(addr string, w DrainRequest) {
+func (c *caddyNode) tell(addr string, w record.Request) {
 	c.t.Helper()
 	if err := c.setDrain(c.t.Context(), addr, w); err != nil {
 		c.t.Fatal(err)
@@ -101,7 +103,7 @@ func (c *caddyNode) tell(addr string, w DrainRequest) {
 
 func (c *caddyNode) drain(addr string) {
 	c.t.Helper()
-	c.tell(addr, DrainRequest{State: stateDraining})
+	c.tell(addr, record.Request{State: api.StateDraining})
 }
 
 // status returns the verdict on an upstream, and what it waits for.
@@ -110,7 +112,7 @@ func (c *caddyNode) status(addr string) (drained bool, waits string) {
 	defer c.mu.Unlock()
 	for u, v := range c.verdicts {
 		if u.Name == addr {
-			return v.drained, fmt.Sprint(v.waits)
+			return v.Drained, fmt.Sprint(v.Waits)
 		}
 	}
 	return false, "it does not drain"
@@ -175,7 +177,7 @@ func TestMarkHoldsOnEveryNode(t *testing.T) {
 				t.Fatal("a new session went to the draining upstream through a node that has just started")
 			}
 		}
-		b.tell(u0, DrainRequest{State: stateReady})
+		b.tell(u0, record.Request{State: api.StateReady})
 		pass(5 * time.Second)
 		for _, n := range []*caddyNode{a, b, c} {
 			n.visitAt(u0)
@@ -302,52 +304,6 @@ func TestPeerThatLeaves(t *testing.T) {
 	})
 }
 
-// Of a process of the same machine it can be seen whether it is gone.
-func TestProcessOfTheSameMachine(t *testing.T) {
-	self := ThisProcess()
-	if self.PID == 0 {
-		t.Skip("SKIP-REASON: this system does not tell of processes")
-	}
-	dead := self
-	dead.Started = "1"
-	none := self
-	none.PID = 1 << 30
-	elsewhere := none
-	elsewhere.Boot = "another"
-	for name, c := range map[string]struct {
-		p    Process
-		want bool
-	}{
-		"itself":            {self, false},
-		"number used again": {dead, true},
-		"no such number":    {none, true},
-		"another machine":   {elsewhere, false},
-		"unknown":           {Process{}, false},
-	} {
-		if got := c.p.isGone(self); got != c.want {
-			t.Errorf("%s: gone is %v", name, got)
-		}
-	}
-}
-
-// A system may hide the processes of other users, which are there all the same.
-func TestHiddenProcess(t *testing.T) {
-	self := ThisProcess()
-	if self.PID == 0 {
-		t.Skip("SKIP-REASON: this system does not tell of processes")
-	}
-	none := self
-	none.PID = 1 << 30
-	defer func(before string) { proc = before }(proc)
-	proc = t.TempDir()
-	if self.isGone(self) {
-		t.Error("a process that is hidden is gone")
-	}
-	if !none.isGone(self) {
-		t.Error("a process that is not there may be hidden")
-	}
-}
-
 // Clocks ten minutes apart change nothing: nobody compares them.
 func TestClocksApart(t *testing.T) {
 	for _, apart := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
@@ -355,9 +311,9 @@ func TestClocksApart(t *testing.T) {
 			v := clustertest.NewVault()
 			a, b := startNode(t, v), startNode(t, v)
 			pass(time.Minute)
-			m := DrainRequest{State: stateDraining}.record(nil, u0, "elsewhere", 0)
+			m := record.Request{State: api.StateDraining}.Record(nil, u0, "elsewhere", 0)
 			m.Since = m.Since.Add(apart)
-			if err := store.Put(t.Context(), b.door, drainKey(u0), m); err != nil {
+			if err := store.Put(t.Context(), b.door, record.DrainKey(u0), m); err != nil {
 				t.Fatal(err)
 			}
 			pass(5 * time.Second)
@@ -375,13 +331,13 @@ func TestStorageFailsAnOperator(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := startNode(t, clustertest.NewVault())
 		a.door.Fail(errors.New("disk full"))
-		if err := a.setDrain(t.Context(), u0, DrainRequest{State: stateDraining}); err == nil || !strings.Contains(err.Error(), "disk full") {
+		if err := a.setDrain(t.Context(), u0, record.Request{State: api.StateDraining}); err == nil || !strings.Contains(err.Error(), "disk full") {
 			t.Errorf("the operator hears %v", err)
 		}
 		a.visitAt(u0)
 		a.door.Fail(nil)
 		release := a.door.Hang()
-		if err := a.setDrain(t.Context(), u0, DrainRequest{State: stateDraining}); err == nil || !strings.Contains(err.Error(), "has not answered") {
+		if err := a.setDrain(t.Context(), u0, record.Request{State: api.StateDraining}); err == nil || !strings.Contains(err.Error(), "has not answered") {
 			t.Errorf("the operator hears %v", err)
 		}
 		a.visitAt(u0)
@@ -411,7 +367,7 @@ func TestMarkIsMissing(t *testing.T) {
 		}
 		for broken, value := range map[string]string{"empty": "", "no JSON": "{", "another's": `{"id":"x","upstream":"u1:80","state":"ready"}`} {
 			v.Lock()
-			v.Values[drainKey(u0)] = []byte(value)
+			v.Values[record.DrainKey(u0)] = []byte(value)
 			v.Unlock()
 			pass(time.Minute)
 			if home, _ := a.visit(); home == u0 {
@@ -449,7 +405,7 @@ func TestStorageIsAnother(t *testing.T) {
 				}
 			}
 		}
-		a.tell("u1:80", DrainRequest{State: stateDraining})
+		a.tell("u1:80", record.Request{State: api.StateDraining})
 		pass(time.Minute)
 		a.wantWait("u1:80", "it has 1 session", "while a node has not changed the storage")
 
@@ -475,12 +431,12 @@ func TestNodeReportsAtOnce(t *testing.T) {
 		}, zap.NewNop()))
 		s.join(n, d)
 		pass(3 * time.Second)
-		if v.Holds(nodeKey(n.name)) {
+		if v.Holds(record.NodeKey(n.name)) {
 			t.Error("it reports though its config does not run")
 		}
 		running.Store(true)
 		pass(200 * time.Millisecond)
-		if !v.Holds(nodeKey(n.name)) {
+		if !v.Holds(record.NodeKey(n.name)) {
 			t.Error("it has not reported")
 		}
 		n.Close()
@@ -497,11 +453,11 @@ func TestMarkOfAnUpstreamThatIsGone(t *testing.T) {
 		b.wantDrained("u2:80", true, "at a node that does not know it")
 		a.load(a.door, testPool(2))()
 		pass(9 * time.Minute)
-		if !v.Holds(drainKey("u2:80")) {
+		if !v.Holds(record.DrainKey("u2:80")) {
 			t.Error("the mark is forgotten too early")
 		}
 		pass(2 * time.Minute)
-		if v.Holds(drainKey("u2:80")) || a.knowsMarks() || b.knowsMarks() {
+		if v.Holds(record.DrainKey("u2:80")) || a.knowsMarks() || b.knowsMarks() {
 			t.Error("the mark is not forgotten")
 		}
 	})
@@ -527,10 +483,10 @@ func TestNodesWithDifferentKeys(t *testing.T) {
 // Nobody is cut without a grace period, nor when it is taken back, put off, or removed.
 func TestGracePeriodTakenBack(t *testing.T) {
 	hour, long, none := time.Hour, 10*time.Hour, time.Duration(0)
-	for what, w := range map[string]DrainRequest{
-		"taken back": {State: stateReady},
-		"put off":    {State: stateDraining, Grace: &long},
-		"removed":    {State: stateDraining, Grace: &none},
+	for what, w := range map[string]record.Request{
+		"taken back": {State: api.StateReady},
+		"put off":    {State: api.StateDraining, Grace: &long},
+		"removed":    {State: api.StateDraining, Grace: &none},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			v := clustertest.NewVault()
@@ -538,7 +494,7 @@ func TestGracePeriodTakenBack(t *testing.T) {
 			pass(time.Minute)
 			token := b.visitAt(u0)
 			_, _ = b.socket(token)
-			a.tell(u0, DrainRequest{State: stateDraining, Grace: &hour})
+			a.tell(u0, record.Request{State: api.StateDraining, Grace: &hour})
 			pass(50 * time.Minute)
 			b.tell(u0, w)
 			pass(time.Hour)
@@ -552,16 +508,16 @@ func TestGracePeriodTakenBack(t *testing.T) {
 // What is said once more does not begin the grace period anew, also where only the reason is new.
 func TestGracePeriodSaidOnceMore(t *testing.T) {
 	hour := time.Hour
-	for what, w := range map[string]DrainRequest{
-		"the same":     {State: stateDraining},
-		"a new reason": {State: stateDraining, Reason: "another"},
+	for what, w := range map[string]record.Request{
+		"the same":     {State: api.StateDraining},
+		"a new reason": {State: api.StateDraining, Reason: "another"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			v := clustertest.NewVault()
 			a, b := startNode(t, v), startNode(t, v)
 			pass(time.Minute)
 			_, _ = b.socket(b.visitAt(u0))
-			a.tell(u0, DrainRequest{State: stateDraining, Grace: &hour})
+			a.tell(u0, record.Request{State: api.StateDraining, Grace: &hour})
 			pass(50 * time.Minute)
 			b.tell(u0, w)
 			pass(5 * time.Minute)
@@ -582,7 +538,7 @@ func TestDrainedNotWhileANodeIsStarting(t *testing.T) {
 		pass(time.Hour)
 		b := startNode(t, v)
 		v.Lock()
-		delete(v.Values, nodeKey(b.name)) // as if its config were not running yet
+		delete(v.Values, record.NodeKey(b.name)) // as if its config were not running yet
 		v.Unlock()
 		a.drain(u0)
 		_, hangUp := b.socket(b.visitAt(u0))
@@ -606,7 +562,7 @@ func TestLastTwoAreMarkedAtOnce(t *testing.T) {
 		errs := make([]error, 2)
 		for i := range errs {
 			wg.Go(func() {
-				errs[i] = askDrain(t.Context(), a.Cluster, fmt.Sprintf("u%d:80", i), DrainRequest{State: stateDraining})
+				errs[i] = askDrain(t.Context(), a.Cluster, fmt.Sprintf("u%d:80", i), record.Request{State: api.StateDraining})
 			})
 		}
 		pass(time.Second)
@@ -625,8 +581,8 @@ func TestGracePeriodThroughALateNode(t *testing.T) {
 		a, b := startNode(t, v), startNode(t, v)
 		pass(3 * time.Second)
 		hours := 8 * time.Hour
-		a.tell(u0, DrainRequest{State: stateDraining, Grace: &hours})
-		b.tell(u0, DrainRequest{State: stateDraining, Reason: "new version"})
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &hours})
+		b.tell(u0, record.Request{State: api.StateDraining, Reason: "new version"})
 		pass(hours + time.Minute)
 		if !a.s.get(u0).Drain.IsClosed() {
 			t.Error("it is not closed")

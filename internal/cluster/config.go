@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
@@ -17,6 +18,9 @@ import (
 type Policy interface {
 	// Pool returns every upstream that the policy knows, in no order. What it returns is the caller's.
 	Pool() []PoolMember
+
+	// PoolHealth returns the same upstreams, with what the policy's handler says of them. It is asked for when somebody wants to know.
+	PoolHealth() []MemberHealth
 
 	// KnowsPool says whether all upstreams of its pool are among them.
 	KnowsPool() bool
@@ -33,9 +37,14 @@ type Policy interface {
 
 // PoolMember is an upstream as a policy sees it at a moment.
 type PoolMember struct {
-	Upstream    *sessions.Upstream
-	InPool      bool // or it is kept for its sessions
-	Unreachable bool // the last connection that the policy's handler tried to make failed
+	Upstream *sessions.Upstream
+	InPool   bool // or it is kept for its sessions
+}
+
+// MemberHealth is what a policy's handler says of an upstream at a moment.
+type MemberHealth struct {
+	PoolMember
+	Unreachable bool // the last connection that it tried to make failed
 
 	// Told says whether the handler has told of it yet. The rest is what it says.
 	Told        bool
@@ -45,14 +54,11 @@ type PoolMember struct {
 	Fails       int
 }
 
-// answers says whether an upstream can be reached, as far as is known.
-func (m *PoolMember) answers() bool { return !m.Unreachable && m.Healthy }
-
 // Config is what a node needs to know of the process that it is, all of it.
 type Config struct {
 	Table   *sessions.Table
-	Host    string  // of this machine. What is its own, as a loopback address, has this in its name between nodes
-	Process Process // that which this is; empty where others shall not look whether it is there
+	Host    string         // of this machine. What is its own, as a loopback address, has this in its name between nodes
+	Process record.Process // that which this is; empty where others shall not look whether it is there
 
 	// StartedAt is when the process began, on the table's clock; 0 for now. Browsers may come back to sessions from before.
 	StartedAt time.Duration

@@ -12,7 +12,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
@@ -76,18 +78,18 @@ func TestStorageOfTheRunningConfig(t *testing.T) {
 		a := startNode(t, one)
 		end := a.load(two.Door(), a.pool)
 		a.drain(u0)
-		if one.Holds(drainKey(u0)) || !two.Holds(drainKey(u0)) {
+		if one.Holds(record.DrainKey(u0)) || !two.Holds(record.DrainKey(u0)) {
 			t.Error("the mark is not in the storage of the config that runs")
 		}
 		pass(5 * time.Second)
-		if !two.Holds(nodeKey(a.name)) {
+		if !two.Holds(record.NodeKey(a.name)) {
 			t.Error("it does not report there")
 		}
 		a.runs(nil) // Caddy ends, which takes its time
 		pass(time.Hour)
-		before := string(two.Value(nodeKey(a.name)))
+		before := string(two.Value(record.NodeKey(a.name)))
 		pass(20 * time.Second)
-		if string(two.Value(nodeKey(a.name))) == before {
+		if string(two.Value(record.NodeKey(a.name))) == before {
 			t.Error("it does not report any more while Caddy ends")
 		}
 		end()
@@ -120,15 +122,15 @@ func TestMarkGoesAlong(t *testing.T) {
 		}
 		a.drain(u0)
 		pass(time.Minute)
-		a.tell(u0, DrainRequest{State: stateReady})
+		a.tell(u0, record.Request{State: api.StateReady})
 		load(two, 3)
 		a.drain(u0)
 		load(one, 3)
 		a.wantNoVisit(u0, "back at a storage that has an older word")
-		if !strings.Contains(string(one.Value(drainKey(u0))), stateDraining) {
+		if !strings.Contains(string(one.Value(record.DrainKey(u0))), api.StateDraining) {
 			t.Error("the older word is still in the storage")
 		}
-		a.tell(u0, DrainRequest{State: stateReady})
+		a.tell(u0, record.Request{State: api.StateReady})
 		load(two, 3)
 		a.visitAt(u0)
 		a.drain("u2:80")
@@ -171,24 +173,24 @@ func TestReasonForALostMark(t *testing.T) {
 			a := startNode(t, v)
 			pass(time.Minute)
 			minute := time.Minute
-			a.tell(u0, DrainRequest{State: stateDraining, Grace: &minute, Reason: "old"})
+			a.tell(u0, record.Request{State: api.StateDraining, Grace: &minute, Reason: "old"})
 			pass(5 * time.Minute)
 			set := func() {
 				v.Lock()
 				defer v.Unlock()
-				if v.Values[drainKey(u0)] = value; value == nil {
-					delete(v.Values, drainKey(u0))
+				if v.Values[record.DrainKey(u0)] = value; value == nil {
+					delete(v.Values, record.DrainKey(u0))
 				}
 			}
 			set()
-			a.tell(u0, DrainRequest{State: stateDraining, Reason: "new"})
+			a.tell(u0, record.Request{State: api.StateDraining, Reason: "new"})
 			if !a.s.get(u0).Drain.IsClosed() {
 				t.Errorf("%s: a new reason has opened a closed upstream", name)
 			}
 			set()
 			pass(5 * time.Second)
-			if !strings.Contains(string(v.Value(drainKey(u0))), stateClosed) {
-				t.Errorf("%s: the mark is not written again: %s", name, v.Value(drainKey(u0)))
+			if !strings.Contains(string(v.Value(record.DrainKey(u0))), api.StateClosed) {
+				t.Errorf("%s: the mark is not written again: %s", name, v.Value(record.DrainKey(u0)))
 			}
 		})
 	}
@@ -231,8 +233,8 @@ func (d *fullDoor) Store(ctx context.Context, key string, value []byte) error {
 // older leaves a word in the vault that an operator said of u0 an hour ago, by a node that is gone.
 func older(t *testing.T, v *clustertest.Vault) {
 	t.Helper()
-	m := &drainRecord{ID: store.RandomName(), Said: time.Now().Add(-time.Hour).UnixNano(), Upstream: u0, State: stateReady}
-	if err := store.Put(t.Context(), v.Door(), drainKey(u0), m); err != nil {
+	m := &record.Drain{ID: store.RandomName(), Said: time.Now().Add(-time.Hour).UnixNano(), Upstream: u0, State: api.StateReady}
+	if err := store.Put(t.Context(), v.Door(), record.DrainKey(u0), m); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -262,7 +264,7 @@ func TestOlderWordInTheNextStorage(t *testing.T) {
 			d := &slowDoor{Door: a.door, text: `"state":"draining"`, wait: make(chan struct{}), waits: make(chan struct{})}
 			a.load(d, a.pool)()
 			said := make(chan error, 1)
-			go func() { said <- a.setDrain(a.t.Context(), u0, DrainRequest{State: stateDraining}) }()
+			go func() { said <- a.setDrain(a.t.Context(), u0, record.Request{State: api.StateDraining}) }()
 			<-d.waits
 			a.load(two.Door(), a.pool)()
 			pass(3 * time.Second)
@@ -280,7 +282,7 @@ func TestOlderWordInTheNextStorage(t *testing.T) {
 			change(a, two)
 			pass(10 * time.Second)
 			a.wantNoVisit(u0, name)
-			if !strings.Contains(string(two.Value(drainKey(u0))), stateDraining) {
+			if !strings.Contains(string(two.Value(record.DrainKey(u0))), api.StateDraining) {
 				t.Errorf("%s: it still has the older word", name)
 			}
 		})
@@ -297,16 +299,16 @@ func TestStorageChangesNodeByNode(t *testing.T) {
 		pass(time.Minute)
 		b.load(two.Door(), b.pool)()
 		pass(time.Minute)
-		b.tell(u0, DrainRequest{State: stateReady})
+		b.tell(u0, record.Request{State: api.StateReady})
 		b.drain(u0)
-		b.tell(u0, DrainRequest{State: stateReady})
+		b.tell(u0, record.Request{State: api.StateReady})
 		minute := time.Minute
-		b.tell("u1:80", DrainRequest{State: stateDraining, Grace: &minute, Reason: "its disk is broken"})
+		b.tell("u1:80", record.Request{State: api.StateDraining, Grace: &minute, Reason: "its disk is broken"})
 		pass(5 * time.Minute)
 		a.load(two.Door(), a.pool)()
 		pass(time.Minute)
 		for _, n := range []*caddyNode{a, b} {
-			n.wantState(u0, stateReady, "taken back")
+			n.wantState(u0, api.StateReady, "taken back")
 			if !n.s.get("u1:80").Drain.IsClosed() {
 				t.Error("it is open again, and nobody said so")
 			}
@@ -326,14 +328,14 @@ func TestForgottenMarkStaysForgotten(t *testing.T) {
 		pass(5 * time.Second)
 		a.door.Fail(errors.New("no route to host"))
 		pass(2 * time.Hour)
-		if v.Holds(drainKey("u2:80")) {
+		if v.Holds(record.DrainKey("u2:80")) {
 			t.Fatal("the mark is not forgotten")
 		}
 		b.load(b.door, testPool(3))()
 		pass(time.Minute)
 		a.door.Fail(nil)
 		pass(time.Minute)
-		b.wantState("u2:80", stateReady, "the next server at that address")
+		b.wantState("u2:80", api.StateReady, "the next server at that address")
 	})
 }
 
@@ -352,7 +354,7 @@ func TestFailedLoadLeavesNoTrace(t *testing.T) {
 		pass(100 * time.Millisecond)
 		_ = failed.Cleanup()
 		pass(time.Minute)
-		if two.Holds(drainKey("u1:80")) || two.Holds(nodeKey(a.name)) {
+		if two.Holds(record.DrainKey("u1:80")) || two.Holds(record.NodeKey(a.name)) {
 			t.Error("there is a trace")
 		}
 		b.drain(u0)
@@ -374,7 +376,7 @@ func TestExitWhileItRetires(t *testing.T) {
 		<-d.waits
 		time.AfterFunc(time.Second, func() { close(d.wait) })
 		a.Close()
-		if !strings.Contains(string(v.Value(nodeKey(a.name))), `"left":true`) {
+		if !strings.Contains(string(v.Value(record.NodeKey(a.name))), `"left":true`) {
 			t.Error("the others do not know")
 		}
 		pass(10 * time.Second)
@@ -492,11 +494,11 @@ func TestNodeMayBeKilledThoughTheStorageFails(t *testing.T) {
 		a := startNode(t, v)
 		pass(time.Minute)
 		a.door.Vault.Lock()
-		v.Values[nodeKey("other")] = []byte("{")
+		v.Values[record.NodeKey("other")] = []byte("{")
 		a.door.Vault.Unlock()
 		pass(time.Minute)
 		a.ends()
-		told := func() bool { return strings.Contains(string(v.Value(nodeKey(a.name))), `"left":true`) }
+		told := func() bool { return strings.Contains(string(v.Value(record.NodeKey(a.name))), `"left":true`) }
 		awaits := func(c *caddyNode) bool {
 			ok, _ := c.Await(t.Context(), 10*time.Second, func() (bool, error) { return c.MayBeKilled(), nil })
 			return ok
@@ -565,18 +567,18 @@ func TestTakenBackWhileClosing(t *testing.T) {
 		b := startNode(t, v)
 		pass(time.Minute)
 		minute := time.Minute
-		a.tell(u0, DrainRequest{State: stateDraining, Grace: &minute})
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &minute})
 		pass(10 * time.Second)
 		release := b.door.Hang() // or it may be the first to write that
 		<-d.waits
 		release()
 		synctest.Wait()
-		b.tell(u0, DrainRequest{State: stateReady})
-		b.tell(u0, DrainRequest{State: stateReady, Reason: "the new version is bad"})
+		b.tell(u0, record.Request{State: api.StateReady})
+		b.tell(u0, record.Request{State: api.StateReady, Reason: "the new version is bad"})
 		close(d.wait)
 		pass(10 * time.Second)
-		a.wantState(u0, stateReady, "on the node that closed it")
-		b.wantState(u0, stateReady, "on the node that was told")
+		a.wantState(u0, api.StateReady, "on the node that closed it")
+		b.wantState(u0, api.StateReady, "on the node that was told")
 	})
 }
 
@@ -590,13 +592,13 @@ func TestDrainTheOtherOneAfterAnUndrain(t *testing.T) {
 		a.drain(u0)
 		pass(time.Minute)
 		a.wantDrained(u0, true, "nobody is there")
-		if err := a.SetDrain(t.Context(), u0, DrainRequest{State: stateReady}); err != nil {
+		if err := a.SetDrain(t.Context(), u0, record.Request{State: api.StateReady}); err != nil {
 			t.Fatal(err)
 		}
 		if !a.s.get(u0).Drain.On() {
 			t.Fatal("it takes new sessions at once, though another node may take it for empty")
 		}
-		if err := a.SetDrain(t.Context(), "u1:80", DrainRequest{State: stateDraining}); err != nil {
+		if err := a.SetDrain(t.Context(), "u1:80", record.Request{State: api.StateDraining}); err != nil {
 			t.Errorf("the other one cannot be drained: %v", err)
 		}
 		pass(undrainQuarantine + time.Second)
@@ -616,13 +618,13 @@ func TestClosedIsOpenAtOnce(t *testing.T) {
 		startNodeOn(t, "b", v.Door(), testPool(2))
 		pass(time.Minute)
 		soon := time.Second
-		a.tell(u0, DrainRequest{State: stateDraining, Grace: &soon})
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &soon})
 		pass(time.Minute)
 		d := &a.s.get(u0).Drain
 		if !d.IsClosed() {
 			t.Fatal("it is not closed")
 		}
-		a.tell(u0, DrainRequest{State: stateReady})
+		a.tell(u0, record.Request{State: api.StateReady})
 		if d.IsClosed() || !d.On() {
 			t.Errorf("closed is %v, draining %v; want that it drains for a moment yet", d.IsClosed(), d.On())
 		}

@@ -2,12 +2,16 @@
 
 package cluster
 
-import "time"
+import (
+	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/verdict"
+)
 
 const (
-	// nodeInterval is how often a node reads what the others wrote. So a drain holds everywhere
-	// within 5 s, if the storage is not slow.
-	nodeInterval = 2 * time.Second
+	// nodeInterval is how often a node reads what the others wrote. So a drain holds everywhere within 5 s, if the storage is not slow,
+	// and two looks may fail before nothing is called drained.
+	nodeInterval = verdict.StaleTimeout / 3
 
 	// judgeInterval is how often it is looked whether an upstream that drains is empty: somebody may wait for that.
 	judgeInterval = time.Second
@@ -50,23 +54,12 @@ const (
 	// reminderInterval is how often it is logged that an upstream drains which is long empty.
 	reminderInterval = time.Hour
 
-	// staleTimeout is how long after a node has last read the storage, or could not write to it any more, it calls nothing
-	// drained: somebody may have taken the drain back, or not hear of the sessions that this node begins.
-	staleTimeout = 3 * nodeInterval
-
-	// drainQuarantine is how long after a drain began no upstream is called drained: a node that was starting at that moment has read
-	// no record of it, and nobody has read of that node yet.
-	drainQuarantine = 5 * time.Second
-
 	// leftTimeout is when a node is gone that has said so, for it may have something to say after all:
 	// one that may be killed still serves whoever comes.
 	leftTimeout = 3 * nodeInterval
 
 	// silentTimeout is when it is looked whether the process of a node of this machine is there.
 	silentTimeout = reportInterval + nodeInterval
-
-	// overdueTimeout is when a node is missed whose report does not change.
-	overdueTimeout = 30 * time.Second
 
 	// deadTimeout is when a node that is missed is taken for dead. It may be cut off from the storage
 	// and well otherwise, so this is long.

@@ -12,7 +12,9 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/verdict"
 )
 
 // keepUp reads what the others say and reports, until ctx ends.
@@ -62,7 +64,7 @@ func (n *Cluster) untilJudged(due time.Duration) time.Duration {
 	defer n.mu.Unlock()
 	left := due - n.conf.Table.Now()
 	for _, v := range n.verdicts {
-		if !v.drained {
+		if !v.Drained {
 			return min(left, judgeInterval)
 		}
 	}
@@ -98,7 +100,7 @@ func (n *Cluster) exchange(ctx context.Context, sh *share) bool {
 	n.asked, n.askedTo = f.began, "load"
 	n.mu.Unlock()
 	f.records, f.errRecords = n.loadDrainRecords(ctx, sh)
-	f.reports, f.errReports = store.LoadAll[report](ctx, sh.records, store.NodesFolder)
+	f.reports, f.errReports = store.LoadAll[record.Report](ctx, sh.records, store.NodesFolder)
 
 	n.mu.Lock()
 	if ctx.Err() != nil {
@@ -118,25 +120,25 @@ type findings struct {
 	said  int           // what operators had said here before it
 	began time.Duration // the look
 
-	records    map[string]*drainRecord
+	records    map[string]*record.Drain
 	errRecords error
-	reports    map[string]*report
+	reports    map[string]*record.Report
 	errReports error
 }
 
 // duties are what is to be written after that.
 type duties struct {
-	report    *report        // of this node; nil if none is due
-	lacking   []*drainRecord // that the storage has lost, or never had
-	dead      []*report      // of nodes that did not say themselves that they are gone
-	forgotten []string       // keys of what is over
+	report    *record.Report   // of this node; nil if none is due
+	lacking   []*record.Drain  // that the storage has lost, or never had
+	dead      []*record.Report // of nodes that did not say themselves that they are gone
+	forgotten []string         // keys of what is over
 }
 
 // merge makes what was found hold here, judges, and returns what is to be written, and why not all could be read.
 func (n *state) merge(sh *share, f findings) (todo duties, err error) {
 	now := n.conf.Table.Now()
 	n.closeDue(now)
-	accounts := sync.OnceValue(func() map[string]account { return n.accounts(now) })
+	accounts := sync.OnceValue(func() map[string]record.Account { return n.accounts(now) })
 	err = errors.Join(f.errRecords, f.errReports, n.crowd(f.reports))
 	n.knows = n.knows || f.errRecords == nil
 	if err == nil {
@@ -146,7 +148,7 @@ func (n *state) merge(sh *share, f findings) (todo duties, err error) {
 	all := n.findOwn(sh, f.reports, f.errReports, f.began)
 	sh.trusted = sh.trusted || all && err == nil
 	n.reached = n.reached || len(f.records)+len(f.reports) > 0
-	if !all && err == nil && sh.missing != 0 && now-sh.missing > staleTimeout {
+	if !all && err == nil && sh.missing != 0 && now-sh.missing > verdict.StaleTimeout {
 		n.storageErrors.Add("list")
 		err = errUnlisted
 	}
@@ -156,7 +158,7 @@ func (n *state) merge(sh *share, f findings) (todo duties, err error) {
 	n.bound(f.records, f.reports, now, accounts)
 	n.judgeAll(now)
 	n.witness = n.round != 0
-	accounts = sync.OnceValue(func() map[string]account { return n.accounts(now) }) // once more: the drain records have changed
+	accounts = sync.OnceValue(func() map[string]record.Account { return n.accounts(now) }) // once more: the drain records have changed
 	todo.report = n.dueReport(sh, now, accounts)
 	todo.forgotten, todo.dead = n.forget(now, all && err == nil && f.said == n.said, accounts)
 	if !sh.live || f.said != n.said {
@@ -171,9 +173,9 @@ func (n *Cluster) do(ctx context.Context, sh *share, todo duties) (err error) {
 		err = n.write(ctx, sh, todo.report)
 	}
 	return errors.Join(err,
-		briefly(ctx, todo.lacking, func(ctx context.Context, m *drainRecord) error { return storeAgain(ctx, sh.st, m) }),
-		briefly(ctx, todo.dead, func(ctx context.Context, last *report) error {
-			return store.Put(ctx, sh.st, nodeKey(last.Node), last)
+		briefly(ctx, todo.lacking, func(ctx context.Context, m *record.Drain) error { return record.Restore(ctx, sh.st, m) }),
+		briefly(ctx, todo.dead, func(ctx context.Context, last *record.Report) error {
+			return store.Put(ctx, sh.st, record.NodeKey(last.Node), last)
 		}),
 		briefly(ctx, todo.forgotten, func(ctx context.Context, key string) error { return store.Delete(ctx, sh.st, key) }))
 }
@@ -198,8 +200,8 @@ var errUnlisted = errors.New("what this Caddy has reported is not among what the
 // findOwn says whether this node's own report is among those that were read since a time, as it was written last. If it
 // is not, it is written once more, and the storage is asked in other ways. One that was written before a reload does not count: it
 // may be old, for nothing may be writable since.
-func (n *state) findOwn(sh *share, reports map[string]*report, err error, began time.Duration) bool {
-	own := reports[nodeKey(n.name)]
+func (n *state) findOwn(sh *share, reports map[string]*record.Report, err error, began time.Duration) bool {
+	own := reports[record.NodeKey(n.name)]
 	switch {
 	case own != nil && sh.wrote == 0:
 		return false
@@ -216,15 +218,15 @@ func (n *state) findOwn(sh *share, reports map[string]*report, err error, began 
 }
 
 // write writes a report, unless ctx has ended: then the process may have said already that it is gone.
-func (n *Cluster) write(ctx context.Context, sh *share, r *report) error {
+func (n *Cluster) write(ctx context.Context, sh *share, r *record.Report) error {
 	sh.writeMu.Lock()
 	defer sh.writeMu.Unlock()
 	if ctx.Err() != nil {
 		return nil
 	}
-	r.fit()
+	r.Fit()
 	began := n.conf.Table.Now()
-	err := store.Put(ctx, sh.st, nodeKey(n.name), r)
+	err := store.Put(ctx, sh.st, record.NodeKey(n.name), r)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.parted = r.Left && err == nil
@@ -250,7 +252,7 @@ func (n *Cluster) finish(ctx context.Context, began time.Duration, err error) {
 		return
 	}
 	n.asked = 0
-	if err == nil && n.conf.Table.Now()-began > staleTimeout {
+	if err == nil && n.conf.Table.Now()-began > verdict.StaleTimeout {
 		err = errHangs // what was read is too old to be of use
 	}
 	n.noteFailure(err)
@@ -259,7 +261,7 @@ func (n *Cluster) finish(ctx context.Context, began time.Duration, err error) {
 
 // noticeHang takes note of a storage that has not answered for long.
 func (n *state) noticeHang(sh *share, now time.Duration) {
-	if !sh.live || n.asked == 0 || now-n.asked <= staleTimeout {
+	if !sh.live || n.asked == 0 || now-n.asked <= verdict.StaleTimeout {
 		return
 	}
 	n.storageErrors.Add(n.askedTo)
@@ -267,7 +269,7 @@ func (n *state) noticeHang(sh *share, now time.Duration) {
 }
 
 // errHangs is that of a storage that does not answer.
-var errHangs = fmt.Errorf("the storage has not answered for more than %v", staleTimeout)
+var errHangs = fmt.Errorf("the storage has not answered for more than %v", verdict.StaleTimeout)
 
 // noteFailure logs when the storage begins to fail and when it is well again.
 func (n *state) noteFailure(err error) {
@@ -308,7 +310,7 @@ func (n *Cluster) retire(ctx context.Context, sh *share) bool {
 
 // dueReport returns the report to be written now, or nil. While something drains the others wait for
 // it, and while the process ends.
-func (n *state) dueReport(sh *share, now time.Duration, accounts func() map[string]account) *report {
+func (n *state) dueReport(sh *share, now time.Duration, accounts func() map[string]record.Account) *record.Report {
 	if !sh.live || n.reported != 0 && now-n.reported < reportInterval && !n.somethingDrains() && !n.conf.Exiting() {
 		return nil
 	}
@@ -324,7 +326,7 @@ func (n *state) somethingDrains() bool {
 	}
 	for _, p := range n.peers {
 		for _, a := range p.Upstreams {
-			if a.Draining && p.gone == 0 {
+			if a.Draining && p.Gone == 0 {
 				return true
 			}
 		}

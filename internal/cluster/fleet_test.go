@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
@@ -136,7 +137,14 @@ func (s *testPolicy) get(name string) *sessions.Upstream {
 
 func (s *testPolicy) Pool() (pool []PoolMember) {
 	for _, u := range s.pool {
-		pool = append(pool, PoolMember{Upstream: u, InPool: true, Unreachable: u.IsUnreachable(), Told: true, Healthy: true})
+		pool = append(pool, PoolMember{Upstream: u, InPool: true})
+	}
+	return pool
+}
+
+func (s *testPolicy) PoolHealth() (pool []MemberHealth) {
+	for _, m := range s.Pool() {
+		pool = append(pool, MemberHealth{PoolMember: m, Unreachable: m.Upstream.IsUnreachable(), Told: true, Healthy: true})
 	}
 	return pool
 }
@@ -255,7 +263,7 @@ func find(n *Cluster, name string) (*api.Upstream, error) {
 }
 
 // askDrain drains an upstream as an operator does.
-func askDrain(ctx context.Context, n *Cluster, name string, r DrainRequest) error {
+func askDrain(ctx context.Context, n *Cluster, name string, r record.Request) error {
 	if _, err := find(n, name); err != nil && !r.Force {
 		return err
 	}
@@ -264,7 +272,7 @@ func askDrain(ctx context.Context, n *Cluster, name string, r DrainRequest) erro
 
 // drainAsked drains an upstream as an operator does, and returns how the admin API would answer.
 func (c *caddyNode) drainAsked(addr string, force bool) (status int, said string) {
-	err := askDrain(context.Background(), c.Cluster, addr, DrainRequest{State: stateDraining, By: c.name, Force: force})
+	err := askDrain(context.Background(), c.Cluster, addr, record.Request{State: api.StateDraining, By: c.name, Force: force})
 	_, refused := errors.AsType[RefusedError](err)
 	switch {
 	case err == nil:
@@ -277,9 +285,9 @@ func (c *caddyNode) drainAsked(addr string, force bool) (status int, said string
 
 // storedState returns what is stored of an upstream.
 func storedState(v *clustertest.Vault, addr string) string {
-	m, _ := loadDrainRecord(context.Background(), v.Door(), addr)
+	m, _ := record.LoadDrain(context.Background(), v.Door(), addr)
 	if m == nil {
-		return stateReady
+		return api.StateReady
 	}
 	return m.State
 }

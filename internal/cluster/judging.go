@@ -3,33 +3,39 @@
 package cluster
 
 import (
-	"maps"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/verdict"
 )
+
+// judgment is the verdict on an upstream, and what was told of it.
+type judgment struct {
+	verdict.Verdict
+	told   map[string]int64 // sessions that each node had until it was told that the upstream is drained; nil if it was not
+	nagged time.Duration    // when that was, or when it was last logged that it still is
+}
 
 // judgeAll passes the verdict on every draining upstream, keeps it, and tells of what is new.
 func (n *state) judgeAll(now time.Duration) {
-	verdicts, all := make(map[*sessions.Upstream]verdict), n.peersByName()
+	verdicts, all := make(map[*sessions.Upstream]judgment), n.peersByName()
 	n.conf.Table.Each(func(u *sessions.Upstream) {
 		if u.Drain.On() && !n.isOpening(u) {
 			before, known := n.verdicts[u]
 			peers := n.concerned(u, all, now)
-			v := n.snapshotOf(u, peers, now).judge(before)
+			v := judgment{n.snapshotOf(u, peers, now).Judge(before.Verdict), before.told, before.nagged}
 			if !known {
 				n.publishStarted(u)
 			}
-			if v.drained {
+			if v.Drained {
 				n.publishDrained(u, &v, now)
 			}
 			verdicts[u] = v
 			until := int64(0)
-			if v.drained {
-				until = int64(n.sure() + staleTimeout)
+			if v.Drained {
+				until = int64(n.sure() + verdict.StaleTimeout)
 			}
 			u.Drain.SetEmpty(until)
 			if n.sure() != 0 && len(peers) == 0 {
@@ -46,7 +52,7 @@ func (n *state) publishStarted(u *sessions.Upstream) {
 		return
 	}
 	data := map[string]any{"upstream": u.Name, "config": u.Drain.ByConfig(), "by": "", "reason": ""}
-	if m := n.recordOf(u); m.drains() {
+	if m := n.recordOf(u); m.Drains() {
 		data["by"], data["reason"] = m.By, m.Reason
 	}
 	n.publish(eventStarted, data)
@@ -55,9 +61,9 @@ func (n *state) publishStarted(u *sessions.Upstream) {
 // publishDrained raises the event that u is drained, and logs from time to time that it still is. What was
 // told is told again only if a session may have been there since: while the storage fails nothing is
 // called drained, and nobody needs to hear of that when it is over.
-func (n *state) publishDrained(u *sessions.Upstream, v *verdict, now time.Duration) {
+func (n *state) publishDrained(u *sessions.Upstream, v *judgment, now time.Duration) {
 	switch {
-	case v.told == nil || grew(v.told, v.moment.begun):
+	case v.told == nil || verdict.Grew(v.told, v.Moment.Started):
 		n.conf.Logger.Info("upstream is drained; its server can be stopped", zap.String("upstream", u.Name))
 		n.publish(eventDrained, map[string]any{"upstream": u.Name})
 		v.nagged = now
@@ -66,23 +72,15 @@ func (n *state) publishDrained(u *sessions.Upstream, v *verdict, now time.Durati
 			zap.String("upstream", u.Name), zap.Time("draining_since", u.Drain.Since()))
 		v.nagged = now
 	}
-	v.told = v.moment.begun
-}
-
-// peersByName returns the peers in the order of their names.
-func (n *state) peersByName() (peers []*peer) {
-	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
-		peers = append(peers, n.peers[key])
-	}
-	return peers
+	v.told = v.Moment.Started
 }
 
 // concerned returns those of some peers that may dial u, or to which browsers may come back that they sent there.
-func (n *state) concerned(u *sessions.Upstream, all []*peer, now time.Duration) (peers []*peer) {
+func (n *state) concerned(u *sessions.Upstream, all []*peer, now time.Duration) (peers []*verdict.Peer) {
 	for _, p := range all {
-		over := p.gone != 0 && n.mayReturnFor(p, now) <= 0
+		over := p.Gone != 0 && n.mayReturnFor(p, now) <= 0
 		if !over && (u.Shared == u.Name || p.Host == n.conf.Host || p.Host == "") { // of which nothing could be read
-			peers = append(peers, p)
+			peers = append(peers, &p.Peer)
 		}
 	}
 	return peers
@@ -92,13 +90,13 @@ func (n *state) concerned(u *sessions.Upstream, all []*peer, now time.Duration) 
 func (n *state) sure() time.Duration { return min(n.round, n.listed) }
 
 // snapshotOf returns what is known of u at a moment, given the peers that may dial it.
-func (n *state) snapshotOf(u *sessions.Upstream, peers []*peer, now time.Duration) *snapshot {
-	return &snapshot{
-		now: now, node: n.name, host: n.conf.Host, seq: n.seq, ttl: n.sessionTTL(), upSince: n.start,
-		shared: u.Shared, record: n.recordOf(u), peers: peers,
-		here: hereAt{
-			sessions: u.Slots.Sessions.Load(), started: u.TotalStarted(), closed: u.Drain.IsClosed(), reopened: n.reopened(u, now),
+func (n *state) snapshotOf(u *sessions.Upstream, peers []*verdict.Peer, now time.Duration) *verdict.Snapshot {
+	return &verdict.Snapshot{
+		Now: now, Node: n.name, Host: n.conf.Host, Seq: n.seq, TTL: n.sessionTTL(), UpSince: n.start,
+		Shared: u.Shared, Record: n.recordOf(u), Peers: peers,
+		Here: verdict.Here{
+			Sessions: u.Slots.Sessions.Load(), Started: u.TotalStarted(), Closed: u.Drain.IsClosed(), Reopened: n.reopened(u, now),
 		},
-		storage: storageAt{read: n.round, listed: n.listed, unheard: n.unheard, trusted: n.used != nil && n.used.trusted},
+		Storage: verdict.Storage{Read: n.round, Listed: n.listed, Unheard: n.unheard, Trusted: n.used != nil && n.used.trusted},
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
@@ -198,7 +199,7 @@ func TestListsNothing(t *testing.T) {
 				if a.storageErrors["list"].Load() <= 3 { // what the alert in examples/ asks for
 					t.Error("no metric tells of it")
 				}
-				b.tell(u0, DrainRequest{State: stateReady})
+				b.tell(u0, record.Request{State: api.StateReady})
 				pass(6 * time.Second)
 				a.visitAt(u0)
 			})
@@ -279,19 +280,19 @@ func TestDrainsGoAlongUnlisted(t *testing.T) {
 		nothing := func([]string, string, bool) ([]string, error) { return nil, nil }
 		a.load(&lists{two.Door(), nothing}, a.pool)()
 		pass(10 * time.Second)
-		if !two.Holds(drainKey(u0)) {
+		if !two.Holds(record.DrainKey(u0)) {
 			t.Error("the drain is not in the next storage")
 		}
 		two.Lock()
 		clear(two.Values)
 		two.Unlock()
 		pass(10 * time.Second)
-		if !two.Holds(drainKey(u0)) {
+		if !two.Holds(record.DrainKey(u0)) {
 			t.Error("the drain is not written again")
 		}
 		b := startListed(t, two, nothing)
 		b.wantNoVisit(u0, "on a node that has started since")
-		a.tell(u0, DrainRequest{State: stateReady})
+		a.tell(u0, record.Request{State: api.StateReady})
 		pass(10 * time.Second)
 		b.visitAt(u0)
 	})
@@ -330,8 +331,8 @@ func TestHiddenErrorsAfterARestart(t *testing.T) {
 		}
 		d.Fail(nil)
 		pass(3 * time.Second)
-		a.wantState(u0, stateDraining, "when it can")
-		a.wantState("u1:80", stateReady, "when it can")
+		a.wantState(u0, api.StateDraining, "when it can")
+		a.wantState("u1:80", api.StateReady, "when it can")
 	})
 }
 
@@ -350,7 +351,7 @@ func TestStorageIsFlushed(t *testing.T) {
 		v.Unlock()
 		pass(6 * time.Second)
 		for _, n := range []*caddyNode{a, b} {
-			if !v.Holds(nodeKey(n.name)) {
+			if !v.Holds(record.NodeKey(n.name)) {
 				t.Error("a report is missing")
 			}
 			n.wantWait(u0, "it has 1 session", "after the storage was flushed")
@@ -358,7 +359,7 @@ func TestStorageIsFlushed(t *testing.T) {
 				t.Error("logged: ", logged)
 			}
 		}
-		if !v.Holds(drainKey(u0)) {
+		if !v.Holds(record.DrainKey(u0)) {
 			t.Error("the mark is missing")
 		}
 	})

@@ -6,6 +6,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
 // loops are goroutines that end when they are told to.
@@ -36,7 +38,7 @@ func (l *loops) start(f func()) bool {
 }
 
 // end tells all to end, and returns when they have, or when they have not for so long: a storage may not heed a context.
-func (l *loops) end(patience time.Duration) {
+func (l *loops) end(timeout time.Duration) {
 	l.mu.Lock()
 	l.ended = true
 	l.mu.Unlock()
@@ -48,7 +50,7 @@ func (l *loops) end(patience time.Duration) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(patience):
+	case <-time.After(timeout):
 	}
 }
 
@@ -61,5 +63,21 @@ func rest(ctx context.Context, d time.Duration) bool {
 		return false
 	case <-over.C:
 		return true
+	}
+}
+
+// within lets f use the storage for as long as an operator waits, until the node is closed. Not every storage heeds a context.
+func (n *Cluster) within(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, operatorTimeout)
+	defer cancel()
+	done := make(chan error, 1)
+	if !n.loops.start(func() { done <- f(ctx) }) {
+		return ErrInterrupted
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return store.ErrUnanswered
 	}
 }

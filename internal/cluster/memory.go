@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
@@ -20,36 +21,8 @@ const (
 	maxStrangers = store.MaxRecords // drain records of upstreams that are in no pool here and have no session
 )
 
-// Memory is how many bytes m takes, about.
-func (m *drainRecord) Memory() int {
-	return 512 + len(m.ID) + len(m.Upstream) + len(m.State) + len(m.By) + len(m.Reason) + len(m.Clock)
-}
-
-// Memory is how many bytes r takes, about: what a few bytes of JSON become may be large.
-func (r *report) Memory() int {
-	size := 1024
-	for node := range r.Heard {
-		size += 64 + len(node)
-	}
-	for shared, a := range r.Upstreams {
-		size += 256 + len(shared) + len(a.Mark)
-		for _, print := range a.Keys {
-			size += 24 + len(print)
-		}
-	}
-	return size
-}
-
-// outline returns what must not be forgotten of a node: that it is there, and until when browsers may come back to it. What it has told
-// of upstreams is unknown then, and who does not know that it has read a drain record calls nothing drained.
-func (r *report) outline() *report {
-	o := *r
-	o.Heard, o.Upstreams, o.Unsure = nil, nil, true
-	return &o
-}
-
 // bound forgets what is too much of what the others have written, where these are the records that were just read.
-func (n *state) bound(records map[string]*drainRecord, reports map[string]*report, now time.Duration, accounts func() map[string]account) {
+func (n *state) bound(records map[string]*record.Drain, reports map[string]*record.Report, now time.Duration, accounts func() map[string]record.Account) {
 	outlined, forgotten := n.boundReports(reports, accounts), n.boundDrains(records, accounts)
 	if outlined+forgotten == 0 || n.overfull != 0 && now-n.overfull < reminderInterval {
 		return
@@ -63,7 +36,7 @@ func (n *state) bound(records map[string]*drainRecord, reports map[string]*repor
 
 // boundReports leaves the outlines of some reports where all take too much memory, and returns of how many. First go those that tell of
 // no upstream in a pool here and of no session, and of these those that the storage does not hold any more, the oldest first.
-func (n *state) boundReports(reports map[string]*report, accounts func() map[string]account) (outlined int) {
+func (n *state) boundReports(reports map[string]*record.Report, accounts func() map[string]record.Account) (outlined int) {
 	size := 0
 	for _, p := range n.peers {
 		size += p.Memory()
@@ -73,47 +46,37 @@ func (n *state) boundReports(reports map[string]*report, accounts func() map[str
 	}
 	worth := make(map[*peer]int)
 	for key, p := range n.peers {
-		worth[p] = rank(p.concerns(accounts()), reports[key] != nil)
+		worth[p] = rank(p.Concerns(accounts()), reports[key] != nil)
 	}
 	for _, p := range slices.SortedFunc(maps.Values(n.peers), func(a, b *peer) int {
-		return cmp.Or(cmp.Compare(worth[a], worth[b]), cmp.Compare(a.changed, b.changed), cmp.Compare(a.Node, b.Node))
+		return cmp.Or(cmp.Compare(worth[a], worth[b]), cmp.Compare(a.Changed, b.Changed), cmp.Compare(a.Node, b.Node))
 	}) {
 		if size <= store.MaxMemory {
 			break
 		}
 		size -= p.Memory()
-		p.report = p.outline()
+		p.Report = p.Outline()
 		size += p.Memory()
 		outlined++
 	}
 	return outlined
 }
 
-// concerns says whether r tells of a session, or of an upstream that is in use here.
-func (r *report) concerns(own map[string]account) bool {
-	for shared, a := range r.Upstreams {
-		if a.Sessions.All() > 0 || own[shared].wanted() {
-			return true
-		}
-	}
-	return false
-}
-
 // boundDrains forgets drain records of upstreams that are not in use here, where those are too many, and returns how many. First go those that
 // no other node has in use either, and of these those that the storage does not hold any more, and those that keep nobody out. One that
 // it holds is read again when its upstream comes into a pool.
-func (n *state) boundDrains(records map[string]*drainRecord, accounts func() map[string]account) (forgotten int) {
+func (n *state) boundDrains(records map[string]*record.Drain, accounts func() map[string]record.Account) (forgotten int) {
 	if len(n.drains) <= maxStrangers {
 		return 0
 	}
-	strangers := slices.DeleteFunc(slices.Sorted(maps.Keys(n.drains)), func(shared string) bool { return accounts()[shared].wanted() })
+	strangers := slices.DeleteFunc(slices.Sorted(maps.Keys(n.drains)), func(shared string) bool { return accounts()[shared].Wanted() })
 	forgotten = max(len(strangers)-maxStrangers, 0)
 	if forgotten == 0 {
 		return 0
 	}
 	elsewhere, worth := n.wantedElsewhere(), make(map[string]int)
 	for _, shared := range strangers {
-		worth[shared] = rank(elsewhere[shared], records[drainKey(shared)] != nil, n.drains[shared].drains())
+		worth[shared] = rank(elsewhere[shared], records[record.DrainKey(shared)] != nil, n.drains[shared].Drains())
 	}
 	slices.SortStableFunc(strangers, func(a, b string) int { return cmp.Compare(worth[a], worth[b]) })
 	for _, shared := range strangers[:forgotten] {
@@ -127,7 +90,7 @@ func (n *state) wantedElsewhere() map[string]bool {
 	wanted := make(map[string]bool)
 	for _, p := range n.peers {
 		for shared, a := range p.Upstreams {
-			if a.wanted() {
+			if a.Wanted() {
 				wanted[shared] = true
 			}
 		}

@@ -12,8 +12,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/verdict"
 )
 
 // quagmire holds the calls that get into it, for ever as far as a node can see.
@@ -47,7 +50,7 @@ func TestOneRecordHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, q := clustertest.NewVault(), newQuagmire(t)
 		q.on.Store(true)
-		stuck := drainKey("elsewhere:80")
+		stuck := record.DrainKey("elsewhere:80")
 		b := startNode(t, v)
 		a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnLoad: func(key string) error {
 			if key != stuck {
@@ -65,7 +68,7 @@ func TestOneRecordHangs(t *testing.T) {
 		a.wantNoVisit(u0, "8 s after another node was told")
 		a.wantDrained(u0, false, "while a mark cannot be read")
 		began := time.Now()
-		if err := a.setDrain(t.Context(), "u1:80", DrainRequest{State: stateDraining}); err != nil || time.Since(began) > 0 {
+		if err := a.setDrain(t.Context(), "u1:80", record.Request{State: api.StateDraining}); err != nil || time.Since(began) > 0 {
 			t.Errorf("an operator waits %v and hears: %v", time.Since(began), err)
 		}
 		pass(3 * time.Hour)
@@ -106,9 +109,9 @@ func TestStorageNeverReturns(t *testing.T) {
 			a.wantNoVisit(u0, "5 s after another node was told, with the storage well")
 			pass(40 * time.Second)
 			a.wantDrained(u0, true, "with the storage well")
-			b.tell(u0, DrainRequest{State: stateReady})
+			b.tell(u0, record.Request{State: api.StateReady})
 			pass(10 * time.Second)
-			a.wantState(u0, stateReady, "with the storage well")
+			a.wantState(u0, api.StateReady, "with the storage well")
 		}
 	})
 }
@@ -160,7 +163,7 @@ func TestDrainedWhileWritesFail(t *testing.T) {
 				pass(time.Minute)
 				a.wantDrained(u0, true, "while all is well")
 				failing.Store(true)
-				pass(staleTimeout + 2*nodeInterval)
+				pass(verdict.StaleTimeout + 2*nodeInterval)
 				for range 10 {
 					a.wantWait(u0, "cannot write to the storage", "while it cannot write")
 					pass(7 * time.Second)
@@ -195,8 +198,8 @@ func (q *quagmire) hangingLoads(stuck map[string]bool) func(key string) error {
 func TestManyRecordsHang(t *testing.T) {
 	for _, n := range []int{4, 40} {
 		for kind, keyOf := range map[string]func(i int) string{
-			"reports": func(i int) string { return nodeKey(fmt.Sprintf("%x", i)) },
-			"marks":   func(i int) string { return drainKey(fmt.Sprintf("elsewhere%d:80", i)) },
+			"reports": func(i int) string { return record.NodeKey(fmt.Sprintf("%x", i)) },
+			"marks":   func(i int) string { return record.DrainKey(fmt.Sprintf("elsewhere%d:80", i)) },
 		} {
 			t.Run(fmt.Sprint(n, kind), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
@@ -215,10 +218,10 @@ func TestManyRecordsHang(t *testing.T) {
 					}
 					for i := range 6 {
 						pass(20 * time.Minute)
-						if err := a.setDrain(t.Context(), "u1:80", DrainRequest{State: []string{stateDraining, stateReady}[i%2]}); err != nil {
+						if err := a.setDrain(t.Context(), "u1:80", record.Request{State: []string{api.StateDraining, api.StateReady}[i%2]}); err != nil {
 							t.Fatalf("after %d min an operator hears: %v", 20*(i+1), err)
 						}
-						b.tell(u0, DrainRequest{State: []string{stateDraining, stateReady}[i%2]})
+						b.tell(u0, record.Request{State: []string{api.StateDraining, api.StateReady}[i%2]})
 					}
 					if got := q.in.Load(); got > 100 {
 						t.Errorf("in 2 h %d calls are left behind", got)
@@ -245,7 +248,7 @@ func TestRecordIsMended(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, q := clustertest.NewVault(), newQuagmire(t)
 		q.on.Store(true)
-		stuck := drainKey("u2:80")
+		stuck := record.DrainKey("u2:80")
 		b := startNode(t, v)
 		a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnLoad: q.hangingLoads(map[string]bool{stuck: true})}, 3)
 		if err := v.Door().Store(t.Context(), stuck, []byte(`{}`)); err != nil {
@@ -276,7 +279,7 @@ func TestStorageHangsForHours(t *testing.T) {
 		}
 		q.on.Store(false)
 		pass(store.MaxBackoff + 3*store.CallTimeout)
-		if err := a.setDrain(t.Context(), "u1:80", DrainRequest{State: stateDraining}); err != nil {
+		if err := a.setDrain(t.Context(), "u1:80", record.Request{State: api.StateDraining}); err != nil {
 			t.Error("an operator hears: ", err)
 		}
 		pass(time.Minute)
@@ -291,7 +294,7 @@ func (q *quagmire) hangingMarks(upstreams int, when func(i int) bool) (load func
 	stuck := make(map[string]bool)
 	for i := range upstreams {
 		if when(i) {
-			stuck[drainKey(fmt.Sprintf("u%d:80", i))] = true
+			stuck[record.DrainKey(fmt.Sprintf("u%d:80", i))] = true
 		}
 	}
 	return q.hangingLoads(stuck), len(stuck)
@@ -316,7 +319,7 @@ func (c *caddyNode) hasDrain(shared string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	md := c.drains[shared]
-	return md != nil && md.drains()
+	return md != nil && md.Drains()
 }
 
 // laps measures how long a node takes from one look at a folder to the next.
@@ -354,13 +357,13 @@ func TestManyMarksOfThePoolHang(t *testing.T) {
 						load = q.untilLate(load)
 					}
 					for i := range upstreams {
-						m := DrainRequest{State: stateReady}.record(nil, fmt.Sprintf("u%d:80", i), "elsewhere", 0)
-						put(t, v, drainKey(m.Upstream), m)
+						m := record.Request{State: api.StateReady}.Record(nil, fmt.Sprintf("u%d:80", i), "elsewhere", 0)
+						put(t, v, record.DrainKey(m.Upstream), m)
 					}
 					b := startNodeOn(t, "b", v.Door(), testPool(upstreams))
 					b.drain("u3:80")
 					q.on.Store(true)
-					looks := &laps{folder: drainsFolder}
+					looks := &laps{folder: record.DrainsFolder}
 					a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnLoad: load, OnList: looks.list}, upstreams)
 					pass(6 * time.Minute)
 					if !a.hasDrain("u3:80") {
@@ -369,12 +372,12 @@ func TestManyMarksOfThePoolHang(t *testing.T) {
 					for i := range 2 {
 						pass(3 * time.Minute)
 						began := time.Now()
-						err := askDrain(t.Context(), a.Cluster, "u1:80", DrainRequest{State: stateDraining})
+						err := askDrain(t.Context(), a.Cluster, "u1:80", record.Request{State: api.StateDraining})
 						if took := time.Since(began); err != nil && !strings.Contains(err.Error(), "cannot be seen whether") || took > 3*store.CallTimeout {
 							t.Errorf("after %v an operator hears: %v", took, err)
 						}
-						a.tell("u1:80", DrainRequest{State: stateReady})
-						b.tell("u3:80", DrainRequest{State: []string{stateReady, stateDraining}[i%2]})
+						a.tell("u1:80", record.Request{State: api.StateReady})
+						b.tell("u3:80", record.Request{State: []string{api.StateReady, api.StateDraining}[i%2]})
 						if pass(2*nodeInterval + time.Second); a.hasDrain("u3:80") != (i%2 == 1) {
 							t.Error("5 s after it was said at another node, a mark is not read")
 						}
@@ -398,8 +401,8 @@ func TestManyMarksAreMended(t *testing.T) {
 		v, q := clustertest.NewVault(), newQuagmire(t)
 		load, _ := q.hangingMarks(upstreams, func(i int) bool { return i > 1 })
 		for i := range upstreams {
-			m := DrainRequest{State: stateReady}.record(nil, fmt.Sprintf("u%d:80", i), "elsewhere", 0)
-			put(t, v, drainKey(m.Upstream), m)
+			m := record.Request{State: api.StateReady}.Record(nil, fmt.Sprintf("u%d:80", i), "elsewhere", 0)
+			put(t, v, record.DrainKey(m.Upstream), m)
 		}
 		q.on.Store(true)
 		a := startTricked(t, &clustertest.Trick{Door: v.Door(), OnLoad: load}, upstreams)
@@ -434,7 +437,7 @@ func TestManyWritesHang(t *testing.T) {
 		const upstreams = 100
 		v, q := clustertest.NewVault(), newQuagmire(t)
 		write, _ := q.hangingMarks(upstreams, func(i int) bool { return i > 3 })
-		looks := &laps{folder: drainsFolder}
+		looks := &laps{folder: record.DrainsFolder}
 		pool := testPool(upstreams)
 		d := &stuckWrites{&clustertest.Trick{Door: v.Door(), OnList: looks.list}, write}
 		a, b := makeNode(t, d, newTestPolicy(pool), pool), startNodeOn(t, "b", v.Door(), pool)
@@ -448,7 +451,7 @@ func TestManyWritesHang(t *testing.T) {
 		q.on.Store(true)
 		v.Lock()
 		for i := range upstreams - 1 {
-			v.Values[drainKey(fmt.Sprintf("u%d:80", i))] = []byte("{bro")
+			v.Values[record.DrainKey(fmt.Sprintf("u%d:80", i))] = []byte("{bro")
 		}
 		v.Unlock()
 		pass(10 * time.Minute)
@@ -459,7 +462,7 @@ func TestManyWritesHang(t *testing.T) {
 			t.Errorf("the node says %.1000q", st.Storage)
 		}
 		for i := range 4 {
-			if got := string(v.Value(drainKey(fmt.Sprintf("u%d:80", i)))); !strings.Contains(got, stateDraining) {
+			if got := string(v.Value(record.DrainKey(fmt.Sprintf("u%d:80", i)))); !strings.Contains(got, api.StateDraining) {
 				t.Errorf("a mark that can be written is %s", got)
 			}
 		}

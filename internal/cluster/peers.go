@@ -9,24 +9,24 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/verdict"
 )
 
 // peer is another node as its reports show it.
 type peer struct {
-	*report
-	share    *share        // where that was read
-	changed  time.Duration // when its report changed last, on our table's clock: the clocks of two nodes are never compared
-	gone     time.Duration // when it was found to be gone; 0 if it may be alive
+	verdict.Peer
+	share    *share        // where its report was read
 	told     time.Duration // when we told the others so; 0 if it did itself
 	strayKey bool          // it was logged that it signs with a key that we cannot verify
 }
 
 // updatePeers takes note of what the other nodes report; all says whether every report could be read. Those
 // who reported in the storage before this one may be slow to follow.
-func (n *state) updatePeers(sh *share, reports map[string]*report, all bool, now time.Duration) {
+func (n *state) updatePeers(sh *share, reports map[string]*record.Report, all bool, now time.Duration) {
 	for key, r := range reports {
-		if r == nil || r.Node == n.name || key != nodeKey(r.Node) {
+		if r == nil || r.Node == n.name || key != record.NodeKey(r.Node) {
 			continue
 		}
 		p := n.peers[key]
@@ -34,25 +34,25 @@ func (n *state) updatePeers(sh *share, reports map[string]*report, all bool, now
 			continue
 		}
 		if p == nil {
-			p = &peer{report: r, changed: now}
+			p = &peer{Peer: verdict.Peer{Report: r, Changed: now}}
 			n.peers[key] = p
 		}
 		if p.Seq != r.Seq {
-			p.changed = now
+			p.Changed = now
 		}
-		p.report, p.share = r, sh
+		p.Report, p.share = r, sh
 	}
 	for key, p := range n.peers {
-		silent := now - p.changed
+		silent := now - p.Changed
 		lost := all && reports[key] == nil && p.share == sh && p.Left ||
-			silent > leftTimeout && p.Left || silent > silentTimeout && p.Process.isGone(n.conf.Process) || silent > deadTimeout
+			silent > leftTimeout && p.Left || silent > silentTimeout && p.Process.IsGone(n.conf.Process) || silent > deadTimeout
 		switch {
 		case !lost && reports[key] != nil:
-			p.gone = 0
-		case lost && p.gone == 0:
-			p.gone = now
+			p.Gone = 0
+		case lost && p.Gone == 0:
+			p.Gone = now
 		}
-		if all && reports[key] == nil && p.gone != 0 && n.mayReturnFor(p, now) <= 0 {
+		if all && reports[key] == nil && p.Gone != 0 && n.mayReturnFor(p, now) <= 0 {
 			delete(n.peers, key)
 		}
 	}
@@ -60,10 +60,10 @@ func (n *state) updatePeers(sh *share, reports map[string]*report, all bool, now
 }
 
 // crowd returns an error where there are more nodes than are remembered.
-func (n *state) crowd(reports map[string]*report) error {
+func (n *state) crowd(reports map[string]*record.Report) error {
 	if len(n.peers) >= store.MaxRecords {
 		for key := range reports {
-			if n.peers[key] == nil && key != nodeKey(n.name) {
+			if n.peers[key] == nil && key != record.NodeKey(n.name) {
 				return errCrowd
 			}
 		}
@@ -75,33 +75,25 @@ func (n *state) crowd(reports map[string]*report) error {
 var errCrowd = fmt.Errorf("more than %d Caddys have reported in %s, and the others are passed over (look who writes there, and delete the records of those"+
 	" that are gone; a restart of this Caddy forgets those whose records are deleted)", store.MaxRecords, store.NodesFolder)
 
-// overdue says whether p is missed.
-func (p *peer) overdue(now time.Duration) bool { return now-p.changed > overdueTimeout }
-
 // mayReturnFor returns how long browsers may still come back to sessions that p had, which is gone.
 func (n *state) mayReturnFor(p *peer, now time.Duration) time.Duration {
-	return p.mayReturnFor(n.sessionTTL(), now)
-}
-
-// mayReturnFor is the same, where a session lives for so long here.
-func (p *peer) mayReturnFor(ttl, now time.Duration) time.Duration {
-	return p.gone + max(p.Settles, ttl) - now
+	return p.MayReturnFor(n.sessionTTL(), now)
 }
 
 // forget drops what need not be known any more, and returns the keys of the records to delete and the last
 // reports of nodes that did not say themselves that they are gone: those are told to all others first, for
 // not everyone can see it, and a record that is missing says nothing. sure says whether all was read just
 // now.
-func (n *state) forget(now time.Duration, sure bool, accounts func() map[string]account) (keys []string, dead []*report) {
+func (n *state) forget(now time.Duration, sure bool, accounts func() map[string]record.Account) (keys []string, dead []*record.Report) {
 	if !sure {
 		return nil, nil
 	}
 	for key, p := range n.peers {
-		if p.gone == 0 || n.mayReturnFor(p, now) > 0 {
+		if p.Gone == 0 || n.mayReturnFor(p, now) > 0 {
 			continue
 		}
 		if !p.Left {
-			last := *p.report
+			last := *p.Report
 			last.Left, p.told = true, now
 			dead = append(dead, &last)
 		}
@@ -118,19 +110,19 @@ func (n *state) forget(now time.Duration, sure bool, accounts func() map[string]
 		case now-md.lonelySince > md.lonelyFor() && (n.here(shared) != "" || now-md.lonelySince > readyTimeout):
 			// No node of another machine can have a loopback address of that one in its pool; it may be down.
 			n.forgetDrain(shared)
-			keys = append(keys, drainKey(shared))
+			keys = append(keys, record.DrainKey(shared))
 		}
 	}
 	return keys, dead
 }
 
 // wanted says whether an upstream may be in the pool of a node, or have sessions.
-func (n *state) wanted(shared string, own account, now time.Duration) bool {
-	if own.wanted() || n.unsure() {
+func (n *state) wanted(shared string, own record.Account, now time.Duration) bool {
+	if own.Wanted() || n.unsure() {
 		return true
 	}
 	for _, p := range n.peers {
-		if p.Upstreams[shared].wanted() || p.overdue(now) || p.Unsure {
+		if p.Upstreams[shared].Wanted() || p.Overdue(now) || p.Unsure {
 			return true
 		}
 	}
@@ -154,36 +146,34 @@ func (n *Cluster) RemoveNode(ctx context.Context, name string, forget bool) erro
 	if forget {
 		last.Settles = 0
 	}
-	if err := store.Put(ctx, sh.st, nodeKey(name), last); err != nil {
+	if err := store.Put(ctx, sh.st, record.NodeKey(name), last); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsure, err)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if p := n.peers[nodeKey(name)]; p != nil && p.gone == 0 {
-		p.gone = n.conf.Table.Now()
+	if p := n.peers[record.NodeKey(name)]; p != nil && p.Gone == 0 {
+		p.Gone = n.conf.Table.Now()
 	}
 	return nil
 }
 
 // lastOf returns what a node has reported last, or no more than its name where that cannot be read.
-func (n *Cluster) lastOf(ctx context.Context, sh *share, name string) (*report, error) {
+func (n *Cluster) lastOf(ctx context.Context, sh *share, name string) (*record.Report, error) {
 	n.mu.Lock()
-	p := n.peers[nodeKey(name)]
+	p := n.peers[record.NodeKey(name)]
 	n.mu.Unlock()
 	switch {
 	case p != nil:
-		last := *p.report
+		last := *p.Report
 		return &last, nil
 	case name == n.name || !store.RecordName.MatchString(name+store.Suffix):
 		return nil, ErrUnknownNode
 	}
-	if _, err := store.Load[report](ctx, sh.st, nodeKey(name)); !errors.Is(err, store.ErrBroken) {
+	if _, err := store.Load[record.Report](ctx, sh.st, record.NodeKey(name)); !errors.Is(err, store.ErrBroken) {
 		return nil, cmp.Or(err, ErrUnknownNode)
 	}
-	return &report{Node: name}, nil
+	return &record.Report{Node: name}, nil
 }
 
 // ErrUnknownNode is that of a name that no other node has, as far as this one has read.
 var ErrUnknownNode = errors.New("no such node")
-
-func nodeKey(name string) string { return store.NodesFolder + name + store.Suffix }

@@ -14,7 +14,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 )
 
 // However several Caddys drain the upstreams of a pool at the same time, one of them is left. All others are drained, unless the storage
@@ -46,10 +48,10 @@ func TestLastOnesAtOnce(t *testing.T) {
 				addr := fmt.Sprintf("u%d:80", i)
 				state := storedState(v, addr)
 				switch {
-				case status == http.StatusOK && state == stateDraining:
+				case status == http.StatusOK && state == api.StateDraining:
 					drained++
 					held++
-				case status == http.StatusConflict && state == stateReady:
+				case status == http.StatusConflict && state == api.StateReady:
 					gaveWay++
 				default:
 					t.Errorf("seed %d: %s is answered with %d and is %s", seed, addr, status, state)
@@ -60,11 +62,11 @@ func TestLastOnesAtOnce(t *testing.T) {
 			}
 			pass(20 * time.Second)
 			for i, status := range statuses {
-				want := map[int]string{http.StatusOK: stateDraining, http.StatusConflict: stateReady}[status]
+				want := map[int]string{http.StatusOK: api.StateDraining, http.StatusConflict: api.StateReady}[status]
 				for _, n := range nodes {
 					n.mu.Lock()
 					md := n.drains[fmt.Sprintf("u%d:80", i)]
-					if drains := md != nil && md.drains(); drains != (want == stateDraining) {
+					if drains := md != nil && md.Drains(); drains != (want == api.StateDraining) {
 						t.Errorf("seed %d: u%d was answered with %d, and through a node it is otherwise", seed, i, status)
 					}
 					n.mu.Unlock()
@@ -97,18 +99,18 @@ func TestForceDoesNotGiveWay(t *testing.T) {
 			})
 			asked.Go(func() { _, _ = b.drainAsked("u1:80", false) })
 			asked.Wait()
-			if got := storedState(v, u0); got != stateDraining {
+			if got := storedState(v, u0); got != api.StateDraining {
 				t.Errorf("seed %d: what was drained by force is %s", seed, got)
 			}
 			if status, said := b.drainAsked("u1:80", true); status != http.StatusOK {
 				t.Errorf("seed %d: by force it is answered with %d %s", seed, status, said)
 			}
 			grace := time.Hour
-			if err := askDrain(t.Context(), b.Cluster, u0, DrainRequest{State: stateDraining, Reason: "new version", Grace: &grace}); err != nil {
+			if err := askDrain(t.Context(), b.Cluster, u0, record.Request{State: api.StateDraining, Reason: "new version", Grace: &grace}); err != nil {
 				t.Errorf("seed %d: changing a drain that holds: %v", seed, err)
 			}
-			m, err := loadDrainRecord(t.Context(), v.Door(), u0)
-			if err != nil || !m.drains() || m.Reason != "new version" || m.Left != grace {
+			m, err := record.LoadDrain(t.Context(), v.Door(), u0)
+			if err != nil || !m.Drains() || m.Reason != "new version" || m.Left != grace {
 				t.Errorf("seed %d: with another reason and grace period it is %+v, %v", seed, m, err)
 			}
 			a.kill()
@@ -120,7 +122,7 @@ func TestForceDoesNotGiveWay(t *testing.T) {
 
 // What an operator says while a drain is looked at a second time is the last word.
 func TestSaidDuringTheSecondLook(t *testing.T) {
-	for state, want := range map[string]int{stateReady: http.StatusConflict, stateDraining: http.StatusOK} {
+	for state, want := range map[string]int{api.StateReady: http.StatusConflict, api.StateDraining: http.StatusOK} {
 		t.Run(state, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				v := clustertest.NewVault()
@@ -130,12 +132,12 @@ func TestSaidDuringTheSecondLook(t *testing.T) {
 					if !said {
 						said = true
 						time.Sleep(time.Millisecond)
-						b.tell(u0, DrainRequest{State: state, Reason: "no, wait"})
-						if state == stateDraining {
-							b.tell("u1:80", DrainRequest{State: state})
-							b.tell("u1:80", DrainRequest{State: stateReady})
+						b.tell(u0, record.Request{State: state, Reason: "no, wait"})
+						if state == api.StateDraining {
+							b.tell("u1:80", record.Request{State: state})
+							b.tell("u1:80", record.Request{State: api.StateReady})
 						} else {
-							b.tell("u1:80", DrainRequest{State: stateDraining})
+							b.tell("u1:80", record.Request{State: api.StateDraining})
 						}
 					}
 					return nil
@@ -165,18 +167,18 @@ func TestGivesWayToWhatWasBefore(t *testing.T) {
 		b := startNodeOn(t, "b", v.Door(), testPool(2))
 		b.drain(u0)
 		pass(time.Minute)
-		b.tell(u0, DrainRequest{State: stateReady, By: "somebody", Reason: "all is well"})
+		b.tell(u0, record.Request{State: api.StateReady, By: "somebody", Reason: "all is well"})
 		pass(time.Minute)
-		before, _ := loadDrainRecord(t.Context(), v.Door(), u0)
+		before, _ := record.LoadDrain(t.Context(), v.Door(), u0)
 		a := rivals(t, v, func() error { return errors.New("no route to host") })
 		_, _ = a.drainAsked(u0, false)
-		after, _ := loadDrainRecord(t.Context(), v.Door(), u0)
-		if after.ID == before.ID || !after.newer(before) || after.State != stateReady || after.By != "somebody" || after.Reason != "all is well" || !after.Since.Equal(before.Since) {
+		after, _ := record.LoadDrain(t.Context(), v.Door(), u0)
+		if after.ID == before.ID || !after.Newer(before) || after.State != api.StateReady || after.By != "somebody" || after.Reason != "all is well" || !after.Since.Equal(before.Since) {
 			t.Errorf("it is %+v, and was %+v", after, before)
 		}
-		m := DrainRequest{State: stateDraining}.record(before, u0, "c", 0)
-		back := m.withdrawn(before)
-		if later := (DrainRequest{State: stateDraining, Reason: "again"}).record(m, u0, "c", 0); !back.newer(m) || !back.newer(m.closed()) || !later.newer(back) {
+		m := record.Request{State: api.StateDraining}.Record(before, u0, "c", 0)
+		back := m.Withdrawn(before)
+		if later := (record.Request{State: api.StateDraining, Reason: "again"}).Record(m, u0, "c", 0); !back.Newer(m) || !back.Newer(m.Closed()) || !later.Newer(back) {
 			t.Error("the order of marks is another one")
 		}
 	})
@@ -202,13 +204,13 @@ func TestTypedTwice(t *testing.T) {
 							n := nodes[(i+2*j)%len(nodes)]
 							asked.Go(func() {
 								time.Sleep(time.Duration(j) * 700 * time.Millisecond)
-								_ = askDrain(context.Background(), n.Cluster, fmt.Sprintf("u%d:80", i), DrainRequest{State: stateDraining, By: n.name, Grace: &grace})
+								_ = askDrain(context.Background(), n.Cluster, fmt.Sprintf("u%d:80", i), record.Request{State: api.StateDraining, By: n.name, Grace: &grace})
 							})
 						}
 					}
 					asked.Wait()
 					pass(20 * time.Second)
-					if storedState(v, u0) != stateReady && storedState(v, "u1:80") != stateReady {
+					if storedState(v, u0) != api.StateReady && storedState(v, "u1:80") != api.StateReady {
 						t.Errorf("seed %d: both drain", seed)
 					}
 					for _, n := range nodes {
@@ -231,11 +233,11 @@ func TestWaitsForTheOtherDrain(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := askDrain(ctx, n, u0, DrainRequest{State: stateDraining}); err == nil || n.drains[u0] != nil {
+		if err := askDrain(ctx, n, u0, record.Request{State: api.StateDraining}); err == nil || n.drains[u0] != nil {
 			t.Errorf("it is answered with %v, and marked: %v", err, n.drains[u0])
 		}
 		done()
-		if err := askDrain(t.Context(), n, u0, DrainRequest{State: stateDraining}); err != nil || len(n.turns) > 0 {
+		if err := askDrain(t.Context(), n, u0, record.Request{State: api.StateDraining}); err != nil || len(n.turns) > 0 {
 			t.Errorf("when the other one is done: %v, %d turns are taken", err, len(n.turns))
 		}
 	})
@@ -251,12 +253,12 @@ func TestSettled(t *testing.T) {
 			if status, said := a.drainAsked(addr, false); status != http.StatusOK {
 				t.Fatal(status, said)
 			}
-			if m, err := loadDrainRecord(t.Context(), v.Door(), addr); err != nil || m.Unsettled {
+			if m, err := record.LoadDrain(t.Context(), v.Door(), addr); err != nil || m.Unsettled {
 				t.Errorf("it is stored as %+v, %v", m, err)
 			}
 		}
-		first := DrainRequest{State: stateDraining, unlessLast: true}.record(nil, u0, "c", 0)
-		if forced := (DrainRequest{State: stateDraining}).record(first, u0, "c", 0); !forced.newer(first) || forced.Unsettled {
+		first := record.Request{State: api.StateDraining, UnlessLast: true}.Record(nil, u0, "c", 0)
+		if forced := (record.Request{State: api.StateDraining}).Record(first, u0, "c", 0); !forced.Newer(first) || forced.Unsettled {
 			t.Errorf("by force what may be taken back becomes %+v", forced)
 		}
 		if err := a.reserve("u2:80", false); err == nil || len(a.reserved) > 0 {
@@ -275,7 +277,7 @@ func rivals(t *testing.T, v *clustertest.Vault, second func() error) *caddyNode 
 			return nil
 		},
 		OnLoad: func(key string) error {
-			if !written.Load() || key != drainKey("u1:80") {
+			if !written.Load() || key != record.DrainKey("u1:80") {
 				return nil
 			}
 			return second()

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
@@ -26,11 +28,11 @@ type share struct {
 
 	writeMu sync.Mutex // held while a report is written: the last one is that of the end
 
-	live      bool                    // a config with it has run: one that is only validated leaves no trace
-	firstRead map[string]*drainRecord // as read before the storage was in use
-	wrote     uint64                  // the last report that was written to it; 0 if none was
-	missing   time.Duration           // since when it does not list that, on the table's clock; 0 if it does, or was not asked
-	trusted   bool                    // all was read from it once, that among it: what was read of another storage says nothing of this one
+	live      bool                     // a config with it has run: one that is only validated leaves no trace
+	firstRead map[string]*record.Drain // as read before the storage was in use
+	wrote     uint64                   // the last report that was written to it; 0 if none was
+	missing   time.Duration            // since when it does not list that, on the table's clock; 0 if it does, or was not asked
+	trusted   bool                     // all was read from it once, that among it: what was read of another storage says nothing of this one
 }
 
 // Attach makes the node tell of the upstreams of p, through the given storage: at once if a config with that runs, else as soon as one
@@ -76,7 +78,7 @@ func (n *Cluster) warnUnread() {
 // share returns a storage as the node uses it. n.mu is locked.
 func (n *Cluster) share(st store.Storage) *share {
 	counting := store.Counting(store.Patient(st, n.isStrange), n.storageErrors.Add)
-	records := store.NewLister(counting, nodeKey(n.name))
+	records := store.NewLister(counting, record.NodeKey(n.name))
 	if n.used != nil && reflect.TypeOf(n.used.raw) == reflect.TypeOf(st) {
 		records.GoesLike(n.used.records) // a reload makes another one of the kind
 	}
@@ -90,9 +92,9 @@ func (n *Cluster) share(st store.Storage) *share {
 func (n *Cluster) isStrange(key string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	needed := key == nodeKey(n.name)
+	needed := key == record.NodeKey(n.name)
 	for m := range n.members() {
-		needed = needed || m.InPool && drainKey(m.Upstream.Shared) == key
+		needed = needed || m.InPool && record.DrainKey(m.Upstream.Shared) == key
 	}
 	return !needed
 }
@@ -213,4 +215,14 @@ func (sh *share) wasRead() bool {
 	default:
 		return false
 	}
+}
+
+// activeShare returns the storage in use.
+func (n *Cluster) activeShare() (*share, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.follow(); n.used == nil {
+		return nil, api.ErrNoPolicy
+	}
+	return n.used, nil
 }

@@ -5,8 +5,12 @@ package cluster
 import (
 	"cmp"
 	"iter"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
@@ -30,6 +34,7 @@ type state struct {
 type identity struct {
 	conf          Config
 	name          string // a random one
+	clock         string // tells the clock of this machine from others
 	start         time.Duration
 	storageErrors sessions.Counters // by operation; they count by themselves
 }
@@ -43,11 +48,11 @@ type attached struct {
 
 // merged is what was read of the storage and said here, and what follows from that.
 type merged struct {
-	drains   map[string]*drain              // what operators have said, by the upstream's name between nodes
-	peers    map[string]*peer               // the other nodes, by their keys in the storage
-	verdicts map[*sessions.Upstream]verdict // of the upstreams that drain
-	said     int                            // how often an operator said something here: what was read before is older
-	overfull time.Duration                  // when it was logged last that more was written by others than is remembered; 0 if never
+	drains   map[string]*drain               // what operators have said, by the upstream's name between nodes
+	peers    map[string]*peer                // the other nodes, by their keys in the storage
+	verdicts map[*sessions.Upstream]judgment // of the upstreams that drain
+	said     int                             // how often an operator said something here: what was read before is older
+	overfull time.Duration                   // when it was logged last that more was written by others than is remembered; 0 if never
 }
 
 // reading is how the storage could be read and used.
@@ -89,11 +94,11 @@ type waiting struct {
 func newState(config Config) state {
 	return state{
 		identity: identity{
-			conf: config, name: store.RandomName(), start: cmp.Or(config.StartedAt, config.Table.Now()),
+			conf: config, name: store.RandomName(), clock: cmp.Or(config.Process.Boot, config.Host), start: cmp.Or(config.StartedAt, config.Table.Now()),
 			storageErrors: sessions.NewCounters(store.Operations...),
 		},
 		publisher:    &publisher{events: make(chan event, maxEvents), logger: config.Logger},
-		merged:       merged{drains: make(map[string]*drain), peers: make(map[string]*peer), verdicts: make(map[*sessions.Upstream]verdict)},
+		merged:       merged{drains: make(map[string]*drain), peers: make(map[string]*peer), verdicts: make(map[*sessions.Upstream]judgment)},
 		reservations: reservations{reserved: make(map[string]int), turns: make(map[string]chan struct{})},
 		waiting:      waiting{news: make(chan struct{}), interrupted: make(chan struct{})},
 	}
@@ -145,4 +150,58 @@ func (n *state) members() iter.Seq[*PoolMember] {
 			}
 		}
 	}
+}
+
+// sharedName returns the name between nodes of an upstream of this process.
+func (n *state) sharedName(name string) string { return n.conf.SharedName(name, n.conf.Host) }
+
+// here returns the name in this process of an upstream that nodes call by its shared name, or
+// nothing if it is another machine's.
+func (n *state) here(shared string) string {
+	// Only what belongs to a machine has the machine's name with it.
+	i := strings.LastIndex(shared, "@")
+	switch {
+	case i < 0:
+		return shared
+	case shared[i+1:] == n.conf.Host:
+		return shared[:i]
+	}
+	return ""
+}
+
+// mayName says whether a name between nodes is that of one upstream alone: without the host, that of one which belongs to a machine
+// would be a second name of ours, under which it drains and cannot be undrained.
+func (n *state) mayName(shared string) bool {
+	name := n.here(shared)
+	return name == "" || n.sharedName(name) == shared
+}
+
+// peersByName returns the peers in the order of their names.
+func (n *state) peersByName() (peers []*peer) {
+	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
+		peers = append(peers, n.peers[key])
+	}
+	return peers
+}
+
+// drainOf returns what holds u because an operator drains it, or did until a moment ago; or nil.
+func (n *state) drainOf(u *sessions.Upstream) *drain {
+	if md := n.drains[u.Shared]; md != nil && md.u == u {
+		return md
+	}
+	return nil
+}
+
+// recordOf returns what an operator has said last of u, which drains for that or did until a moment ago; or nil.
+func (n *state) recordOf(u *sessions.Upstream) *record.Drain {
+	if md := n.drainOf(u); md != nil {
+		return md.Drain
+	}
+	return nil
+}
+
+// isOpening says whether a drain of u was taken back and is about to be over.
+func (n *state) isOpening(u *sessions.Upstream) bool {
+	md := n.drainOf(u)
+	return md != nil && md.opensAt != 0
 }

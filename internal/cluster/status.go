@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/verdict"
 )
 
 // Upstreams returns what there is to tell of every known upstream, in the order of their addresses. What it returns is the caller's. It
@@ -58,17 +60,17 @@ func (all statuses) of(address string) *api.Upstream {
 
 // verdictToTell returns the verdict on u as it is now. What the loop has not found drained is not told to be: who is sent there goes by what
 // that has found.
-func (n *state) verdictToTell(u *sessions.Upstream, peers []*peer, now time.Duration) verdict {
+func (n *state) verdictToTell(u *sessions.Upstream, peers []*peer, now time.Duration) verdict.Verdict {
 	kept := n.verdicts[u]
-	if v := n.snapshotOf(u, n.concerned(u, peers, now), now).judge(kept); kept.drained || !v.drained {
+	if v := n.snapshotOf(u, n.concerned(u, peers, now), now).Judge(kept.Verdict); kept.Drained || !v.Drained {
 		return v
 	}
-	return kept
+	return kept.Verdict
 }
 
 // addShares adds what each node has.
 func (n *state) addShares(all statuses, now time.Duration) {
-	count := func(name, host, shared string, a account) {
+	count := func(name, host, shared string, a record.Account) {
 		address := n.here(shared)
 		if address == "" {
 			return
@@ -82,7 +84,7 @@ func (n *state) addShares(all statuses, now time.Duration) {
 	}
 	for _, p := range n.peersByName() {
 		for shared, a := range p.Upstreams {
-			if p.gone == 0 || a.Sessions.All() > 0 {
+			if p.Gone == 0 || a.Sessions.All() > 0 {
 				count(p.Node, p.Host, shared, a)
 			}
 		}
@@ -91,22 +93,29 @@ func (n *state) addShares(all statuses, now time.Duration) {
 
 // addHealth adds what the reverse proxies of this Caddy say of their upstreams.
 func (n *state) addHealth(all statuses) {
-	for m := range n.members() {
-		if !m.Told {
-			continue
+	for p := range n.policies() {
+		for _, m := range p.PoolHealth() {
+			addHealthOf(all, &m)
 		}
-		st := all.of(m.Upstream.Name)
-		if n := int(m.Upstream.Addresses.Load()); n > 1 {
-			st.Addresses = n
-		}
-		st.NumRequests = max(st.NumRequests, m.NumRequests)
-		st.Fails = max(st.Fails, m.Fails)
-		if m.InPool {
-			st.Healthy = st.Healthy && m.Healthy
-			st.Full = st.Full || m.Full
-			st.Unreachable = st.Unreachable || m.Unreachable
-			st.Failing = st.Failing || m.Upstream.Breaker.Tripped()
-		}
+	}
+}
+
+// addHealthOf adds what one of them says of an upstream.
+func addHealthOf(all statuses, m *MemberHealth) {
+	if !m.Told {
+		return
+	}
+	st := all.of(m.Upstream.Name)
+	if n := int(m.Upstream.Addresses.Load()); n > 1 {
+		st.Addresses = n
+	}
+	st.NumRequests = max(st.NumRequests, m.NumRequests)
+	st.Fails = max(st.Fails, m.Fails)
+	if m.InPool {
+		st.Healthy = st.Healthy && m.Healthy
+		st.Full = st.Full || m.Full
+		st.Unreachable = st.Unreachable || m.Unreachable
+		st.Failing = st.Failing || m.Upstream.Breaker.Tripped()
 	}
 }
 
@@ -120,9 +129,9 @@ func addShare(st *api.Upstream, share api.NodeShare) {
 }
 
 // addDrain says in what state a draining upstream is.
-func addDrain(st *api.Upstream, u *sessions.Upstream, m *drainRecord, v verdict) {
+func addDrain(st *api.Upstream, u *sessions.Upstream, m *record.Drain, v verdict.Verdict) {
 	switch {
-	case v.drained && st.Total == 0: // unless a session has come since the verdict
+	case v.Drained && st.Total == 0: // unless a session has come since the verdict
 		st.State = api.StateDrained
 	case u.Drain.IsClosed():
 		st.State = api.StateClosed
@@ -133,12 +142,12 @@ func addDrain(st *api.Upstream, u *sessions.Upstream, m *drainRecord, v verdict)
 	if since := u.Drain.Since(); !since.IsZero() {
 		st.Drain.Since = &since
 	}
-	if m.drains() {
+	if m.Drains() {
 		st.Drain.Marked, st.Drain.By, st.Drain.Reason = true, m.By, m.Reason
-		st.Drain.Deadline = m.deadline()
+		st.Drain.Deadline = m.Deadline()
 	}
 	if st.State != api.StateDrained {
-		for _, w := range v.waits {
+		for _, w := range v.Waits {
 			st.WaitingFor = append(st.WaitingFor, w.Wait)
 		}
 	}
@@ -153,14 +162,14 @@ func (n *Cluster) Nodes() []api.Node {
 	all = append(all, n.self(now))
 	for _, key := range slices.Sorted(maps.Keys(n.peers)) {
 		p := n.peers[key]
-		st := api.Node{Node: p.Node, Host: p.Host, State: api.NodeUp, Heard: (now - p.changed).Seconds()}
+		st := api.Node{Node: p.Node, Host: p.Host, State: api.NodeUp, Heard: (now - p.Changed).Seconds()}
 		for _, a := range p.Upstreams {
 			st.Sessions = st.Sessions.Plus(a.Sessions)
 		}
 		switch {
-		case p.gone != 0:
+		case p.Gone != 0:
 			st.State = api.NodeGone
-		case p.overdue(now):
+		case p.Overdue(now):
 			st.State = api.NodeOverdue
 		case !p.Settled:
 			st.State = api.NodeSettling
@@ -192,4 +201,17 @@ func (n *state) self(now time.Duration) api.Node {
 	st.Waiting = n.conf.Table.Waiting.Len(now)
 	st.Sessions = n.sessionCounts()
 	return st
+}
+
+// sessionCounts returns what there is of sessions here.
+func (n *state) sessionCounts() (c api.Counts) {
+	n.conf.Table.Each(func(u *sessions.Upstream) { c = c.Plus(countsOf(u)) })
+	return c
+}
+
+func countsOf(u *sessions.Upstream) api.Counts {
+	return api.Counts{
+		Building: u.Count(sessions.Building), Waiting: u.Count(sessions.Waiting),
+		Connected: u.Count(sessions.Connected), Unused: u.Count(sessions.Unused),
+	}
 }

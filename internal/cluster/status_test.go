@@ -63,7 +63,7 @@ func TestReadingChangesNothing(t *testing.T) {
 		}
 		wantRunning(t, 0, "after it was asked")
 		a.judgeAll(a.conf.Table.Now())
-		if !a.verdicts[a.s.get(u0)].drained {
+		if !a.verdicts[a.s.get(u0)].Drained {
 			t.Errorf("nothing was to be found: %+v", a.verdicts)
 		}
 	})

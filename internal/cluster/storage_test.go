@@ -14,7 +14,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
 )
 
@@ -43,7 +45,7 @@ func TestRetiresWhileAConfigLoads(t *testing.T) {
 		b.drain(u0)
 		pass(10 * time.Second)
 		a.wantNoVisit(u0, "marked through another node")
-		if err := a.setDrain(t.Context(), "u1:80", DrainRequest{State: stateDraining}); err != nil {
+		if err := a.setDrain(t.Context(), "u1:80", record.Request{State: api.StateDraining}); err != nil {
 			t.Error("an operator hears: ", err)
 		}
 	})
@@ -67,7 +69,7 @@ func TestHungWriteAndAnotherStorage(t *testing.T) {
 		pass(13 * time.Second) // a report is due
 		a.load(two.Door(), a.pool)()
 		pass(5 * time.Second)
-		if !two.Holds(nodeKey(a.name)) {
+		if !two.Holds(record.NodeKey(a.name)) {
 			t.Error("it does not report in the next storage")
 		}
 		b.drain(u0)
@@ -85,17 +87,17 @@ func TestHungWordIsNotTheLast(t *testing.T) {
 		a, b := startNode(t, v), startNode(t, v)
 		pass(time.Minute)
 		release := a.door.Hang()
-		if err := a.setDrain(t.Context(), u0, DrainRequest{State: stateDraining}); !errors.Is(err, store.ErrUnanswered) {
+		if err := a.setDrain(t.Context(), u0, record.Request{State: api.StateDraining}); !errors.Is(err, store.ErrUnanswered) {
 			t.Fatal(err)
 		}
 		pass(time.Minute)
 		b.drain(u0) // the operator goes to the other node
 		pass(time.Minute)
-		b.tell(u0, DrainRequest{State: stateReady})
+		b.tell(u0, record.Request{State: api.StateReady})
 		pass(10 * time.Minute)
 		release()
 		pass(10 * time.Second)
-		b.wantState(u0, stateReady, "when the word that hung has come late")
+		b.wantState(u0, api.StateReady, "when the word that hung has come late")
 	})
 }
 
@@ -145,7 +147,7 @@ func TestMissingReport(t *testing.T) {
 func TestGoneIsToldToAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := clustertest.NewVault()
-		startAs := func(p Process) *caddyNode {
+		startAs := func(p record.Process) *caddyNode {
 			d, pool := v.Door(), testPool(3)
 			c := makeNode(t, d, newTestPolicy(pool), pool)
 			c.door, c.conf.Process = d, p
@@ -153,15 +155,15 @@ func TestGoneIsToldToAll(t *testing.T) {
 			return c
 		}
 		there := startNode(t, v)
-		startAs(Process{Boot: "one", Namespace: "n", PID: 1})
-		dead := startAs(Process{Boot: "one", Namespace: "n", PID: 1 << 30, Started: "1"}) // no such process
+		startAs(record.Process{Boot: "one", Namespace: "n", PID: 1})
+		dead := startAs(record.Process{Boot: "one", Namespace: "n", PID: 1 << 30, Started: "1"}) // no such process
 		pass(time.Minute)
 		there.drain(u0)
 		pass(time.Minute)
 		dead.kill()
 		pass(5 * time.Minute)
 		there.wantDrained(u0, true, "5 min after a node of another machine was killed")
-		if v.Holds(nodeKey(dead.name)) {
+		if v.Holds(record.NodeKey(dead.name)) {
 			t.Error("its record is kept")
 		}
 	})
@@ -175,7 +177,7 @@ func TestSaidAgainOfALonelyUpstream(t *testing.T) {
 		a.drain("u2:80")
 		a.load(a.door, testPool(2))()
 		pass(lonelyTimeout - 10*time.Second)
-		if err := askDrain(t.Context(), a.Cluster, "u2:80", DrainRequest{State: stateDraining, Reason: "not ready yet", Force: true}); err != nil {
+		if err := askDrain(t.Context(), a.Cluster, "u2:80", record.Request{State: api.StateDraining, Reason: "not ready yet", Force: true}); err != nil {
 			t.Fatal(err)
 		}
 		pass(30 * time.Second)
@@ -190,10 +192,10 @@ func TestLastTwoThroughTwoNodes(t *testing.T) {
 		v := clustertest.NewVault()
 		a, b := startNodeOn(t, "a", v.Door(), testPool(2)), startNodeOn(t, "b", v.Door(), testPool(2))
 		pass(time.Minute)
-		if err := askDrain(t.Context(), a.Cluster, "u0:80", DrainRequest{State: stateDraining}); err != nil {
+		if err := askDrain(t.Context(), a.Cluster, "u0:80", record.Request{State: api.StateDraining}); err != nil {
 			t.Fatal(err)
 		}
-		if err := askDrain(t.Context(), b.Cluster, "u1:80", DrainRequest{State: stateDraining}); err == nil {
+		if err := askDrain(t.Context(), b.Cluster, "u1:80", record.Request{State: api.StateDraining}); err == nil {
 			t.Error("both are marked without force")
 		}
 	})
@@ -208,7 +210,7 @@ func TestLoopbackOfAnotherMachine(t *testing.T) {
 		a := startNodeOn(t, thisHost, v.Door(), pool)
 		startNodeOn(t, "b", v.Door(), testPool(2))
 		pass(time.Minute)
-		if err := askDrain(t.Context(), a.Cluster, "localhost:5006", DrainRequest{State: stateDraining}); err != nil {
+		if err := askDrain(t.Context(), a.Cluster, "localhost:5006", record.Request{State: api.StateDraining}); err != nil {
 			t.Fatal(err)
 		}
 		pass(time.Minute)
@@ -243,11 +245,11 @@ func TestTakenBackStaysTakenBack(t *testing.T) {
 		pass(time.Minute)
 		b.door.Fail(errors.New("no route to host"))
 		pass(time.Minute)
-		a.tell("u2:80", DrainRequest{State: stateReady})
+		a.tell("u2:80", record.Request{State: api.StateReady})
 		pass(4 * time.Hour)
 		b.door.Fail(nil)
 		pass(time.Minute)
-		b.wantState("u2:80", stateReady, "when it is back")
+		b.wantState("u2:80", api.StateReady, "when it is back")
 	})
 }
 
@@ -286,7 +288,7 @@ func TestSaidAgainAndAgain(t *testing.T) {
 		var saying sync.WaitGroup
 		saying.Go(func() {
 			for ctx.Err() == nil {
-				_ = a.setDrain(context.Background(), "u1:80", DrainRequest{State: stateDraining})
+				_ = a.setDrain(context.Background(), "u1:80", record.Request{State: api.StateDraining})
 				time.Sleep(100 * time.Millisecond)
 			}
 		})
@@ -308,17 +310,17 @@ func TestBrokenRecord(t *testing.T) {
 		a := startNode(t, v)
 		pass(time.Minute)
 		v.Lock()
-		v.Values[nodeKey("feedfeed")] = []byte("{bro")
+		v.Values[record.NodeKey("feedfeed")] = []byte("{bro")
 		v.Unlock()
 		pass(10 * time.Minute)
 		if got := a.storageErrors["load"].Load(); got <= 3 { // what the alert in examples/ asks for
 			t.Errorf("%d failures to load are counted", got)
 		}
-		if got := a.Self().Storage; !strings.Contains(got, nodeKey("feedfeed")) {
+		if got := a.Self().Storage; !strings.Contains(got, record.NodeKey("feedfeed")) {
 			t.Errorf("the node tells of its storage: %q", got)
 		}
 		v.Lock()
-		delete(v.Values, nodeKey("feedfeed"))
+		delete(v.Values, record.NodeKey("feedfeed"))
 		v.Unlock()
 		pass(5 * time.Second)
 		if got := a.Self().Storage; got != "" {
@@ -423,7 +425,7 @@ var errClosed = errors.New("the client is closed")
 
 // hasLeft says whether the last report of a node is its farewell.
 func hasLeft(v *clustertest.Vault, c *caddyNode) bool {
-	return strings.Contains(string(v.Value(nodeKey(c.name))), `"left":true`)
+	return strings.Contains(string(v.Value(record.NodeKey(c.name))), `"left":true`)
 }
 
 // wantNoTrouble checks that nothing of the storage was logged or counted.
@@ -469,13 +471,13 @@ func TestFarewellBeforeTheStorageCloses(t *testing.T) {
 		a.ends()
 		pass(time.Second)
 		a.ServersStopped()
-		last := string(v.Value(nodeKey(a.name)))
+		last := string(v.Value(record.NodeKey(a.name)))
 		a.door.Fail(errClosed)
 		_ = a.s.Cleanup()
 		a.Close()
 		pass(time.Minute)
-		if !hasLeft(v, a) || string(v.Value(nodeKey(a.name))) != last {
-			t.Errorf("the last report is %s, after %s", v.Value(nodeKey(a.name)), last)
+		if !hasLeft(v, a) || string(v.Value(record.NodeKey(a.name))) != last {
+			t.Errorf("the last report is %s, after %s", v.Value(record.NodeKey(a.name)), last)
 		}
 		wantNoTrouble(t, a)
 	})
@@ -520,7 +522,7 @@ func TestStorageThatCannotBeWritten(t *testing.T) {
 		if got := a.logs.FilterMessageSnippet("the storage fails").Len(); got != 1 {
 			t.Errorf("it is logged %d times, want once", got)
 		}
-		a.wantState(u0, stateReady, "with marks that can be read")
+		a.wantState(u0, api.StateReady, "with marks that can be read")
 	})
 }
 
@@ -535,13 +537,13 @@ func TestManyUpstreamsAndASlowStorage(t *testing.T) {
 		}
 		for i := range upstreams { // each was drained once
 			name := testPool(upstreams)[i]
-			m := DrainRequest{State: stateReady}.record(nil, name, "elsewhere", 0)
-			if err := store.Put(t.Context(), v.Door(), drainKey(name), m); err != nil {
+			m := record.Request{State: api.StateReady}.Record(nil, name, "elsewhere", 0)
+			if err := store.Put(t.Context(), v.Door(), record.DrainKey(name), m); err != nil {
 				t.Fatal(err)
 			}
 		}
-		m := DrainRequest{State: stateDraining}.record(nil, u0, "elsewhere", 0)
-		if err := store.Put(t.Context(), v.Door(), drainKey(u0), m); err != nil {
+		m := record.Request{State: api.StateDraining}.Record(nil, u0, "elsewhere", 0)
+		if err := store.Put(t.Context(), v.Door(), record.DrainKey(u0), m); err != nil {
 			t.Fatal(err)
 		}
 		began := time.Now()

@@ -14,13 +14,15 @@ import (
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/record"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/store"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/verdict"
 )
 
 // puppet is another node that says what a test wants. It tells of u0 only.
 type puppet struct {
 	a     *caddyNode // that hears it
-	r     report
+	r     record.Report
 	quiet bool // it does not report
 }
 
@@ -29,14 +31,14 @@ const sessionTTL = 32 * time.Second
 
 // newPuppet returns a node as another one is that has long been up, and has nothing to say against an upstream that drains.
 func newPuppet(a *caddyNode) *puppet {
-	return &puppet{a: a, r: report{
+	return &puppet{a: a, r: record.Report{
 		Node: "0123456789abcdef", Host: "puppet", Settles: 32 * time.Second, Settled: true,
-		Upstreams: map[string]account{u0: {InPool: true, Draining: true}},
+		Upstreams: map[string]record.Account{u0: {InPool: true, Draining: true}},
 	}}
 }
 
 // account changes what it says of u0.
-func (p *puppet) account(change func(a *account)) {
+func (p *puppet) account(change func(a *record.Account)) {
 	a := p.r.Upstreams[u0]
 	change(&a)
 	p.r.Upstreams[u0] = a
@@ -46,12 +48,12 @@ func (p *puppet) account(change func(a *account)) {
 func (p *puppet) markID() string {
 	p.a.mu.Lock()
 	defer p.a.mu.Unlock()
-	return p.a.recordOf(p.a.s.get(u0)).id()
+	return p.a.recordOf(p.a.s.get(u0)).IDOrNone()
 }
 
 // hears returns what the node says that it has read, which is the last report of a.
 func (p *puppet) hears() map[string]uint64 {
-	last, err := store.Load[report](context.Background(), p.a.door.Door(), nodeKey(p.a.name))
+	last, err := store.Load[record.Report](context.Background(), p.a.door.Door(), record.NodeKey(p.a.name))
 	if err != nil {
 		return nil
 	}
@@ -67,7 +69,7 @@ func (p *puppet) reports(heard map[string]uint64) {
 	p.r.Seq++
 	r := p.r
 	r.Heard = heard
-	if err := store.Put(p.a.t.Context(), p.a.door.Door(), nodeKey(r.Node), &r); err != nil {
+	if err := store.Put(p.a.t.Context(), p.a.door.Door(), record.NodeKey(r.Node), &r); err != nil {
 		p.a.t.Fatal(err)
 	}
 }
@@ -78,7 +80,7 @@ func (p *puppet) pass(d time.Duration, each ...func(p *puppet)) {
 	p.a.t.Helper()
 	for range d / time.Second {
 		heard := p.hears()
-		p.account(func(a *account) { a.Mark = p.markID() })
+		p.account(func(a *record.Account) { a.Mark = p.markID() })
 		for _, change := range each {
 			change(p)
 		}
@@ -91,7 +93,7 @@ func (p *puppet) pass(d time.Duration, each ...func(p *puppet)) {
 }
 
 // says returns the change of the account of u0.
-func says(change func(a *account)) func(p *puppet) {
+func says(change func(a *record.Account)) func(p *puppet) {
 	return func(p *puppet) { p.account(change) }
 }
 
@@ -111,14 +113,14 @@ var peerFaults = map[string]struct {
 	why     string
 	certain bool
 }{
-	"it has not read the mark":        {says(func(a *account) { a.Mark = "" }), "it has not said that it has read the mark", true},
-	"it has read another one":         {says(func(a *account) { a.Mark = "another" }), "it has not said that it has read the mark", true},
-	"a page is being built there":     {says(func(a *account) { a.Sessions.Building = 1 }), "it has 1 session", true},
-	"a page waits there":              {says(func(a *account) { a.Sessions.Waiting = 1 }), "it has 1 session", true},
-	"somebody is connected there":     {says(func(a *account) { a.Sessions.Connected = 2 }), "it has 2 sessions", true},
-	"a session is unused there":       {says(func(a *account) { a.Sessions.Unused = 1 }), "it has 1 session", true},
-	"it was closed a moment ago":      {says(func(a *account) { a.Reopened = true }), "it was closed there until a moment ago", true},
-	"sessions come and go unseen":     {says(func(a *account) { a.Begun++ }), "it must say so once more", true},
+	"it has not read the mark":        {says(func(a *record.Account) { a.Mark = "" }), "it has not said that it has read the mark", true},
+	"it has read another one":         {says(func(a *record.Account) { a.Mark = "another" }), "it has not said that it has read the mark", true},
+	"a page is being built there":     {says(func(a *record.Account) { a.Sessions.Building = 1 }), "it has 1 session", true},
+	"a page waits there":              {says(func(a *record.Account) { a.Sessions.Waiting = 1 }), "it has 1 session", true},
+	"somebody is connected there":     {says(func(a *record.Account) { a.Sessions.Connected = 2 }), "it has 2 sessions", true},
+	"a session is unused there":       {says(func(a *record.Account) { a.Sessions.Unused = 1 }), "it has 1 session", true},
+	"it was closed a moment ago":      {says(func(a *record.Account) { a.Reopened = true }), "it was closed there until a moment ago", true},
+	"sessions come and go unseen":     {says(func(a *record.Account) { a.Begun++ }), "it must say so once more", true},
 	"it has just started":             {func(p *puppet) { p.r.Settled = false }, "it has just started", false},
 	"it is not heard of":              {func(p *puppet) { p.quiet = true }, "it has not reported for", false},
 	"it has heard nothing":            {func(p *puppet) { p.r.Heard = map[string]uint64{} }, "it must say so once more", false},
@@ -168,7 +170,7 @@ func TestSessionSinceItWasDrained(t *testing.T) {
 		p.pass(20 * time.Second)
 		a.wantDrained(u0, true, "at first")
 		heard := p.hears()
-		p.account(func(a *account) { a.Begun++ })
+		p.account(func(a *record.Account) { a.Begun++ })
 		p.reports(heard)
 		pass(4 * time.Second)
 		a.wantWait(u0, "it must say so once more", "after a session that nobody has seen")
@@ -184,11 +186,11 @@ func TestDrainedByConfig(t *testing.T) {
 		why  string // or nothing, if it is drained
 	}{
 		"it drains":                     {func(*puppet) {}, ""},
-		"it does not":                   {says(func(a *account) { a.Draining = false }), "its config does not drain the upstream"},
-		"it does not have it":           {says(func(a *account) { *a = account{} }), ""},
-		"it may have it":                {func(p *puppet) { p.r.Unsure, p.r.Upstreams = true, map[string]account{} }, "it may have the upstream in a pool that it does not know yet"},
-		"it may have it, and drains it": {func(p *puppet) { p.r.Unsure = true; p.account(func(a *account) { a.InPool = false }) }, ""},
-		"it has a session":              {says(func(a *account) { *a = account{Sessions: api.Counts{Connected: 1}} }), "it has 1 session"},
+		"it does not":                   {says(func(a *record.Account) { a.Draining = false }), "its config does not drain the upstream"},
+		"it does not have it":           {says(func(a *record.Account) { *a = record.Account{} }), ""},
+		"it may have it":                {func(p *puppet) { p.r.Unsure, p.r.Upstreams = true, map[string]record.Account{} }, "it may have the upstream in a pool that it does not know yet"},
+		"it may have it, and drains it": {func(p *puppet) { p.r.Unsure = true; p.account(func(a *record.Account) { a.InPool = false }) }, ""},
+		"it has a session":              {says(func(a *record.Account) { *a = record.Account{Sessions: api.Counts{Connected: 1}} }), "it has 1 session"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -218,7 +220,7 @@ func TestGoneNodeHasSettled(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a, p := judged(t)
 				p.r.Settles = tc.settles
-				p.account(func(a *account) { a.Sessions.Connected = 1 })
+				p.account(func(a *record.Account) { a.Sessions.Connected = 1 })
 				a.drain(u0)
 				p.pass(20 * time.Second)
 				a.wantWait(u0, "it has 1 session", "while it is there")
@@ -251,7 +253,7 @@ func TestNodesThatAreConcerned(t *testing.T) {
 				pool[0] = local
 				a := startNodeOn(t, thisHost, clustertest.NewVault().Door(), pool)
 				p := newPuppet(a)
-				p.r.Host, p.r.Upstreams = tc.host, map[string]account{}
+				p.r.Host, p.r.Upstreams = tc.host, map[string]record.Account{}
 				reports := func(times int) {
 					for range times {
 						p.reports(p.hears())
@@ -259,7 +261,7 @@ func TestNodesThatAreConcerned(t *testing.T) {
 					}
 				}
 				reports(60)
-				if err := a.setDrain(t.Context(), a.s.get(local).Shared, DrainRequest{State: stateDraining}); err != nil {
+				if err := a.setDrain(t.Context(), a.s.get(local).Shared, record.Request{State: api.StateDraining}); err != nil {
 					t.Fatal(err)
 				}
 				reports(30)
@@ -293,7 +295,7 @@ func TestDrainedIsToldOnceAndAgain(t *testing.T) {
 		p.pass(20 * time.Second)
 		a.wantDrained(u0, true, "when it is well again")
 		want("the storage was away", 1)
-		p.account(func(a *account) { a.Begun++ })
+		p.account(func(a *record.Account) { a.Begun++ })
 		p.pass(20 * time.Second)
 		a.wantDrained(u0, true, "after another session")
 		want("another session was there", 2)
@@ -330,7 +332,7 @@ func TestStartOfADrainIsToldOnce(t *testing.T) {
 		if n := told.Load(); n != 0 {
 			t.Errorf("after a restart it was told %d times, want 0", n)
 		}
-		b.tell(u0, DrainRequest{State: stateReady})
+		b.tell(u0, record.Request{State: api.StateReady})
 		pass(undrainQuarantine + time.Second)
 		b.drain(u0)
 		pass(time.Minute)
@@ -395,7 +397,7 @@ func TestDrainedNotAgainstItself(t *testing.T) {
 		"a session":                {func(a *caddyNode, _ *lame) { a.s.get(u0).Slots.Sessions.Add(1) }, "it has 1 session"},
 		"the storage is away":      {func(_ *caddyNode, l *lame) { l.Fail(errors.New("no route to host")) }, "it cannot read the storage"},
 		"the storage is read-only": {func(_ *caddyNode, l *lame) { l.readOnly.Store(true) }, "it cannot write to the storage"},
-		"its report is not listed": {func(a *caddyNode, l *lame) { l.hides.Store(new(nodeKey(a.name))) }, "it does not find its own report in the storage"},
+		"its report is not listed": {func(a *caddyNode, l *lame) { l.hides.Store(new(record.NodeKey(a.name))) }, "it does not find its own report in the storage"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -416,7 +418,7 @@ func TestDrainedNotAgainstItself(t *testing.T) {
 func TestReportWasNeverListed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, l := startLame(t)
-		l.hides.Store(new(nodeKey(a.name)))
+		l.hides.Store(new(record.NodeKey(a.name)))
 		pass(time.Minute)
 		a.drain(u0)
 		pass(time.Minute)
@@ -434,7 +436,7 @@ func TestDrainedNotForAWhile(t *testing.T) {
 		pass(10 * time.Second)
 		a.wantDrained(u0, true, "after that")
 		a.drain("u1:80")
-		pass(drainQuarantine - time.Second)
+		pass(verdict.DrainQuarantine - time.Second)
 		a.wantWait("u1:80", "the mark is new", "before every node that is starting has read it")
 		pass(6 * time.Second)
 		a.wantDrained("u1:80", true, "after that")
@@ -445,10 +447,10 @@ func TestDrainedNotForAWhile(t *testing.T) {
 func TestReportTellsWhatThereIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := startNode(t, clustertest.NewVault())
-		want := func(when string, want account) {
+		want := func(when string, want record.Account) {
 			t.Helper()
 			pass(2 * reportInterval)
-			last, err := store.Load[report](t.Context(), a.door, nodeKey(a.name))
+			last, err := store.Load[record.Report](t.Context(), a.door, record.NodeKey(a.name))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -458,23 +460,23 @@ func TestReportTellsWhatThereIs(t *testing.T) {
 				t.Errorf("%s: it tells %+v, want %+v", when, got, want)
 			}
 		}
-		want("nothing yet", account{InPool: true})
+		want("nothing yet", record.Account{InPool: true})
 		pass(time.Minute)
 		_, hangUp := a.socket(a.visitAt(u0))
-		want("a session", account{InPool: true, Begun: 1, Sessions: api.Counts{Connected: 1}})
+		want("a session", record.Account{InPool: true, Begun: 1, Sessions: api.Counts{Connected: 1}})
 		u := a.s.get(u0)
 		u.Drain.AddConfigs(1)
-		want("its config drains", account{InPool: true, Draining: true, Begun: 1, Sessions: api.Counts{Connected: 1}})
+		want("its config drains", record.Account{InPool: true, Draining: true, Begun: 1, Sessions: api.Counts{Connected: 1}})
 		hangUp()
-		want("nobody is connected", account{InPool: true, Draining: true, Begun: 1, Sessions: api.Counts{Unused: 1}})
+		want("nobody is connected", record.Account{InPool: true, Draining: true, Begun: 1, Sessions: api.Counts{Unused: 1}})
 		pass(sessionTTL)
-		want("it has ended", account{InPool: true, Draining: true, Begun: 1, Ended: 1})
+		want("it has ended", record.Account{InPool: true, Draining: true, Begun: 1, Ended: 1})
 		u.Drain.AddConfigs(-1)
 		a.drain(u0)
 		a.mu.Lock()
-		id := a.recordOf(u).id()
+		id := a.recordOf(u).IDOrNone()
 		a.mu.Unlock()
-		want("an operator drains", account{InPool: true, Draining: true, Mark: id, Begun: 1, Ended: 1})
+		want("an operator drains", record.Account{InPool: true, Draining: true, Mark: id, Begun: 1, Ended: 1})
 	})
 }
 
@@ -492,7 +494,7 @@ func TestNodeThatMayBeKilledSaysSo(t *testing.T) {
 				}
 				pass(time.Second)
 			}
-			last, err := store.Load[report](t.Context(), a.door, nodeKey(a.name))
+			last, err := store.Load[record.Report](t.Context(), a.door, record.NodeKey(a.name))
 			if err != nil || last.Left != want {
 				t.Errorf("%s: it may be gone: %v, want %v (%v)", when, last.Left, want, err)
 			}
@@ -532,15 +534,15 @@ func TestDrainedNotSoonAfterItWasClosed(t *testing.T) {
 		a := startNode(t, clustertest.NewVault())
 		pass(time.Minute)
 		soon := time.Second
-		a.tell(u0, DrainRequest{State: stateDraining, Grace: &soon})
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &soon})
 		pass(time.Minute)
 		a.wantDrained(u0, true, "when it is closed")
-		a.tell(u0, DrainRequest{State: stateReady})
+		a.tell(u0, record.Request{State: api.StateReady})
 		pass(undrainQuarantine + time.Second)
 		a.drain(u0)
 		pass(sessionTTL - 10*time.Second)
 		a.wantWait(u0, "it was closed until a moment ago; browsers may come back for another", "before that time is over")
-		if last, err := store.Load[report](t.Context(), a.door, nodeKey(a.name)); err != nil || !last.Upstreams[u0].Reopened {
+		if last, err := store.Load[record.Report](t.Context(), a.door, record.NodeKey(a.name)); err != nil || !last.Upstreams[u0].Reopened {
 			t.Errorf("it does not tell the others of it: %v", err)
 		}
 		pass(20 * time.Second)
@@ -553,18 +555,18 @@ func TestClosedIsDrainedSooner(t *testing.T) {
 	soon := time.Second
 	synctest.Test(t, func(t *testing.T) {
 		a, p := judged(t)
-		a.tell(u0, DrainRequest{State: stateDraining, Grace: &soon})
-		p.account(func(a *account) { a.Sessions.Connected = 1 })
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &soon})
+		p.account(func(a *record.Account) { a.Sessions.Connected = 1 })
 		p.pass(20 * time.Second)
 		a.wantWait(u0, "it has 1 session", "while somebody is there")
-		p.account(func(a *account) { a.Sessions.Connected = 0 })
+		p.account(func(a *record.Account) { a.Sessions.Connected = 0 })
 		p.r.Settled = false
 		p.pass(10 * time.Second)
 		a.wantDrained(u0, true, "with another node that is young")
 	})
 	synctest.Test(t, func(t *testing.T) {
 		a := startNode(t, clustertest.NewVault())
-		a.tell(u0, DrainRequest{State: stateDraining, Grace: &soon})
+		a.tell(u0, record.Request{State: api.StateDraining, Grace: &soon})
 		pass(15 * time.Second)
 		a.wantDrained(u0, true, "at a node that is young itself")
 	})
@@ -583,7 +585,7 @@ func TestEmptyIsNotForGood(t *testing.T) {
 		}
 		release := a.door.Hang()
 		defer release()
-		pass(staleTimeout + 2*nodeInterval)
+		pass(verdict.StaleTimeout + 2*nodeInterval)
 		if d.IsEmpty(a.s.table.Now()) || d.HasEnded(a.s.table.Now()) {
 			t.Error("it is empty though nothing was read for longer than that holds")
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/printable"
@@ -47,4 +48,12 @@ func TestPrintableJSON(t *testing.T) {
 		t.Errorf("%v: %q became %q", err, before, after)
 	}
 	printabletest.Check(t, "what is no JSON", string(printable.JSON([]byte("{\"a\":\"\xff\x9b\u202e\"}"))))
+}
+
+func TestCut(t *testing.T) {
+	for _, tc := range [][2]string{{"", ""}, {"abc", "abc"}, {"abcd", "abc…"}, {"abé", "ab…"}, {"aéé", "aé…"}} {
+		if got := printable.Cut(tc[0], 3); got != tc[1] || printable.Cut(got, 3) != got && len(tc[0]) > 3 && !strings.HasSuffix(got, "…") {
+			t.Errorf("%q is cut to %q", tc[0], got)
+		}
+	}
 }

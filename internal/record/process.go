@@ -1,6 +1,6 @@
 // This file holds how to tell that another process of this machine is gone.
 
-package cluster
+package record
 
 import (
 	"bytes"
@@ -58,9 +58,9 @@ func startOf(pid int) (string, error) {
 	return fields[19], nil
 }
 
-// isGone says whether p is certainly gone: it was a process of the same machine and namespace as
+// IsGone says whether p is certainly gone: it was a process of the same machine and namespace as
 // self, and is there no more. Of another machine's we cannot tell.
-func (p Process) isGone(self Process) bool {
+func (p Process) IsGone(self Process) bool {
 	if p.PID <= 0 || p.Boot != self.Boot || p.Namespace != self.Namespace {
 		return false
 	}
