@@ -22,7 +22,7 @@ type judgment struct {
 func (n *state) judgeAll(now time.Duration) {
 	verdicts, all := make(map[*sessions.Upstream]judgment), n.peersByName()
 	n.conf.Table.Each(func(u *sessions.Upstream) {
-		if u.Drain.On() && !n.isOpening(u) {
+		if n.drainsOn(u) {
 			before, known := n.verdicts[u]
 			peers := n.concerned(u, all, now)
 			v := judgment{n.snapshotOf(u, peers, now).Judge(before.Verdict), before.told, before.nagged}

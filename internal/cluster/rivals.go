@@ -33,9 +33,10 @@ const (
 // errTakenBack is that of a drain that somebody took back before it was certain that it can stand.
 var errTakenBack error = RefusedError{"the drain was taken back while it was being said, by an operator or because no other upstream takes new sessions"}
 
-// confirm looks whether a drain record that was written can stand, and returns why not.
+// confirm looks whether a drain record that was written can stand, and returns why not. It waits for others for as long as that takes, or
+// until the node is closed.
 func (n *Cluster) confirm(ctx context.Context, name string, m *record.Drain, began bool) error {
-	for start := n.conf.Table.Now(); ; time.Sleep(rivalInterval) {
+	for start := n.conf.Table.Now(); ; {
 		l, err := n.lookBeside(ctx, name)
 		if err != nil {
 			return err
@@ -52,6 +53,9 @@ func (n *Cluster) confirm(ctx context.Context, name string, m *record.Drain, beg
 			return l.whyMissed()
 		case late || n.isLast(name, m, nil):
 			return lastError(name)
+		}
+		if !rest(n.loops.ctx, rivalInterval) {
+			return ErrInterrupted
 		}
 	}
 }
@@ -161,7 +165,7 @@ func (n *state) last(name string, m *record.Drain, missed map[string]error) (las
 // takes says whether an upstream takes new sessions, or will in a moment: if its drain was taken back, or its record is newer than m and
 // gives way.
 func (n *state) takes(other *sessions.Upstream, m *record.Drain) bool {
-	if !other.Drain.On() || n.isOpening(other) && !other.Drain.ByConfig() {
+	if !n.drainsOn(other) {
 		return n.reserved[other.Name] == 0
 	}
 	drain := n.recordOf(other)

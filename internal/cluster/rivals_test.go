@@ -160,6 +160,37 @@ func TestSaidDuringTheSecondLook(t *testing.T) {
 	}
 }
 
+// A node that is closed while it waits for another one to give way waits no longer, and takes back what may not stand.
+func TestClosedWhileItWaitsForARival(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, wrote := clustertest.NewVault(), false
+		a := rivals(t, v, func() error {
+			if !wrote {
+				wrote = true
+				newer := record.Request{State: api.StateDraining, UnlessLast: true}.Record(nil, "u1:80", "another", 0)
+				newer.Said++
+				put(t, v, record.DrainKey("u1:80"), newer)
+			}
+			return nil
+		})
+		asked, answered := time.Now(), make(chan time.Duration, 1)
+		go func() {
+			if status, said := a.drainAsked(u0, false); status == http.StatusOK {
+				t.Errorf("it is answered with %d %s", status, said)
+			}
+			answered <- time.Since(asked)
+		}()
+		time.Sleep(rivalTimeout / 2)
+		a.Close()
+		if took := <-answered; took < rivalTimeout/2 || took > rivalTimeout*3/4 {
+			t.Errorf("it is answered after %v", took)
+		}
+		if state := storedState(v, u0); state != api.StateReady {
+			t.Errorf("it is %s", state)
+		}
+	})
+}
+
 // What gives way is again as it was, by whom and since when.
 func TestGivesWayToWhatWasBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -200,8 +200,8 @@ func (n *state) recordOf(u *sessions.Upstream) *record.Drain {
 	return nil
 }
 
-// isOpening says whether a drain of u was taken back and is about to be over.
-func (n *state) isOpening(u *sessions.Upstream) bool {
+// drainsOn says whether u drains, and not only for the moment for which a drain goes on that was taken back.
+func (n *state) drainsOn(u *sessions.Upstream) bool {
 	md := n.drainOf(u)
-	return md != nil && md.opensAt != 0
+	return u.Drain.On() && (u.Drain.ByConfig() || md == nil || md.opensAt == 0)
 }

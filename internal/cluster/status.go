@@ -25,7 +25,7 @@ func (n *Cluster) Upstreams() []*api.Upstream {
 	n.addHealth(all)
 	peers := n.peersByName()
 	n.conf.Table.Each(func(u *sessions.Upstream) {
-		if u.Drain.On() && !n.isOpening(u) {
+		if n.drainsOn(u) {
 			addDrain(all.of(u.Name), u, n.recordOf(u), n.verdictToTell(u, peers, now))
 		}
 	})

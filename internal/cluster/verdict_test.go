@@ -342,6 +342,44 @@ func TestStartOfADrainIsToldOnce(t *testing.T) {
 	})
 }
 
+// What a config drains as well begins to drain once, and drains all the while, though an operator takes back what he has said of it.
+func TestDrainOfAConfigGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := clustertest.NewVault()
+		s, d := newTestPolicy(testPool(3)), v.Door()
+		var started atomic.Int64
+		s.raise = func(event string, data map[string]any) {
+			if event == eventStarted && data["upstream"] == u0 {
+				started.Add(1)
+			}
+		}
+		a := makeNode(t, d, s, testPool(3))
+		a.door = d
+		s.join(a.Cluster, d)
+		b := startNode(t, v)
+		pass(time.Minute)
+		s.drain(u0)
+		b.s.drain(u0)
+		pass(10 * time.Second)
+		a.drain(u0)
+		pass(30 * time.Second)
+		a.wantState(u0, api.StateDrained, "of config and operator")
+		b.tell(u0, record.Request{State: api.StateReady})
+		for range 10 {
+			pass(time.Second)
+			i := slices.IndexFunc(a.Upstreams(), func(st *api.Upstream) bool { return st.Address == u0 })
+			if st := a.Upstreams()[i]; st.Drain == nil || !st.Drain.Config {
+				t.Fatalf("it is %s, drain %+v", st.State, st.Drain)
+			}
+		}
+		pass(30 * time.Second)
+		a.wantState(u0, api.StateDrained, "of the config alone")
+		if n := started.Load(); n != 1 {
+			t.Errorf("it was told %d times that it has begun to drain", n)
+		}
+	})
+}
+
 // That an upstream is long empty is logged once an hour.
 func TestLongDrained(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
