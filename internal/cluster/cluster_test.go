@@ -480,6 +480,27 @@ func TestNodesWithDifferentKeys(t *testing.T) {
 	})
 }
 
+// A node that has said that it is gone signs nothing more: the next one may have another key, as after a restart with one that was changed.
+func TestKeyOfANodeThatHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := clustertest.NewVault()
+		a := startNode(t, v)
+		pass(time.Minute)
+		a.Close()
+		s, d := newTestPolicy(testPool(3)), v.Door()
+		s.keys = []string{"another"}
+		b := makeNode(t, d, s, testPool(3))
+		b.door = d
+		s.join(b.Cluster, d)
+		for range 120 {
+			pass(time.Second)
+			if n := b.logs.FilterMessageSnippet("another node signs").Len(); n > 0 || !b.KeysAgree() {
+				t.Fatalf("logged %d times that the keys differ, keys agree: %v", n, b.KeysAgree())
+			}
+		}
+	})
+}
+
 // Nobody is cut without a grace period, nor when it is taken back, put off, or removed.
 func TestGracePeriodTakenBack(t *testing.T) {
 	hour, long, none := time.Hour, 10*time.Hour, time.Duration(0)

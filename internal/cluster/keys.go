@@ -35,7 +35,7 @@ func (n *state) compareKeys() {
 }
 
 // compareKeysOf logs when another node signs with a key that cannot be verified here: its sessions
-// would not be found through this one.
+// would not be found through this one. One that is gone signs nothing more.
 func (n *state) compareKeysOf(p *peer, verifiable map[string][]string) {
 	stray := ""
 	for shared, a := range p.Upstreams {
@@ -46,11 +46,12 @@ func (n *state) compareKeysOf(p *peer, verifiable map[string][]string) {
 			}
 		}
 	}
-	if stray != "" && !p.strayKey && p.Gone == 0 {
+	isStray := stray != "" && p.Gone == 0 && !p.Left
+	if isStray && !p.strayKey {
 		n.conf.Logger.Error("another node signs its stamps with a key that this one does not have; each takes the other's sessions for strange ones"+
 			" (give all the same secret_key, or the same storage)", zap.String("node", p.Node), zap.String("host", p.Host), zap.String("upstream", stray))
 	}
-	p.strayKey = stray != ""
+	p.strayKey = isStray
 }
 
 // KeysAgree says whether this node can verify the stamps of all others.
@@ -58,7 +59,7 @@ func (n *Cluster) KeysAgree() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, p := range n.peers {
-		if p.strayKey && p.Gone == 0 {
+		if p.strayKey {
 			return false
 		}
 	}
