@@ -247,7 +247,12 @@ func (cs *candidates) least(may func(*candidate) bool, weigh func(*member) weigh
 		w := weigh(c.member)
 		// Among equals the highest lot wins: one random number serves for all.
 		draw := mix(seed + uint64(i))
-		if best != nil && (least.less(w) || w == least && draw < lot) || !may(c) {
+		if best != nil {
+			if more := w.beyond(&least); more > 0 || more == 0 && draw < lot {
+				continue
+			}
+		}
+		if !may(c) {
 			continue
 		}
 		best, least, lot = c, w, draw
@@ -259,17 +264,18 @@ func (cs *candidates) least(may func(*candidate) bool, weigh func(*member) weigh
 // what they carry.
 type weight struct{ avoided, stall, queue, load int64 }
 
-func (w weight) less(than weight) bool {
-	if w.avoided != than.avoided {
-		return w.avoided < than.avoided
+// beyond is above 0 if w weighs more than another one, below 0 if it weighs less, and 0 if they are equal.
+func (w *weight) beyond(other *weight) int64 {
+	if d := w.avoided - other.avoided; d != 0 {
+		return d
 	}
-	if w.stall != than.stall {
-		return w.stall < than.stall
+	if d := w.stall - other.stall; d != 0 {
+		return d
 	}
-	if w.queue != than.queue {
-		return w.queue < than.queue
+	if d := w.queue - other.queue; d != 0 {
+		return d
 	}
-	return w.load < than.load
+	return w.load - other.load
 }
 
 // lesson returns how long a page took that its upstream is to be judged by, or 0. Only new sessions tell: those whose page names
