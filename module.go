@@ -189,6 +189,7 @@ type proxy struct {
 	tryInterval time.Duration               // between two times that it looks
 	pause       time.Duration               // the first one of an upstream that fails, before it is tried again
 	watches     bool                        // whether each visit hears of its answer
+	tunnels     tunnels                     // that connections become which it upgrades
 	hedges      bool                        // whether a file may be asked of a second server
 	transport   *reverseproxy.HTTPTransport // made by this policy for its handler, which had none; or nil
 }

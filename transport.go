@@ -21,7 +21,11 @@ type watchedTransport struct {
 func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	v, ok := r.Context().Value(visitKey{t.s}).(*visit)
 	if !ok {
-		return t.HTTPTransport.RoundTrip(r)
+		res, err := t.HTTPTransport.RoundTrip(r)
+		if err == nil {
+			t.s.tunnels.dig(res, nil)
+		}
+		return res, err
 	}
 	send := t.HTTPTransport.RoundTrip
 	if v.mayHedge {
@@ -32,6 +36,7 @@ func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, v.noAnswer(err)
 	}
 	v.hasAnswer(res)
+	t.s.tunnels.dig(res, nil)
 	return res, nil
 }
 
@@ -52,7 +57,9 @@ func (s *Selection) watchTransport(ctx caddy.Context, h *reverseproxy.Handler) e
 		h.Transport = watchedTransport{t, s}
 		s.hedges = s.HedgeAfter > 0 && canHedge(h, t)
 	}
-	_, s.watches = h.Transport.(watchedTransport)
+	if _, s.watches = h.Transport.(watchedTransport); s.watches {
+		s.tunnels = tunnelsOf(h)
+	}
 	return nil
 }
 
