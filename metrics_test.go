@@ -71,6 +71,7 @@ func TestMetrics(t *testing.T) {
 		of("selections_total", `decision="new",`)+"} 1",
 		of("selections_total", `decision="bound",`)+"} 1",
 		of("pages_without_socket_total", "")+"} 0",
+		of("reply_seconds_count", "")+"} 1",
 		"caddy_bokeh_keys_agree 1",
 		`caddy_bokeh_unknown_stamps_total{request="socket"} 0`,
 		`caddy_bokeh_storage_errors_total{operation="store"} 0`,

@@ -9,6 +9,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/bokeh"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/tunnel"
 )
 
@@ -51,13 +52,14 @@ func (v *visit) listen(a *attempt, res *http.Response) {
 		return
 	}
 	a.load.SocketOpened()
-	v.s.tunnels.dig(res, &listener{v, a})
+	v.s.tunnels.dig(res, &listener{v: v, a: a})
 }
 
 // listener hears what is said in the tunnel of a visit.
 type listener struct {
-	v *visit
-	a *attempt
+	v    *visit
+	a    *attempt
+	talk sessions.Talk
 }
 
 // Refused implements tunnel.Watcher. Bokeh looks at the token when it has upgraded the connection: to one that has expired, or is signed by
@@ -72,10 +74,14 @@ func (l *listener) Refused() {
 func (*listener) Heard() {}
 
 // Asked implements tunnel.Watcher.
-func (*listener) Asked() {}
+func (l *listener) Asked() { l.talk.Asked(l.v.s.table.Now()) }
 
 // Answered implements tunnel.Watcher.
-func (*listener) Answered() {}
+func (l *listener) Answered() {
+	if took, known := l.talk.Answered(l.v.s.table.Now()); known {
+		l.a.m.History.Replies.Add(took)
+	}
+}
 
 // Lost implements tunnel.Watcher.
 func (*listener) Lost() {}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -71,6 +72,12 @@ func TestClientGoesBeforeTheGreeting(t *testing.T) {
 // echo is a server that upgrades whatever it is asked for, and says again what it is told until nothing more comes.
 func echo(t *testing.T) (addr string) {
 	t.Helper()
+	return upgrader(t, func(conn net.Conn, said io.Reader) { _, _ = io.Copy(conn, said) })
+}
+
+// upgrader is a server that upgrades whatever it is asked for, and then talks.
+func upgrader(t *testing.T, talk func(conn net.Conn, said io.Reader)) (addr string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +97,7 @@ func echo(t *testing.T) (addr string) {
 					return
 				}
 				fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", r.Header.Get("Upgrade"))
-				_, _ = io.Copy(conn, br)
+				talk(conn, br)
 			}()
 		}
 	}()
@@ -171,5 +178,53 @@ func TestEachUpgradeBecomesATunnel(t *testing.T) {
 	before := res.Body
 	if new(tunnels).dig(res, nil); res.Body != before {
 		t.Error("a tunnel goes through another one")
+	}
+}
+
+// textFrames returns messages of a websocket as they pass; those of a client are masked, with nothing but zeros.
+func textFrames(ofClient bool, texts ...string) (b []byte) {
+	for _, text := range texts {
+		if ofClient {
+			b = append(b, 0x81, 0x80|byte(len(text)), 0, 0, 0, 0)
+		} else {
+			b = append(b, 0x81, byte(len(text)))
+		}
+		b = append(b, text...)
+	}
+	return b
+}
+
+// How long a server takes to answer a click is measured, and neither what is asked is kept nor what nobody asked for counted.
+func TestRepliesAreMeasured(t *testing.T) {
+	const takes = 60 * time.Millisecond
+	click := textFrames(true, `{"msgid":"1","msgtype":"PATCH-DOC"}`, "{}", `{"events":[]}`)
+	addr := upgrader(t, func(conn net.Conn, said io.Reader) {
+		_, _ = conn.Write(textFrames(false, `{"msgid":"0","msgtype":"ACK"}`, "{}", "{}"))
+		got := make([]byte, len(click))
+		for {
+			if _, err := io.ReadFull(said, got); err != nil || !bytes.Equal(got, click) {
+				return
+			}
+			_, _ = conn.Write(textFrames(false, `{"msgid":"8","msgtype":"PATCH-DOC"}`, "{}", "{}")) // what the callback changes
+			time.Sleep(takes)
+			_, _ = conn.Write(textFrames(false, `{"msgid":"9","msgtype":"OK","reqid":"1"}`, "{}", "{}"))
+		}
+	})
+	s := serve(t, "bokeh_proxy "+addr)
+	w := s.open(bokehtest.Token(t, "given", nil))
+	r := &upstreamAt(thisLedger(), addr).History.Replies
+	answered := func(want uint64) {
+		t.Helper()
+		soon(t, "answered", func() bool { count, _, _ := r.Count(); return count == want })
+	}
+	answered(1) // that it is open
+	for i := range uint64(2) {
+		if _, err := w.Write(click); err != nil {
+			t.Fatal(err)
+		}
+		answered(i + 2)
+	}
+	if _, sum, within := r.Count(); sum < 2*takes.Seconds() || within[.05] > 1 {
+		t.Errorf("two clicks took %v s, within %v", sum, within)
 	}
 }

@@ -66,9 +66,10 @@ type History struct {
 	Hedged   Counters     // files that another one was asked for as well, by outcome
 	Moved    Counters     // sessions that left it, by reason
 	Silent   atomic.Int64 // pages whose socket never came
-	pageTime average      // of all apps
-	Lessons  Seldom       // who has taught how slow it is
-	Failures Seldom       // who has met failures
+	Replies  Replies
+	pageTime average // of all apps
+	Lessons  Seldom  // who has taught how slow it is
+	Failures Seldom  // who has met failures
 	Failing  FailingApps
 }
 
