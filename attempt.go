@@ -42,6 +42,7 @@ type work struct {
 	load     sessions.Load
 	count    func() sessions.Load // when its body has come to its end; nil if that was done, or is not to be
 	open     sessions.OpenRequest
+	talk     *sessions.Talk // on the websocket that it has become; nil if it has become none
 }
 
 // connection is how an attempt has reached its upstream.

@@ -50,6 +50,7 @@ var (
 	descNobody  = newDesc("no_upstream_total", "Requests for which no upstream could be chosen, by why: draining (all healthy ones are), full (all have max_sessions sessions), unavailable (all are unhealthy, or have their limit of requests), none (there is none).", "reason")
 	descWaiting = newDesc("visits_waiting", "Visits that wait for a place because every upstream has max_sessions sessions.")
 	descReplies = newDesc("reply_seconds", "How long the upstream took to answer what was said on its websockets, as a click, until its answer began; with the first answer, that a websocket is open.", "upstream")
+	descBusy    = newDesc("upstream_busy_ratio", "The share of the last minute for which the upstream had something to do: a page to build, or something on a websocket to answer.", "upstream")
 	descSilent  = newDesc("pages_without_socket_total", "Pages whose websocket never came.", "upstream")
 	descStorage = newDesc("storage_errors_total", "Failures of Caddy's storage, by what was tried: load (also a record that is broken), list (also what lacks the report that this Caddy has stored), store, delete.", "operation")
 	descKeys    = newDesc("keys_agree", "Whether this node can verify the stamps of all others that share its storage.")
@@ -60,7 +61,7 @@ var (
 // Describe implements prometheus.Collector.
 func (m metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descSessions, descDraining, descDrained, descStarted, descFailing, descSelected, descMoved, descHedged, descNobody, descWaiting, descSilent, descReplies, descStorage, descKeys, descUnknown,
+		descSessions, descDraining, descDrained, descStarted, descFailing, descSelected, descMoved, descHedged, descNobody, descWaiting, descSilent, descReplies, descBusy, descStorage, descKeys, descUnknown,
 	} {
 		ch <- d
 	}
@@ -96,6 +97,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 			counter(descHedged, n.Load(), label, outcome)
 		}
 		counter(descSilent, u.History.Silent.Load(), label)
+		gauge(descBusy, u.History.Busy.Share(now), label)
 		count, sum, within := u.History.Replies.Count()
 		ch <- prometheus.MustNewConstHistogram(descReplies, count, sum, within, label)
 	})

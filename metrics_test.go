@@ -76,6 +76,9 @@ func TestMetrics(t *testing.T) {
 		`caddy_bokeh_unknown_stamps_total{request="socket"} 0`,
 		`caddy_bokeh_storage_errors_total{operation="store"} 0`,
 	)
+	if !strings.Contains(a.metrics(), of("upstream_busy_ratio", "")+"} ") {
+		t.Error("there is no word of how busy the upstream was")
+	}
 	if strings.Contains(a.metrics(), "drain_start_time") {
 		t.Error("there is a start time though nothing drains")
 	}

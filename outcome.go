@@ -95,6 +95,7 @@ func (v *visit) finish(a *attempt, status int) {
 	defer v.logBreaker(a.m, a.dialErr)
 	o := outcome{status: status, hasPage: status == http.StatusOK && !a.noPage, at: v.s.table.Now()}
 	a.m.Unanswered.GivenUp(&a.question, o.at)
+	a.talk.End(o.at)
 	if a.dialErr != nil && a.failures < a.addrs && !a.answered {
 		a.m.Dialed(a.startedAt, o.at, v.s.pause, a.dialErr)
 	}

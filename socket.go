@@ -52,14 +52,14 @@ func (v *visit) listen(a *attempt, res *http.Response) {
 		return
 	}
 	a.load.SocketOpened()
-	v.s.tunnels.dig(res, &listener{v: v, a: a})
+	a.talk = sessions.NewTalk(a.m.Upstream)
+	v.s.tunnels.dig(res, &listener{v, a})
 }
 
 // listener hears what is said in the tunnel of a visit.
 type listener struct {
-	v    *visit
-	a    *attempt
-	talk sessions.Talk
+	v *visit
+	a *attempt
 }
 
 // Refused implements tunnel.Watcher. Bokeh looks at the token when it has upgraded the connection: to one that has expired, or is signed by
@@ -74,17 +74,13 @@ func (l *listener) Refused() {
 func (*listener) Heard() {}
 
 // Asked implements tunnel.Watcher.
-func (l *listener) Asked() { l.talk.Asked(l.v.s.table.Now()) }
+func (l *listener) Asked() { l.a.talk.Asked(l.v.s.table.Now()) }
 
 // Answered implements tunnel.Watcher.
-func (l *listener) Answered() {
-	if took, known := l.talk.Answered(l.v.s.table.Now()); known {
-		l.a.m.History.Replies.Add(took)
-	}
-}
+func (l *listener) Answered() { l.a.talk.Answered(l.v.s.table.Now()) }
 
 // Lost implements tunnel.Watcher.
-func (*listener) Lost() {}
+func (l *listener) Lost() { l.a.talk.End(l.v.s.table.Now()) }
 
 // Interface guard
 var _ tunnel.Watcher = (*listener)(nil)

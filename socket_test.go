@@ -227,4 +227,7 @@ func TestRepliesAreMeasured(t *testing.T) {
 	if _, sum, within := r.Count(); sum < 2*takes.Seconds() || within[.05] > 1 {
 		t.Errorf("two clicks took %v s, within %v", sum, within)
 	}
+	if share := upstreamAt(thisLedger(), addr).History.Busy.Share(thisLedger().Now()); share <= 0 || share > 1 {
+		t.Errorf("the server was busy for %v of its time", share)
+	}
 }

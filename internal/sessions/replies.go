@@ -37,32 +37,3 @@ func (r *Replies) Count() (count uint64, sum float64, within map[float64]uint64)
 	count += r.in[len(ReplyBounds)].Load()
 	return count, time.Duration(r.sum.Load()).Seconds(), within
 }
-
-// Talk is what one websocket waits for. It is used by one goroutine at a time.
-type Talk struct {
-	asked [4]time.Duration // when what is not answered was asked, the oldest first; on the table's clock
-	known int              // of these
-	more  int              // was asked after them, when is not kept
-}
-
-// Asked takes note of what is to be answered.
-func (t *Talk) Asked(now time.Duration) {
-	if t.known == len(t.asked) || t.more > 0 {
-		t.more++
-		return
-	}
-	t.asked[t.known] = now
-	t.known++
-}
-
-// Answered takes note that the oldest of it is answered, and returns how long that took; false where that was not kept.
-func (t *Talk) Answered(now time.Duration) (took time.Duration, known bool) {
-	if t.known == 0 {
-		t.more = max(t.more-1, 0)
-		return 0, false
-	}
-	took = now - t.asked[0]
-	t.known--
-	copy(t.asked[:], t.asked[1:])
-	return took, true
-}

@@ -22,32 +22,3 @@ func TestReplies(t *testing.T) {
 		t.Errorf("they took %v s together, want %v", sum, all)
 	}
 }
-
-// What is asked is answered in the order in which it was asked; of much at once the first is measured, and none is taken for another one.
-func TestTalk(t *testing.T) {
-	talk, now := new(Talk), time.Hour
-	ask := func(n int) {
-		for range n {
-			talk.Asked(now)
-			now += time.Second
-		}
-	}
-	answered := func(want ...time.Duration) {
-		t.Helper()
-		for i, want := range want {
-			took, known := talk.Answered(now)
-			if known != (want > 0) || took != want {
-				t.Errorf("answer %d took %v, known %v; want %v", i, took, known, want)
-			}
-		}
-	}
-	answered(0) // nothing was asked
-	ask(2)
-	answered(2*time.Second, time.Second, 0)
-	ask(5)
-	answered(5 * time.Second)
-	ask(1) // after one that is not kept, so it is not kept either
-	answered(5*time.Second, 4*time.Second, 3*time.Second, 0, 0)
-	ask(1)
-	answered(time.Second, 0)
-}

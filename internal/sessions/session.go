@@ -114,6 +114,12 @@ func (t *Table) applyState(sh *shard, s *session) {
 		s.at.Slots.Sessions.Add(1)
 		s.at.started.Add(1)
 	}
+	switch {
+	case now == Building:
+		s.at.History.Busy.Begin(t.Now())
+	case s.previous == Building:
+		s.at.History.Busy.End(t.Now())
+	}
 	s.previous = now
 	if now == Ended {
 		s.takeSlot() // which is free now
