@@ -17,14 +17,15 @@ func TestForm(t *testing.T) {
 	const holding = sessions + `,"total_sessions":10,"oldest_session_seconds":1.5,"sessions_ended_in_5m":5`
 	const none = `"sessions":{"building":0,"waiting":0,"connected":0,"unused":0}`
 	for want, value := range map[string]any{
-		`{"address":"a:1","state":"draining","unreachable":true,"failing":true,"healthy":true,"full":true,"num_requests":6,"fails":7,"addresses":8,` +
+		`{"address":"a:1","state":"draining","unreachable":true,"failing":true,"healthy":true,"full":true,"num_requests":6,"fails":7,"busy":0.5,"click":{"p50_seconds":0.25,"p95_seconds":1.5},"addresses":8,` +
 			holding + `,"drain":{"config":true,"marked":true,"since":"2025-01-02T03:04:05Z","by":"b","reason":"r","deadline":"2025-01-02T03:04:05Z"},` +
 			`"nodes":[{"node":"n","host":"h","in_pool":true,` + holding + `}],"waiting_for":[{"node":"n","host":"h","reason":"r"}]}`: Upstream{
 			Address: "a:1", State: StateDraining, Unreachable: true, Failing: true, Healthy: true, Full: true, NumRequests: 6, Fails: 7, Addresses: 8,
+			Busy: .5, Click: &Click{P50: .25, P95: 1.5},
 			Holding: held, Drain: &Drain{Config: true, Marked: true, Since: &at, By: "b", Reason: "r", Deadline: &at},
 			Nodes: []NodeShare{{Node: "n", Host: "h", InPool: true, Holding: held}}, WaitingFor: []Wait{{Node: "n", Host: "h", Reason: "r"}},
 		},
-		`{"address":"","state":"","unreachable":false,"failing":false,"healthy":false,"full":false,"num_requests":0,"fails":0,` +
+		`{"address":"","state":"","unreachable":false,"failing":false,"healthy":false,"full":false,"num_requests":0,"fails":0,"busy":0,` +
 			none + `,"total_sessions":0,"oldest_session_seconds":0,"sessions_ended_in_5m":0,"nodes":null}`: Upstream{},
 		`{"config":false,"marked":false}`: Drain{},
 		`{"node":"n","host":"h","self":true,"state":"up","last_heard_seconds":0.5,` + sessions + `,"storage_error":"s","policies":1,"visits_waiting":2}`: Node{

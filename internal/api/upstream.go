@@ -40,6 +40,14 @@ type Upstream struct {
 	NumRequests int  `json:"num_requests"`
 	Fails       int  `json:"fails"`
 
+	// Busy is the share of the last minute for which it had something to do, as far as this Caddy asked for it: a page to build, or
+	// something on a websocket to answer.
+	Busy float64 `json:"busy"`
+
+	// Click is how long answers on websockets have taken in the last five minutes, of what was asked through this Caddy, as clicks; nil if
+	// there was none.
+	Click *Click `json:"click,omitempty"`
+
 	// Addresses is how many addresses of one family its name had when this Caddy looked it up last, where those are several:
 	// a page and its websocket meet by luck then.
 	Addresses int `json:"addresses,omitempty"`
@@ -51,6 +59,12 @@ type Upstream struct {
 
 	// WaitingFor is why it is not called drained while it drains.
 	WaitingFor []Wait `json:"waiting_for,omitempty"`
+}
+
+// Click says within how many seconds half of the answers came, and 95 % of them.
+type Click struct {
+	P50 float64 `json:"p50_seconds"`
+	P95 float64 `json:"p95_seconds"`
 }
 
 // InPool says whether any Caddy has the upstream in a pool.

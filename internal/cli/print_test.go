@@ -74,3 +74,16 @@ func TestCommandsPrintWhatOthersWrote(t *testing.T) {
 	}
 	printabletest.Check(t, "what the commands print", strings.ReplaceAll(evil, "\r", ""))
 }
+
+func TestClickInWords(t *testing.T) {
+	for want, c := range map[string]*api.Click{
+		"-":           nil,
+		"12ms 85ms":   {P50: .0123, P95: .0849},
+		"1ms 1.52s":   {P50: .0008, P95: 1.5234},
+		"999ms 1m40s": {P50: .999, P95: 100},
+	} {
+		if got := click(&api.Upstream{Click: c}); got != want {
+			t.Errorf("%+v is %q, want %q", c, got, want)
+		}
+	}
+}

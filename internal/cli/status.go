@@ -82,11 +82,11 @@ func printStatus(w io.Writer, all []api.Upstream, nodes []api.Node) error {
 // printTable writes a line for each upstream.
 func printTable(w io.Writer, all []api.Upstream) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "ADDRESS\tSTATE\tHEALTHY\tSESSIONS\tBUILDING\tWAITING\tCONNECTED\tUNUSED\tOLDEST\tENDED IN 5M")
+	fmt.Fprintln(table, "ADDRESS\tSTATE\tHEALTHY\tSESSIONS\tBUILDING\tWAITING\tCONNECTED\tUNUSED\tOLDEST\tENDED IN 5M\tBUSY\tCLICK")
 	for _, st := range all {
 		s := st.Sessions
-		printable.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%d\n",
-			st.Address, st.State, health(&st), st.Total, s.Building, s.Waiting, s.Connected, s.Unused, age(&st), st.EndedRecently)
+		printable.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%d\t%.0f%%\t%s\n",
+			st.Address, st.State, health(&st), st.Total, s.Building, s.Waiting, s.Connected, s.Unused, age(&st), st.EndedRecently, 100*st.Busy, click(&st))
 	}
 	return table.Flush()
 }
@@ -112,6 +112,23 @@ func age(st *api.Upstream) string {
 		return "-"
 	}
 	return time.Duration(st.Oldest * float64(time.Second)).Truncate(time.Second).String()
+}
+
+// click returns within which time half of the answers to clicks came, and 95 % of them, for people.
+func click(st *api.Upstream) string {
+	if st.Click == nil {
+		return "-"
+	}
+	return wait(st.Click.P50) + " " + wait(st.Click.P95)
+}
+
+// wait returns a time in seconds with two digits or three, for people.
+func wait(seconds float64) string {
+	d := time.Duration(seconds * float64(time.Second))
+	if d < time.Second {
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(10 * time.Millisecond).String()
 }
 
 // drainText says since when an upstream drains, by what and why.

@@ -5,6 +5,7 @@ package cluster
 import (
 	"cmp"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -25,6 +26,9 @@ func (n *Cluster) Upstreams() []*api.Upstream {
 	n.addHealth(all)
 	peers := n.peersByName()
 	n.conf.Table.Each(func(u *sessions.Upstream) {
+		if st := all[u.Name]; st != nil {
+			addWork(st, u.History, now)
+		}
 		if n.drainsOn(u) {
 			addDrain(all.of(u.Name), u, n.recordOf(u), n.verdictToTell(u, peers, now))
 		}
@@ -126,6 +130,14 @@ func addShare(st *api.Upstream, share api.NodeShare) {
 	st.Total += share.Total
 	st.Oldest = max(st.Oldest, share.Oldest)
 	st.EndedRecently += share.EndedRecently
+}
+
+// addWork says how much an upstream has to do.
+func addWork(st *api.Upstream, h *sessions.History, now time.Duration) {
+	st.Busy = math.Round(1000*h.Busy.Share(now)) / 1000
+	if p := h.Waits.Quantiles(now, .5, .95); p[0] > 0 {
+		st.Click = &api.Click{P50: p[0].Round(time.Millisecond / 10).Seconds(), P95: p[1].Round(time.Millisecond / 10).Seconds()}
+	}
 }
 
 // addDrain says in what state a draining upstream is.

@@ -5,12 +5,14 @@ package cluster
 import (
 	"maps"
 	"reflect"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/caddy-bokeh/caddy-bokeh/internal/api"
 	"github.com/caddy-bokeh/caddy-bokeh/internal/cluster/clustertest"
+	"github.com/caddy-bokeh/caddy-bokeh/internal/sessions"
 )
 
 // What a node tells is found by its loop. Nothing is judged, told of, stored or started because somebody asks.
@@ -65,6 +67,32 @@ func TestReadingChangesNothing(t *testing.T) {
 		a.judgeAll(a.conf.Table.Now())
 		if !a.verdicts[a.s.get(u0)].Drained {
 			t.Errorf("nothing was to be found: %+v", a.verdicts)
+		}
+	})
+}
+
+// How busy a server is, and how long clicks take there, is told as the websockets of this Caddy show it.
+func TestStatusOfWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := startNode(t, clustertest.NewVault())
+		pass(time.Minute)
+		u := a.s.get(u0)
+		work := func() *api.Upstream {
+			all := a.Upstreams()
+			return all[slices.IndexFunc(all, func(st *api.Upstream) bool { return st.Address == u0 })]
+		}
+		if st := work(); st.Busy != 0 || st.Click != nil {
+			t.Errorf("it was busy for %v, and clicks took %+v", st.Busy, st.Click)
+		}
+		talk := sessions.NewTalk(u)
+		for range 5 {
+			talk.Asked(a.s.table.Now())
+			pass(time.Second)
+			talk.Answered(a.s.table.Now())
+			pass(time.Second)
+		}
+		if st := work(); st.Busy != .5 || st.Click == nil || st.Click.P50 < .98 || st.Click.P95 > 1.02 {
+			t.Errorf("it was busy for %v, and clicks took %+v", st.Busy, st.Click)
 		}
 	})
 }

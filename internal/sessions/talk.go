@@ -45,6 +45,7 @@ func (t *Talk) Answered(now time.Duration) {
 	switch {
 	case t.known > 0:
 		t.at.History.Replies.Add(now - t.asked[0])
+		t.at.History.Waits.Add(now-t.asked[0], now)
 		t.known--
 		copy(t.asked[:], t.asked[1:])
 	case t.more > 0:

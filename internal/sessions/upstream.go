@@ -67,6 +67,7 @@ type History struct {
 	Moved    Counters     // sessions that left it, by reason
 	Silent   atomic.Int64 // pages whose socket never came
 	Replies  Replies
+	Waits    Waits
 	Busy     Busy
 	pageTime average // of all apps
 	Lessons  Seldom  // who has taught how slow it is
