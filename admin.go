@@ -345,6 +345,9 @@ func storageError(err error) error {
 	if refused && !errors.Is(err, cluster.ErrUnsure) || errors.Is(err, api.ErrNoPolicy) {
 		return apiError(http.StatusConflict, "%v", err)
 	}
+	if errors.Is(err, cluster.ErrInterrupted) {
+		return apiError(http.StatusServiceUnavailable, "%v", err)
+	}
 	if errors.Is(err, cluster.ErrUnsure) {
 		return apiError(http.StatusServiceUnavailable, "nothing has changed yet, and it is not known whether it will: %v (ask for the status later)", err)
 	}

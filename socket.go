@@ -16,16 +16,14 @@ import (
 // tunnels is how a policy makes tunnels of the connections that its handler upgrades. All of them become one, also those that
 // are nobody's session, for the handler's own buffers are gone.
 type tunnels struct {
-	size int // of the buffers, as the handler's stream_buffer_size says; 0 where they grow with what passes
+	size int // of the buffers, as the handler's stream_buffer_size says; 0 where it says nothing, and they grow with what passes
 }
 
 // tunnelsOf returns how a handler's tunnels are made, and takes its own buffers away: for each direction of a connection it makes one that
 // a tunnel does not use.
 func tunnelsOf(h *reverseproxy.Handler) tunnels {
-	size := h.StreamBufferSize
-	if size == 0 {
-		h.StreamBufferSize = 1
-	}
+	size := max(h.StreamBufferSize, 0) // to Caddy less is nothing as well
+	h.StreamBufferSize = 1
 	return tunnels{size}
 }
 
@@ -53,6 +51,7 @@ func (v *visit) listen(a *attempt, res *http.Response) {
 	}
 	a.load.SocketOpened()
 	a.talk = sessions.NewTalk(a.m.Upstream)
+	a.talk.Asked(v.s.table.Now()) // to acknowledge the websocket
 	v.s.tunnels.dig(res, &listener{v, a})
 }
 

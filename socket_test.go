@@ -151,9 +151,9 @@ func TestUpgradedConnectionsPassEverything(t *testing.T) {
 // A handler's own buffers are taken away where each connection that it upgrades becomes a tunnel, so each must: the handler would copy a byte
 // at a time.
 func TestEachUpgradeBecomesATunnel(t *testing.T) {
-	for given, want := range map[int]int{0: 1, 1000: 1000} {
+	for given, want := range map[int]int{-1: 0, 0: 0, 1000: 1000} {
 		h := &reverseproxy.Handler{StreamBufferSize: given}
-		if ts := tunnelsOf(h); h.StreamBufferSize != want || ts.size != given {
+		if ts := tunnelsOf(h); h.StreamBufferSize != 1 || ts.size != want {
 			t.Errorf("of buffers of %d the handler's are %d, and a tunnel's %d", given, h.StreamBufferSize, ts.size)
 		}
 	}

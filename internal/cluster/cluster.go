@@ -25,7 +25,7 @@ type Cluster struct {
 }
 
 // New returns a node that has nothing to tell of yet, and does nothing before a policy is attached. When ctx ends, so does all that it
-// does, and the others hear nothing of that: as if the process were killed.
+// does, and the others hear nothing of that but that a drain is taken back which may not stand: as if the process were killed.
 func New(ctx context.Context, config Config) *Cluster {
 	n := &Cluster{loops: newLoops(ctx), state: newState(config)}
 	n.later = func(d time.Duration, f func()) {

@@ -43,7 +43,7 @@ func startNode(t *testing.T, v *clustertest.Vault) *caddyNode {
 func startNodeOn(t *testing.T, host string, d *clustertest.Door, pool []string) *caddyNode {
 	t.Helper()
 	c := makeNode(t, d, newTestPolicy(pool), pool)
-	c.conf.Host, c.door = host, d
+	c.conf.Host, c.clock, c.door = host, host, d
 	c.s.join(c.Cluster, d)
 	return c
 }
@@ -54,6 +54,7 @@ func makeNode(t *testing.T, st store.Storage, s *testPolicy, pool []string) *cad
 	core, logs := observer.New(zapcore.InfoLevel)
 	n := New(context.Background(), testConfig(s.table, func() store.Storage { return st }, zap.New(core)))
 	n.conf.Host, n.conf.Process = store.RandomName(), record.Process{}
+	n.clock = n.conf.Host
 	c := &caddyNode{Cluster: n, t: t, s: s, pool: pool, logs: logs}
 	t.Cleanup(c.kill)
 	return c

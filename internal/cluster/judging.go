@@ -25,7 +25,10 @@ func (n *state) judgeAll(now time.Duration) {
 		if n.drainsOn(u) {
 			before, known := n.verdicts[u]
 			peers := n.concerned(u, all, now)
-			v := judgment{n.snapshotOf(u, peers, now).Judge(before.Verdict), before.told, before.nagged}
+			v := judgment{Verdict: n.snapshotOf(u, peers, now).Judge(before.Verdict)}
+			if v.Mark == before.Mark { // of another drain nothing was told
+				v.told, v.nagged = before.told, before.nagged
+			}
 			if !known {
 				n.publishStarted(u)
 			}

@@ -46,20 +46,22 @@ func (n *state) compareKeysOf(p *peer, verifiable map[string][]string) {
 			}
 		}
 	}
-	isStray := stray != "" && p.Gone == 0 && !p.Left
-	if isStray && !p.strayKey {
+	if stray != "" && !p.strayKey && p.signs() {
 		n.conf.Logger.Error("another node signs its stamps with a key that this one does not have; each takes the other's sessions for strange ones"+
 			" (give all the same secret_key, or the same storage)", zap.String("node", p.Node), zap.String("host", p.Host), zap.String("upstream", stray))
 	}
-	p.strayKey = isStray
+	p.strayKey = stray != "" && (p.strayKey || p.signs())
 }
+
+// signs says whether p may still sign stamps: it is neither gone nor about to be.
+func (p *peer) signs() bool { return p.Gone == 0 && !p.Left }
 
 // KeysAgree says whether this node can verify the stamps of all others.
 func (n *Cluster) KeysAgree() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, p := range n.peers {
-		if p.strayKey {
+		if p.strayKey && p.signs() {
 			return false
 		}
 	}

@@ -36,12 +36,16 @@ var errTakenBack error = RefusedError{"the drain was taken back while it was bei
 // confirm looks whether a drain record that was written can stand, and returns why not. It waits for others for as long as that takes, or
 // until the node is closed.
 func (n *Cluster) confirm(ctx context.Context, name string, m *record.Drain, began bool) error {
-	for start := n.conf.Table.Now(); ; {
+	for start := n.conf.Table.Now(); ; rest(n.loops.ctx, rivalInterval) {
 		l, err := n.lookBeside(ctx, name)
-		if err != nil {
+		switch isClosed := n.loops.ctx.Err() != nil; { // then there may be no policy any more that has a pool
+		case isClosed && began:
+			return ErrInterrupted
+		case isClosed:
+			return nil
+		case err != nil:
 			return err
-		}
-		if l.own != nil && l.own.Newer(m) && !l.own.Drains() {
+		case l.own != nil && l.own.Newer(m) && !l.own.Drains():
 			return errTakenBack
 		}
 		last, late := n.isLast(name, nil, l.missed), n.conf.Table.Now()-start >= l.rivalsTimeout(m)
@@ -53,9 +57,6 @@ func (n *Cluster) confirm(ctx context.Context, name string, m *record.Drain, beg
 			return l.whyMissed()
 		case late || n.isLast(name, m, nil):
 			return lastError(name)
-		}
-		if !rest(n.loops.ctx, rivalInterval) {
-			return ErrInterrupted
 		}
 	}
 }

@@ -270,7 +270,7 @@ func (n *Cluster) withdraw(ctx context.Context, m, before *record.Drain, why err
 		return fmt.Errorf("%w, and what it may have written is taken back as soon as it answers: %s: %w", ErrUnsure, why.Error(), err)
 	}
 	if _, refused := errors.AsType[RefusedError](why); !refused {
-		return errors.New("the drain was taken back: " + why.Error())
+		return fmt.Errorf("the drain was taken back: %w", why)
 	}
 	return why
 }

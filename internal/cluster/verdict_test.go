@@ -342,6 +342,38 @@ func TestStartOfADrainIsToldOnce(t *testing.T) {
 	})
 }
 
+// Of each drain it is told that it has come to its end, also where it follows another one at once: somebody may have waited for just that.
+func TestEachDrainIsToldOf(t *testing.T) {
+	grace := time.Minute
+	for name, tc := range map[string]struct {
+		said []record.Request
+		want int
+	}{
+		"with another reason":               {[]record.Request{{State: api.StateDraining}, {State: api.StateDraining, Reason: "new"}}, 2},
+		"a grace period that runs out":      {[]record.Request{{State: api.StateDraining, Grace: &grace}}, 2},
+		"drained, and then one":             {[]record.Request{{State: api.StateDraining}, {State: api.StateDraining, Grace: &grace}}, 3},
+		"said once more, which is the same": {[]record.Request{{State: api.StateDraining}, {State: api.StateDraining}}, 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a := startNode(t, clustertest.NewVault())
+			var drained atomic.Int64
+			a.s.raise = func(event string, _ map[string]any) {
+				if event == eventDrained {
+					drained.Add(1)
+				}
+			}
+			pass(time.Minute)
+			for _, said := range tc.said {
+				a.tell(u0, said)
+				pass(2 * time.Minute)
+			}
+			if got := int(drained.Load()); got != tc.want {
+				t.Errorf("%s: it was told %d times, want %d", name, got, tc.want)
+			}
+		})
+	}
+}
+
 // What a config drains as well begins to drain once, and drains all the while, though an operator takes back what he has said of it.
 func TestDrainOfAConfigGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

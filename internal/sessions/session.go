@@ -45,7 +45,7 @@ type session struct {
 type wakeup struct {
 	until     time.Duration // when the session ends if no socket comes; 0 if it does not wait
 	slotUntil time.Duration // until when it holds a slot if no socket comes; 0 if that is not the question; slotless
-	timer     *time.Timer   // pending while one of them is not 0
+	timer     *time.Timer   // pending while one of them is above 0
 	due       time.Duration // when the timer is
 }
 

@@ -12,8 +12,12 @@ const (
 	// smallSize is the buffer of each direction of a tunnel through which little passes, as of most sessions most of the time.
 	smallSize = 1 << 10
 
-	// largeSize is the buffer of one that has filled the small one, until a little comes again: what io.Copy takes.
+	// largeSize is the buffer of one that has filled the small one: what io.Copy takes.
 	largeSize = 32 << 10
+
+	// largeUse is how much has to come at once for the large buffer to be kept. After less the next read waits with the small one, as a
+	// session does that has just got its document; at the latest that is so after a ping of Bokeh's, which come every 37 s.
+	largeUse = largeSize / 4
 )
 
 // large are the buffers of largeSize that no tunnel uses at present.
@@ -74,9 +78,9 @@ func (b *buffer) next() []byte {
 func (b *buffer) read(n int) {
 	switch {
 	case b.size != 0:
-	case n < smallSize:
+	case b.large != nil && n < largeUse:
 		b.release()
-	case b.large == nil:
+	case b.large == nil && n == smallSize:
 		b.large = large.Get().(*[largeSize]byte)
 	}
 }

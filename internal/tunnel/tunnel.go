@@ -16,8 +16,8 @@ type Watcher interface {
 	// Heard is called when something has come from the server, whatever that is.
 	Heard()
 
-	// Asked is called when all of something has been sent that the server is to answer; the first time when the tunnel opens, for a server
-	// acknowledges each websocket.
+	// Asked is called when all of something has been sent that the server is to answer. That the websocket opens is asked for as well, and
+	// not told: New is called when that is so.
 	Asked()
 
 	// Answered is called when the server has begun to answer what was asked first of what it has not answered.
@@ -26,8 +26,8 @@ type Watcher interface {
 	// Refused is called if the first that the server says is that it closes, or if it ends without a word and the client has not gone.
 	Refused()
 
-	// Lost is called when it turns out that what passes cannot be read. What was asked and not answered is never known to be. Only Heard
-	// is called from then on.
+	// Lost is called when it turns out that what passes cannot be read. What was asked and not answered is never known to be answered.
+	// Only Heard is called from then on.
 	Lost()
 }
 
@@ -55,9 +55,7 @@ type Conn struct {
 func New(server io.ReadWriteCloser, size int, w Watcher) *Conn {
 	c := &Conn{server: server, size: size, watcher: w}
 	c.asks.masked = true
-	if w != nil {
-		c.ask(1) // nobody else has c yet
-	}
+	c.pending = 1 // a server acknowledges each websocket
 	return c
 }
 
@@ -101,7 +99,10 @@ func (c *Conn) passedFromServer(p []byte, err error) {
 		c.watcher.Heard()
 	}
 	t := c.says.read(p)
-	if !c.greeted && (t.data || t.closes || err != nil) {
+	if c.isLost {
+		return
+	}
+	if !c.greeted && (t.data || t.closes || c.says.lost || err != nil) {
 		c.greeted = true
 		if t.closes && !t.data || len(p) == 0 && errors.Is(err, io.EOF) && !c.left {
 			c.watcher.Refused()
@@ -119,6 +120,9 @@ func (c *Conn) passesToServer(p []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t := c.asks.read(p)
+	if c.isLost {
+		return
+	}
 	if c.packed = c.packed || c.asks.packed; c.packed {
 		t.asks = min(t.asks, max(1-c.pending, 0)) // which of them are whole messages of Bokeh is unknown
 	}
@@ -129,9 +133,6 @@ func (c *Conn) passesToServer(p []byte) {
 // ask takes note of what the server is to answer. c.mu is locked.
 func (c *Conn) ask(n int) {
 	for range n {
-		if c.isLost {
-			return
-		}
 		c.pending++
 		c.watcher.Asked()
 	}

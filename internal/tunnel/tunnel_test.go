@@ -102,25 +102,27 @@ func TestWatcherHears(t *testing.T) {
 		steps []step
 		want  string
 	}{
-		"nothing":                         {nil, "?"},
-		"it is open":                      {[]step{down(ack)}, "?!"},
-		"a click":                         {[]step{down(ack), up(patch), down(okay)}, "?!?!"},
-		"two at once":                     {[]step{down(ack), up(patch, patch), down(okay), down(okay)}, "?!??!!"},
-		"before it is open":               {[]step{up(patch), down(ack), down(okay)}, "??!!"},
-		"what the server says by itself":  {[]step{down(ack), down(patch, patch), up(patch), down(patch), down(okay)}, "?!?!"},
-		"half a click":                    {[]step{down(ack), {client: said(true, patch)[:50]}}, "?!"},
-		"an answer to nothing":            {[]step{down(ack), down(okay, okay), up(patch), down(okay)}, "?!?!"},
-		"what the client answers":         {[]step{down(ack), up(okay)}, "?!"},
-		"a ping of the server":            {[]step{{server: frame(finBit|0x9, nil, nil)}, down(ack)}, "?!"},
-		"it refuses":                      {[]step{{server: closes}}, "?R"},
-		"it closes later":                 {[]step{down(ack), {server: closes}}, "?!"},
-		"it is open, and closes":          {[]step{{server: append(said(false, ack), closes...)}}, "?!"},
-		"compressed":                      {[]step{{server: packed(false)}, {client: packed(true)}, {client: packed(true)}, {server: packed(false)}, {server: packed(false)}}, "?!?!"},
-		"compressed on one side":          {[]step{down(ack), {client: packed(true)}, down(patch), {client: packed(true)}, down(patch)}, "?!?!?!"},
-		"compressed, with a ping between": {[]step{{server: packed(false)}, {client: packed(true)}, {server: frame(finBit|0x9, nil, nil)}}, "?!?"},
-		"it was not, and is":              {[]step{down(ack), up(patch, patch), {server: packed(false)}}, "?!??!!"},
-		"no Bokeh":                        {[]step{down(ack), up(patch), {server: frame(finBit|opText, []byte("hello"), nil)}, down(okay), up(patch)}, "?!?L"},
-		"no websocket":                    {[]step{{client: []byte("GET / HTTP/1.1\r\n\r\n")}, down(ack), down(okay)}, "?L!"},
+		"nothing":                         {nil, ""},
+		"it is open":                      {[]step{down(ack)}, "!"},
+		"a click":                         {[]step{down(ack), up(patch), down(okay)}, "!?!"},
+		"two at once":                     {[]step{down(ack), up(patch, patch), down(okay), down(okay)}, "!??!!"},
+		"before it is open":               {[]step{up(patch), down(ack), down(okay)}, "?!!"},
+		"what the server says by itself":  {[]step{down(ack), down(patch, patch), up(patch), down(patch), down(okay)}, "!?!"},
+		"half a click":                    {[]step{down(ack), {client: said(true, patch)[:50]}}, "!"},
+		"an answer to nothing":            {[]step{down(ack), down(okay, okay), up(patch), down(okay)}, "!?!"},
+		"what the client answers":         {[]step{down(ack), up(okay)}, "!"},
+		"a ping of the server":            {[]step{{server: frame(finBit|0x9, nil, nil)}, down(ack)}, "!"},
+		"it refuses":                      {[]step{{server: closes}}, "R"},
+		"it closes later":                 {[]step{down(ack), {server: closes}}, "!"},
+		"it is open, and closes":          {[]step{{server: append(said(false, ack), closes...)}}, "!"},
+		"compressed":                      {[]step{{server: packed(false)}, {client: packed(true)}, {client: packed(true)}, {server: packed(false)}, {server: packed(false)}}, "!?!"},
+		"compressed on one side":          {[]step{down(ack), {client: packed(true)}, down(patch), {client: packed(true)}, down(patch)}, "!?!?!"},
+		"compressed, with a ping between": {[]step{{server: packed(false)}, {client: packed(true)}, {server: frame(finBit|0x9, nil, nil)}}, "!?"},
+		"it was not, and is":              {[]step{down(ack), up(patch, patch), {server: packed(false)}}, "!??!!"},
+		"no Bokeh":                        {[]step{down(ack), up(patch), {server: frame(finBit|opText, []byte("hello"), nil)}, down(okay), up(patch)}, "!?L"},
+		"no websocket":                    {[]step{{client: []byte("GET / HTTP/1.1\r\n\r\n")}, down(ack), down(okay)}, "L"},
+		"no websocket of the server":      {[]step{{server: []byte("HTTP/1.1 400 Bad Request\r\n\r\n")}, {server: closes}, up(patch)}, "L"},
+		"no websocket, and it closes":     {[]step{{client: []byte("GET / HTTP/1.1\r\n\r\n")}, {server: closes}}, "L"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, sv := &log{t: t}, new(server)
@@ -157,12 +159,13 @@ func TestSilentServer(t *testing.T) {
 		err    error
 		want   string
 	}{
-		"it ends":                    {func(*Conn) {}, io.EOF, "?R"},
-		"it breaks":                  {func(*Conn) {}, errors.New("reset"), "?"},
-		"the client has gone":        {func(c *Conn) { _ = c.Close() }, io.EOF, "?"},
-		"the client says no more":    {func(c *Conn) { _ = c.CloseWrite() }, io.EOF, "?"},
-		"it has said a ping":         {func(c *Conn) { c.passedFromServer(frame(finBit|0x9, nil, nil), nil) }, io.EOF, "?R"},
-		"it has said that it's open": {func(c *Conn) { c.passedFromServer(said(false, ack), nil) }, io.EOF, "?!"},
+		"it ends":                       {func(*Conn) {}, io.EOF, "R"},
+		"it breaks":                     {func(*Conn) {}, errors.New("reset"), ""},
+		"the client has gone":           {func(c *Conn) { _ = c.Close() }, io.EOF, ""},
+		"the client says no more":       {func(c *Conn) { _ = c.CloseWrite() }, io.EOF, ""},
+		"it has said a ping":            {func(c *Conn) { c.passedFromServer(frame(finBit|0x9, nil, nil), nil) }, io.EOF, "R"},
+		"it has said what nobody reads": {func(c *Conn) { c.passedFromServer([]byte("HTTP/1.1"), nil) }, io.EOF, "L"},
+		"it has said that it's open":    {func(c *Conn) { c.passedFromServer(said(false, ack), nil) }, io.EOF, "!"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &log{t: t}
@@ -222,7 +225,9 @@ func TestBuffers(t *testing.T) {
 		want []int // at once
 	}{
 		"little":         {0, chunks(10, 1023, 5), []int{smallSize, smallSize, smallSize, smallSize}},
-		"much":           {0, chunks(1024, 40_000, 10, 7), []int{smallSize, largeSize, largeSize, largeSize, smallSize, smallSize}},
+		"much":           {0, chunks(1024, 40_000, 10, 7), []int{smallSize, largeSize, largeSize, smallSize, smallSize, smallSize}},
+		"a document":     {0, chunks(4000), []int{smallSize, largeSize, smallSize}},
+		"a stream":       {0, chunks(10_000, 10_000), []int{smallSize, largeSize, largeSize, largeSize}},
 		"a size":         {500, chunks(10, 1000, 3), []int{500, 500, 500, 500, 500}},
 		"a larger size":  {100_000, chunks(10, 100_000, 3), []int{100_000, 100_000, 100_000, 100_000}},
 		"none whatever":  {0, chunks(), []int{smallSize}},

@@ -21,7 +21,7 @@ import (
 // made after it had read one of ours that is younger: if that shows none either, and that none has
 // begun, there was none in between.
 type Verdict struct {
-	mark    string        // that it is about; empty if configs alone drain the upstream
+	Mark    string        // that it is about: the id of the drain record; empty if configs alone drain the upstream
 	since   time.Duration // when that was first seen here
 	Moment  *Moment       // when no node showed a session; nil while that is not so
 	Drained bool
@@ -47,8 +47,8 @@ func newWait(node, host, reason string, certain bool) Wait {
 
 // Judge passes the verdict, given the one before, which is the zero Verdict at first.
 func (s *Snapshot) Judge(v Verdict) Verdict {
-	if id := s.Record.IDOrNone(); v.mark != id || v.since == 0 {
-		v = Verdict{mark: id, since: s.Now}
+	if id := s.Record.IDOrNone(); v.Mark != id || v.since == 0 {
+		v = Verdict{Mark: id, since: s.Now}
 	}
 	v.Waits = s.waitsHere(v.since)
 	v.Waits = append(v.Waits, s.waitsForAll(v.Drained && !isCertain(v.Waits))...)

@@ -35,7 +35,7 @@ func emptyUpstream() (_ *Snapshot, before Verdict) {
 		Peers:   []*Peer{other},
 	}
 	at := judgedAt - time.Minute
-	return s, Verdict{mark: "x", since: at, Moment: &Moment{at: at, seq: 7, Started: map[string]int64{"cafe": 5, "beef": 3}}}
+	return s, Verdict{Mark: "x", since: at, Moment: &Moment{at: at, seq: 7, Started: map[string]int64{"cafe": 5, "beef": 3}}}
 }
 
 // says changes what the other node of a snapshot tells of the upstream.
@@ -61,7 +61,7 @@ func TestJudge(t *testing.T) {
 		"it was closed a moment ago":      {func(s *Snapshot, _ *Verdict) { s.Here.Reopened = 1500 * time.Millisecond }, "it was closed until a moment ago; browsers may come back for another 2s", false},
 		"the drain is new":                {func(_ *Snapshot, v *Verdict) { v.since = judgedAt - DrainQuarantine + 1 }, "the mark is new", false},
 		"the drain is as old as it must":  {func(_ *Snapshot, v *Verdict) { v.since = judgedAt - DrainQuarantine }, "", false},
-		"it is another drain":             {func(_ *Snapshot, v *Verdict) { v.mark = "y" }, "the mark is new", false},
+		"it is another drain":             {func(_ *Snapshot, v *Verdict) { v.Mark = "y" }, "the mark is new", false},
 		"the storage was not read lately": {func(s *Snapshot, _ *Verdict) { s.Storage.Read -= StaleTimeout + 1 }, "it cannot read the storage", false},
 		"it was read just lately enough":  {func(s *Snapshot, _ *Verdict) { s.Storage.Read -= 6 * time.Second }, "", false},
 		"the storage cannot be written":   {func(s *Snapshot, _ *Verdict) { s.Storage.Unheard = judgedAt - StaleTimeout - 1 }, "it cannot write to the storage", false},
@@ -95,18 +95,18 @@ func TestJudge(t *testing.T) {
 		"sessions live for short":            {func(s *Snapshot, v *Verdict) { s.TTL, v.Moment.at = 9*time.Second, judgedAt-4*time.Second }, "it must say so once more", true},
 		"for short, and that was long ago":   {func(s *Snapshot, v *Verdict) { s.TTL, v.Moment.at = 9*time.Second, judgedAt-5*time.Second }, "", false},
 		"sessions live for long enough":      {func(s *Snapshot, v *Verdict) { s.TTL, v.Moment.at = 10*time.Second, judgedAt-4*time.Second }, "", false},
-		"a config drains it, here and there": {func(s *Snapshot, v *Verdict) { s.Record, v.mark = nil, "" }, "", false},
+		"a config drains it, here and there": {func(s *Snapshot, v *Verdict) { s.Record, v.Mark = nil, "" }, "", false},
 		"the other one's config does not": {func(s *Snapshot, v *Verdict) {
-			s.Record, v.mark = nil, ""
+			s.Record, v.Mark = nil, ""
 			s.says(func(a *record.Account) { a.Draining = false })
 		}, "its config does not drain the upstream", false},
 		"the other one does not know its pool": {func(s *Snapshot, v *Verdict) {
-			s.Record, v.mark = nil, ""
+			s.Record, v.Mark = nil, ""
 			s.Peers[0].Unsure = true
 			delete(s.Peers[0].Upstreams, upstream)
 		}, "it may have the upstream in a pool that it does not know yet", false},
 		"the other one does not have it at all": {func(s *Snapshot, v *Verdict) {
-			s.Record, v.mark = nil, ""
+			s.Record, v.Mark = nil, ""
 			delete(s.Peers[0].Upstreams, upstream)
 			v.Moment.Started = map[string]int64{"cafe": 5}
 		}, "", false},
