@@ -867,3 +867,48 @@ func TestLent(t *testing.T) {
 		}
 	}
 }
+
+// Whose time for a slot was never begun loses none when something else of it is over.
+func TestPageThatIsBuiltForLongKeepsItsSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tb := newTestTable()
+		u := tb.Hold("a:80")
+		left := tb.BeginPage(tb.Key("id"), u, testTerms)
+		built := tb.BeginPage(tb.Key("id"), u, testTerms)
+		left.PageLeft(0)
+		time.Sleep(time.Hour) // longer than the session is kept for the page that was left
+		wantTally(t, "while it is built", u, tally{1, 0, 0, 0})
+		wantSlotless(t, "while it is built", u, 0)
+		built.PageBuilt()
+		built.PageEnded(true, true)
+		time.Sleep(time.Hour)
+		wantEmpty(t, tb, 1)
+	})
+}
+
+// A session without a slot that moves takes no slot from anybody, there or where it goes, whatever of it is still open.
+func TestSlotlessSessionMoves(t *testing.T) {
+	for name, open := range map[string]bool{"nothing is open": false, "a page is built": true} {
+		synctest.Test(t, func(t *testing.T) {
+			tb := newTestTable()
+			u := tb.Hold("a:80")
+			served(tb, "id", u, testTerms)
+			time.Sleep(SlotTimeout + time.Second)
+			wantSlotless(t, name, u, 1)
+			var page Load
+			if open {
+				page = tb.BeginPage(tb.Key("id"), u, testTerms)
+			}
+			tb.Move(tb.Key("id"), u)
+			if open {
+				wantSlotless(t, name, u, 1)
+				page.PageEnded(false, false)
+			}
+			wantSlotless(t, name+", and has ended", u, 0)
+			wantTally(t, name, u, tally{})
+			if n := u.Slots.Sessions.Load(); n != 0 {
+				t.Errorf("%s: %d sessions are left", name, n)
+			}
+		})
+	}
+}
