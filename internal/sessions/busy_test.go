@@ -73,3 +73,29 @@ func TestBusyBeginsAtItsFirst(t *testing.T) {
 		t.Errorf("two hours later the share is %v", got)
 	}
 }
+
+// A server is busy while it builds a page, and no longer: not while that is sent, nor while its websocket is open.
+func TestPagesKeepBusy(t *testing.T) {
+	tb := newTestTable()
+	u := tb.Hold("a:80")
+	want := func(what string, under int) {
+		t.Helper()
+		if got := u.History.Busy.under; got != under {
+			t.Errorf("%s: %d are under way, want %d", what, got, under)
+		}
+	}
+	page := tb.BeginPage(tb.Key("id"), u, testTerms)
+	want("it is asked for", 1)
+	other := tb.BeginPage(tb.Key("other"), u, testTerms)
+	want("and another one", 2)
+	page.PageBuilt()
+	want("it is built", 1)
+	page.PageEnded(true, true)
+	socket := tb.BeginSocket(tb.Key("id"), tb.Key("id"), u, testTerms)
+	socket.SocketOpened()
+	want("its websocket is open", 1)
+	other.PageEnded(false, false)
+	want("the other one has failed", 0)
+	socket.SocketEnded(true)
+	want("all is closed", 0)
+}

@@ -54,6 +54,9 @@ func TestTalk(t *testing.T) {
 	k.wantUnder(2)
 	k.answers(2, 1, 0)
 	k.wantUnder(0)
+	if got := k.at.History.Waits.Quantiles(k.now, 0, 1); got[0].Round(100*time.Millisecond) != time.Second || got[1].Round(100*time.Millisecond) != 2*time.Second {
+		t.Errorf("the answers are said to have taken %v", got)
+	}
 	k.ask(5)
 	k.answers(5)
 	k.ask(1) // after one that is not kept, so it is not kept either
