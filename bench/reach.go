@@ -46,7 +46,7 @@ var limits = []limit{
 	{work: "errors", what: "p99 until ready", most: 1.2, get: againstCalm},
 	{work: "errors", what: "failed visits", most: 0.01, get: failedOf},
 	{work: "cost", what: "CPU a visit", most: 1.05, get: cpuAgainstCookie},
-	{work: "memory", what: "memory a session", most: 1.05, get: memoryAgainstCookie},
+	{work: "memory", what: "memory a session", most: 0.8, get: memoryAgainstCookie},
 }
 
 const (
