@@ -19,13 +19,18 @@ type watchedTransport struct {
 
 // RoundTrip implements http.RoundTripper.
 func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := t.send(r)
+	if err == nil {
+		t.s.tunnels.dig(res, nil)
+	}
+	return res, err
+}
+
+// send sends a request, and lets its visit hear of the answer.
+func (t watchedTransport) send(r *http.Request) (*http.Response, error) {
 	v, ok := r.Context().Value(visitKey{t.s}).(*visit)
 	if !ok {
-		res, err := t.HTTPTransport.RoundTrip(r)
-		if err == nil {
-			t.s.tunnels.dig(res, nil)
-		}
-		return res, err
+		return t.HTTPTransport.RoundTrip(r)
 	}
 	send := t.HTTPTransport.RoundTrip
 	if v.mayHedge {
@@ -36,7 +41,6 @@ func (t watchedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, v.noAnswer(err)
 	}
 	v.hasAnswer(res)
-	t.s.tunnels.dig(res, nil)
 	return res, nil
 }
 

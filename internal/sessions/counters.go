@@ -53,9 +53,14 @@ func (r *Recent) Count(now time.Duration) (n int64) {
 
 // moveOn empties the slots whose time has come again. r.mu is locked.
 func (r *Recent) moveOn(now time.Duration) {
-	newest := int64(now / recentSlot)
-	for i := max(r.last+1, newest-recentSlots+1); i <= newest; i++ {
-		r.slots[i%recentSlots] = 0
+	r.last = moveOn(r.slots[:], r.last, int64(now/recentSlot))
+}
+
+// moveOn empties those slots of a ring that come after the last one, up to the newest, and returns which is the last one then.
+func moveOn[T any](slots []T, last, newest int64) int64 {
+	n := int64(len(slots))
+	for i := max(last+1, newest-n+1); i <= newest; i++ {
+		clear(slots[i%n : i%n+1])
 	}
-	r.last = max(r.last, newest)
+	return max(last, newest)
 }

@@ -44,8 +44,9 @@ func (t *Talk) Answered(now time.Duration) {
 	defer t.mu.Unlock()
 	switch {
 	case t.known > 0:
-		t.at.History.Replies.Add(now - t.asked[0])
-		t.at.History.Waits.Add(now-t.asked[0], now)
+		took := now - t.asked[0]
+		t.at.History.Replies.Add(took)
+		t.at.History.Waits.Add(took, now)
 		t.known--
 		copy(t.asked[:], t.asked[1:])
 	case t.more > 0:

@@ -71,11 +71,7 @@ func (w *Waits) Quantiles(now time.Duration, shares ...float64) []time.Duration 
 
 // moveOn empties the slots whose time has come again. w.mu is locked.
 func (w *Waits) moveOn(now time.Duration) {
-	newest := int64(now / waitSlot)
-	for i := max(w.last+1, newest-waitSlots+1); i <= newest; i++ {
-		w.slots[i%waitSlots] = nil
-	}
-	w.last = max(w.last, newest)
+	w.last = moveOn(w.slots[:], w.last, int64(now/waitSlot))
 }
 
 // waitBucket returns the bucket of a time, each of which is a share larger than the one before.

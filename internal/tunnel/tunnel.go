@@ -42,12 +42,9 @@ type Conn struct {
 	mu      sync.Mutex // guards all below
 	says    messages   // of the server
 	asks    messages   // of the client
-	greeted bool       // it is known whether the server refuses
-	opened  bool       // the server has acknowledged the websocket
+	greeted bool       // it is known whether the server acknowledges the websocket or refuses
 	left    bool       // the client has gone, so it tells nothing if the server closes
 	pending int        // what was asked and is not answered
-	packed  bool       // messages are compressed, so what answers what is unknown: any data answers all
-	isLost  bool       // nothing is looked at any more
 }
 
 // New returns a tunnel to a server, on a connection that has been upgraded. The buffers of its WriteTo and ReadFrom have size bytes; where
@@ -98,18 +95,23 @@ func (c *Conn) passedFromServer(p []byte, err error) {
 	if len(p) > 0 {
 		c.watcher.Heard()
 	}
-	t := c.says.read(p)
-	if c.isLost {
+	if c.isLost() {
 		return
 	}
+	t := c.says.read(p)
 	if !c.greeted && (t.data || t.closes || c.says.lost || err != nil) {
 		c.greeted = true
-		if t.closes && !t.data || len(p) == 0 && errors.Is(err, io.EOF) && !c.left {
+		switch {
+		case t.data:
+			t.answers++ // to the websocket, which it has acknowledged
+		case t.closes, len(p) == 0 && errors.Is(err, io.EOF) && !c.left:
 			c.watcher.Refused()
 		}
 	}
 	c.answer(&t)
-	c.loseTrack(c.says.lost)
+	if c.says.lost {
+		c.watcher.Lost()
+	}
 }
 
 // passesToServer looks at what is sent to the server.
@@ -119,16 +121,24 @@ func (c *Conn) passesToServer(p []byte) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	t := c.asks.read(p)
-	if c.isLost {
+	if c.isLost() {
 		return
 	}
-	if c.packed = c.packed || c.asks.packed; c.packed {
+	t := c.asks.read(p)
+	if c.isPacked() {
 		t.asks = min(t.asks, max(1-c.pending, 0)) // which of them are whole messages of Bokeh is unknown
 	}
 	c.ask(t.asks)
-	c.loseTrack(c.asks.lost)
+	if c.asks.lost {
+		c.watcher.Lost()
+	}
 }
+
+// isLost says whether one direction cannot be read, so that nothing is looked at any more. c.mu is locked.
+func (c *Conn) isLost() bool { return c.says.lost || c.asks.lost }
+
+// isPacked says whether messages are compressed, so that what answers what is unknown: any data answers all. c.mu is locked.
+func (c *Conn) isPacked() bool { return c.says.packed || c.asks.packed }
 
 // ask takes note of what the server is to answer. c.mu is locked.
 func (c *Conn) ask(n int) {
@@ -138,31 +148,16 @@ func (c *Conn) ask(n int) {
 	}
 }
 
-// answer takes note of what the server has answered: with the first data that the websocket is open, else what it says that it answers.
-// c.mu is locked.
+// answer takes note of what the server has answered. c.mu is locked.
 func (c *Conn) answer(t *tally) {
 	answers := t.answers
-	c.packed = c.packed || c.says.packed
-	switch {
-	case t.data && c.packed:
+	if t.data && c.isPacked() {
 		answers = c.pending
-	case t.data && !c.opened:
-		answers++
 	}
-	c.opened = c.opened || t.data
 	for range min(answers, c.pending) {
 		c.pending--
 		c.watcher.Answered()
 	}
-}
-
-// loseTrack gives up looking if one direction cannot be read. c.mu is locked.
-func (c *Conn) loseTrack(isLost bool) {
-	if !isLost || c.isLost {
-		return
-	}
-	c.isLost = true
-	c.watcher.Lost()
 }
 
 // clientLeaves takes note that the client has gone.
